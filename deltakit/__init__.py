@@ -1,0 +1,110 @@
+"""deltakit: parameter-efficient fine-tuning methods behind one interface, and their comparison.
+
+::
+
+    import deltakit as dk
+
+    dk.attach(model, dk.LoRA(rank=8, alpha=16))
+    ...                                    # train with any loop
+    dk.save(model, "my-delta")
+    dk.detach(model)                       # the model as it was, bit for bit
+
+Names are imported on first use, so that importing the package costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from deltakit.arch.family import Family, LayerStack, Location, register_family
+    from deltakit.arch.resolve import resolve
+    from deltakit.core.compose import Mean, Stack
+    from deltakit.core.delta import Combiner, Delta, Mergeable, Regularised
+    from deltakit.core.method import Method, Paper, Placement, register_method
+    from deltakit.core.site import Handle, Insertion, Site
+    from deltakit.core.spec import parse_method
+    from deltakit.errors import DeltakitError, NotMergeable
+    from deltakit.inject.attach import activate, attach, detach, disabled
+    from deltakit.inject.merge import merge, unmerge
+    from deltakit.inject.observe import fusion_attention
+    from deltakit.inject.state import load, save
+    from deltakit.inject.summary import summary
+    from deltakit.methods.adapter import SequentialAdapter
+    from deltakit.methods.baselines import FullFineTuning, HeadOnly
+    from deltakit.methods.fusion import AdapterFusion
+    from deltakit.methods.lora import LoRA
+
+_HOMES = {
+    "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
+    "deltakit.arch.resolve": ("resolve",),
+    "deltakit.core.compose": ("Mean", "Stack"),
+    "deltakit.core.delta": ("Combiner", "Delta", "Mergeable", "Regularised"),
+    "deltakit.core.method": ("Method", "Paper", "Placement", "register_method"),
+    "deltakit.core.site": ("Handle", "Insertion", "Site"),
+    "deltakit.core.spec": ("parse_method",),
+    "deltakit.errors": ("DeltakitError", "NotMergeable"),
+    "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
+    "deltakit.inject.merge": ("merge", "unmerge"),
+    "deltakit.inject.observe": ("fusion_attention",),
+    "deltakit.inject.state": ("load", "save"),
+    "deltakit.inject.summary": ("summary",),
+    "deltakit.methods.adapter": ("SequentialAdapter",),
+    "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
+    "deltakit.methods.fusion": ("AdapterFusion",),
+    "deltakit.methods.lora": ("LoRA",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AdapterFusion",
+    "Combiner",
+    "Delta",
+    "DeltakitError",
+    "Family",
+    "FullFineTuning",
+    "Handle",
+    "HeadOnly",
+    "Insertion",
+    "LayerStack",
+    "LoRA",
+    "Location",
+    "Mean",
+    "Mergeable",
+    "Method",
+    "NotMergeable",
+    "Paper",
+    "Placement",
+    "Regularised",
+    "SequentialAdapter",
+    "Site",
+    "Stack",
+    "__version__",
+    "activate",
+    "attach",
+    "detach",
+    "disabled",
+    "fusion_attention",
+    "load",
+    "merge",
+    "parse_method",
+    "register_family",
+    "register_method",
+    "resolve",
+    "save",
+    "summary",
+    "unmerge",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'deltakit' has no attribute {name!r}")
+    # Every method by name: parse_method and load need the whole registry, not one file of it.
+    importlib.import_module("deltakit.methods")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,1 @@
+"""Where the sites of a model are. Knows models, knows no method."""

@@ -1,0 +1,29 @@
+"""BERT and the encoders that share its layer, post-LN: RoBERTa, XLM-R, ELECTRA."""
+
+from deltakit.arch.family import Family, LayerStack, input_of, norm, output, register_family
+from deltakit.core.site import Site
+
+register_family(
+    Family(
+        name="bert",
+        model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+        stacks=(
+            LayerStack(
+                name="encoder",
+                layers="encoder.layer",
+                sites={
+                    Site.ATTN_Q: output("attention.self.query"),
+                    Site.ATTN_K: output("attention.self.key"),
+                    Site.ATTN_V: output("attention.self.value"),
+                    Site.ATTN_O: output("attention.output.dense"),
+                    Site.ATTN_OUT: output("attention.output.dropout", reads="attention.self.query"),
+                    Site.FFN_UP: output("intermediate.dense"),
+                    Site.FFN_MID: input_of("output.dense"),
+                    Site.FFN_DOWN: output("output.dense"),
+                    Site.FFN_OUT: output("output.dropout", reads="intermediate.dense"),
+                    Site.BLOCK_OUT: norm("output.LayerNorm"),
+                },
+            ),
+        ),
+    )
+)

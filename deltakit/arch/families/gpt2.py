@@ -1,0 +1,36 @@
+"""GPT-2, pre-LN, with query, key and value in one fused projection."""
+
+from deltakit.arch.family import (
+    Family,
+    LayerStack,
+    input_of,
+    output,
+    register_family,
+    thirds,
+)
+from deltakit.core.site import Site
+
+register_family(
+    Family(
+        name="gpt2",
+        model_types=("gpt2",),
+        stacks=(
+            LayerStack(
+                name="decoder",
+                layers="h",
+                sites={
+                    Site.ATTN_Q: output("attn.c_attn", columns=thirds(0)),
+                    Site.ATTN_K: output("attn.c_attn", columns=thirds(1)),
+                    Site.ATTN_V: output("attn.c_attn", columns=thirds(2)),
+                    Site.ATTN_O: output("attn.c_proj"),
+                    Site.ATTN_OUT: output("attn.resid_dropout", reads="attn.c_attn"),
+                    Site.FFN_UP: output("mlp.c_fc"),
+                    Site.FFN_MID: input_of("mlp.c_proj"),
+                    Site.FFN_DOWN: output("mlp.c_proj"),
+                    Site.FFN_OUT: output("mlp"),
+                    Site.BLOCK_OUT: output(""),
+                },
+            ),
+        ),
+    )
+)

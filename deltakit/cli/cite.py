@@ -1,0 +1,12 @@
+"""``deltakit cite``: what to put into the bibliography."""
+
+import click
+
+
+@click.command()
+@click.argument("method")
+def cite(method: str) -> None:
+    """Print the BibTeX entry of METHOD's paper, e.g. of lora or houlsby."""
+    import deltakit as dk
+
+    click.echo(dk.parse_method(method).paper.bibtex())

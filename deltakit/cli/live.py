@@ -1,0 +1,109 @@
+"""What a running comparison looks like in a terminal, and in a log."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Live:
+    """Two bars, the whole run and what is running, over the lines of what is finished.
+
+    Where the output is no terminal there are only lines, with the time left in words.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}", table_column=None),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=600,
+        )
+        self.whole: TaskID | None = None
+        self.part: TaskID | None = None
+        self.title = ""
+        self.folder: Path | None = None
+        self.total = self.done = self.done_before = self.units = 0
+        self.started = time.monotonic()
+
+    def __enter__(self) -> "Live":
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def opened(self, folder: Path) -> None:
+        """The run folder is known."""
+        self.folder = folder
+        self._say(f"run folder: {folder}")
+
+    def begin(self, total: int, reused: int) -> None:
+        """The run starts."""
+        if reused:
+            self._say(f"{reused} finished cells of an earlier run are taken as they are")
+        self.total, self.started = total, time.monotonic()
+        self.whole = self.bars.add_task("all cells", total=total)
+
+    def start(self, title: str, units: int) -> None:
+        """A cell starts."""
+        self.title, self.units, self.done_before = title, units, self.done
+        self.part = self.bars.add_task(title, total=units)
+        if not self.console.is_terminal:
+            self._say(f"{title} ...{self._left()}")
+
+    def note(self, text: str) -> None:
+        """What the cell is doing now."""
+        if self.part is not None:
+            self.bars.update(self.part, description=f"{self.title}: {text}")
+
+    def advance(self, units: int = 1) -> None:
+        """Units of the cell are done."""
+        self.done += units
+        for bar in (self.whole, self.part):
+            if bar is not None:
+                self.bars.advance(bar, units)
+
+    def finish(self, outcome: str) -> None:
+        """The cell ended; what it did not use of its units counts as done."""
+        rest = self.units - (self.done - self.done_before)
+        self.advance(rest)
+        if self.part is not None:
+            self.bars.remove_task(self.part)
+            self.part = None
+        self._say(f"{self.title}: {outcome}")
+
+    def interrupted(self) -> None:
+        """The user stopped the run."""
+        self.bars.stop()
+        self._say(f"stopped. Finished cells are in {self.folder}; the same command goes on there")
+
+    def _say(self, text: str) -> None:
+        self.bars.console.print(text, highlight=False, markup=False)
+
+    def _left(self) -> str:
+        if not self.done:
+            return ""
+        seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
+        return f" about {seconds / 60:.0f} min left" if seconds >= 60 else f" {seconds:.0f} s left"

@@ -1,0 +1,50 @@
+"""The command ``deltakit``. What is heavy is imported when a command runs, not before."""
+
+import sys
+
+import click
+
+from deltakit import __version__
+from deltakit.cli.cite import cite
+from deltakit.cli.compare import compare
+from deltakit.cli.methods import methods
+from deltakit.cli.plan import plan
+from deltakit.cli.report import report
+from deltakit.cli.sites import sites
+from deltakit.cli.summary import summary
+from deltakit.errors import DeltakitError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="deltakit")
+def cli() -> None:
+    """Parameter-efficient fine-tuning methods, and an honest comparison of them.
+
+    \b
+    Start here:
+      deltakit compare --methods adapter,lora,fusion
+    """
+
+
+for _command in (compare, plan, report, methods, sites, summary, cite):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Runs the command line. Wrong input is one line on stderr and exit code 2."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except DeltakitError as error:
+        click.echo(f"deltakit: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

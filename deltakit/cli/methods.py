@@ -1,0 +1,33 @@
+"""``deltakit methods``: what can be compared."""
+
+import click
+
+
+@click.command()
+def methods() -> None:
+    """List the methods by their short names, with their settings and defaults."""
+    import dataclasses
+    import importlib
+
+    from tabulate import tabulate
+
+    from deltakit.core.method import METHODS
+
+    importlib.import_module("deltakit.methods")
+    rows = []
+    for name in METHODS:
+        entry = METHODS.get(name)
+        built = entry.build()
+        settings = ", ".join(
+            f"{field.name}={_short(getattr(built, field.name))}"
+            for field in dataclasses.fields(built)
+        )
+        rows.append((name, built.paper.key, settings or "–"))
+    click.echo(tabulate(rows, ("name", "paper", "settings"), maxcolwidths=[None, None, 70]))
+    click.echo("\nWrite settings in brackets, lora[rank=16], and sums with +, lora+houlsby.")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(str, value)) or "none"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,126 @@
+"""The options that name a plan, shared by ``compare`` and ``plan``, and how they become one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from deltakit.errors import InvalidConfig, unknown
+
+if TYPE_CHECKING:
+    from deltakit.compare.plan import Request
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ALL = "all"
+
+
+def amount(value: str) -> int | str:
+    """A whole number, or "all"."""
+    if value == ALL:
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no whole number and not 'all'.") from None
+
+
+def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    """Makes a YAML file's keys the defaults of the options; the command line goes before it."""
+    if value is None:
+        return
+    import yaml
+
+    try:
+        content = yaml.safe_load(value.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        line = str(error).splitlines()[0]
+        raise InvalidConfig(f"--config {value} cannot be read: {line}") from None
+    if not isinstance(content, dict):
+        raise InvalidConfig(f"--config {value} must hold keys such as 'methods: adapter,lora'.")
+    known = {p.name: p for p in ctx.command.params if p.name and p.name != param.name}
+    settings = {str(key).replace("-", "_"): item for key, item in content.items()}
+    for key in settings:
+        if key not in known:
+            raise unknown("key", key, known, hint=f"It stands in {value}.")
+    joined = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in settings.items()}
+    ctx.default_map = {**(ctx.default_map or {}), **joined}
+
+
+_OPTIONS = (
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=read_config,
+        help="YAML file with any of these options; the command line goes before it.",
+    ),
+    click.option(
+        "--methods",
+        required=True,
+        metavar="A,B,...",
+        help="Methods to compare, e.g. adapter,lora[rank=16],fusion. See `deltakit methods`.",
+    ),
+    click.option("--model", default=None, help="Shipped name, local folder or Hub name. [minilm]"),
+    click.option(
+        "--task",
+        default=None,
+        help="Shipped name, local folder or file, or Hub name. [rotten_tomatoes]",
+    ),
+    click.option(
+        "--source-tasks",
+        default=None,
+        metavar="A,B,...",
+        help="Tasks for fusion's first stage; name=FOLDER takes a saved delta. [imdb,bbc_news]",
+    ),
+    click.option(
+        "--profile", default=None, help="Budget and seeds: quick, standard or paper. [quick]"
+    ),
+    click.option(
+        "--max-train-samples", type=amount, metavar="N|all", help="Training examples of each task."
+    ),
+    click.option("--max-eval-samples", type=amount, metavar="N|all", help="Test examples."),
+    click.option("--epochs", type=float, help="Passes over the training examples."),
+    click.option("--batch-size", type=int, help="Examples a step."),
+    click.option("--max-length", type=int, help="Tokens an example."),
+    click.option("--lr", type=float, help="One peak learning rate for all. [each method's own]"),
+    click.option("--seeds", type=int, help="How many seeds."),
+    click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
+    click.option("--pair-column", help="Column of the second text, where there is one."),
+    click.option("--label-column", help="Column of the label, where the task is yours. [label]"),
+)
+
+
+def plan_options(function: F) -> F:
+    """Gives a command the options that name a plan."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def request(options: dict[str, Any]) -> "Request":
+    """The options as a request.
+
+    Raises:
+        DeltakitError: an unknown profile, or a value out of range.
+    """
+    import dataclasses
+
+    from deltakit.compare.plan import DEFAULT_PROFILE, Budget, Request, profile
+    from deltakit.core.spec import split_outside_brackets
+
+    given = {key: value for key, value in options.items() if value is not None}
+    chosen = profile(given.pop("profile", DEFAULT_PROFILE))
+    lists = ("methods", "source_tasks")
+    for key in lists:
+        if key in given:
+            items = split_outside_brackets(given[key], ",")
+            given[key] = tuple(item.strip() for item in items if item.strip())
+    limits = {field.name for field in dataclasses.fields(Budget)} & set(given)
+    changes: dict[str, Any] = {key: given.pop(key) for key in limits}
+    lifted: dict[str, Any] = {key: None for key, value in changes.items() if value == ALL}
+    budget = dataclasses.replace(chosen.budget, **{**changes, **lifted})
+    fields = {"seeds": chosen.seeds, **given, "budget": budget}
+    return Request(**fields)

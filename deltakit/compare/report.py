@@ -1,0 +1,248 @@
+"""The report of a run: the files that people open, and the table in the terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltakit._files import atomic_path, write_text
+from deltakit.compare import html
+from deltakit.compare.plots import Plot, Point, pareto_front, pareto_plot
+from deltakit.compare.schema import COLUMNS, CellResult
+from deltakit.compare.tables import (
+    BASE,
+    MISSING,
+    Cell,
+    Column,
+    PredictionsOf,
+    Summary,
+    columns_for,
+    count,
+    duration,
+    legend,
+    measured,
+    percent,
+    probability,
+    ratio,
+    reason_of,
+    results_csv,
+    shorten,
+    size,
+    summarise,
+    table_html,
+    table_md,
+    table_tex,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def write_reports(
+    out: Path, rows: Sequence[CellResult], predictions: PredictionsOf, run: Mapping[str, Any]
+) -> None:
+    """Writes every file of the report, each whole or not at all.
+
+    Args:
+        out: the run's folder.
+        rows: its cells, in the order of the table.
+        predictions: those of the finished cells, by method, base and seed.
+        run: what ``run.json`` holds. "roles" names the floor and the ceiling; "plan" is printed as
+            the protocol, "notes" at the top, and the rest as provenance.
+
+    Raises:
+        InvalidConfig: the rows belong to several tasks, or were tested on different splits.
+    """
+    summaries = summarise(rows, predictions, run)
+    plot = _plot(summaries, rows, run)
+    write_text(out / "results.csv", results_csv(rows))
+    write_text(out / "table.md", table_md(summaries, run))
+    write_text(out / "table.tex", table_tex(summaries))
+    write_text(out / "table.html", table_html(summaries))
+    write_text(out / "pareto.svg", plot.svg)
+    with atomic_path(out / "pareto.png") as temporary:
+        temporary.write_bytes(plot.png)
+    write_text(out / "report.html", html.render(_page(summaries, rows, run, plot)))
+
+
+# --------------------------------------------------------------------------- the plot, the page
+
+
+def _points(summaries: Sequence[Summary]) -> tuple[Point, ...]:
+    return tuple(
+        Point(
+            label=summary.method,
+            base=summary.base,
+            params=summary.mean("deployed_params"),
+            score=summary.score.mean,
+            low=summary.score.low,
+            high=summary.score.high,
+        )
+        for summary in summaries
+        if summary.score is not None
+    )
+
+
+def _plot(summaries: Sequence[Summary], rows: Sequence[CellResult], run: Mapping[str, Any]) -> Plot:
+    metrics = dict.fromkeys(row.metric for row in rows if row.metric is not None)
+    return pareto_plot(
+        _points(summaries), title=_title(rows, run), metric=", ".join(metrics) or "score"
+    )
+
+
+def _title(rows: Sequence[CellResult], run: Mapping[str, Any]) -> str:
+    task = rows[0].task if rows else _name(run.get("task"))
+    return " · ".join(part for part in (task, _name(run.get("model"))) if part) or "Comparison"
+
+
+def _name(value: object) -> str:
+    """What a record of ``run.json`` calls itself."""
+    if isinstance(value, Mapping):
+        return str(value.get("name", ""))
+    return "" if value is None else str(value)
+
+
+def _page(
+    summaries: Sequence[Summary], rows: Sequence[CellResult], run: Mapping[str, Any], plot: Plot
+) -> html.Page:
+    columns = columns_for(summaries)
+    shown = _columns_with_values(rows)
+    front = pareto_front(_points(summaries))
+    several = BASE in columns
+    return html.Page(
+        title=_title(rows, run),
+        facts=_facts(summaries, rows, run),
+        columns=columns,
+        lines=[_line(summary, columns) for summary in summaries],
+        legend=legend(summaries, run),
+        front=[f"{point.label} on {point.base}" if several else point.label for point in front],
+        svg=plot.svg,
+        notes=_sequence(run.get("notes")),
+        protocol=_mapping(run.get("plan")),
+        failures=[_failure(row) for row in rows if row.status == "failed"],
+        cell_columns=shown,
+        cells=[[row.to_dict()[column] for column in shown] for row in rows],
+        provenance={key: run[key] for key in run if key not in ("plan", "notes")},
+    )
+
+
+def _line(summary: Summary, columns: Sequence[Column]) -> html.Line:
+    failure = None if summary.failure is None else shorten(summary.failure, 300)
+    return html.Line(cells=tuple(column.cell(summary) for column in columns), failure=failure)
+
+
+def _failure(row: CellResult) -> html.Failure:
+    return html.Failure(method=row.method, base=row.base, seed=row.seed, reason=reason_of(row))
+
+
+def _facts(
+    summaries: Sequence[Summary], rows: Sequence[CellResult], run: Mapping[str, Any]
+) -> list[str]:
+    seeds = len({row.seed for row in rows})
+    failed = sum(row.status == "failed" for row in rows)
+    facts = [_many(len(summaries), "row"), _many(seeds, "seed"), _many(len(rows), "cell")]
+    facts += [f"{failed} failed"] if failed else []
+    return [*facts, *([str(run["created"])] if run.get("created") else [])]
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _columns_with_values(rows: Sequence[CellResult]) -> list[str]:
+    cells = [row.to_dict() for row in rows]
+    return [name for name in COLUMNS if any(cell[name] is not None for cell in cells)]
+
+
+def _sequence(value: object) -> Sequence[Any]:
+    """Notes come as one sentence or as several."""
+    if value is None or value == "":
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {} if value is None else {"plan": value}
+
+
+# -------------------------------------------------------------------------------- the terminal
+
+
+def _p_cell(summary: Summary) -> Cell:
+    difference = summary.vs_floor
+    return Cell(text=MISSING if difference is None else probability(difference.p))
+
+
+def _time_cell(summary: Summary) -> Cell:
+    own, before = summary.mean("train_seconds"), summary.mean("stage1_seconds")
+    parts = [duration(value) for value in (own, before) if value is not None]
+    return Cell(text="\n+ ".join(parts) or MISSING)
+
+
+def _terminal_score(summary: Summary) -> Cell:
+    if summary.failure is not None:
+        return Cell(text="failed")
+    if summary.score is None:
+        return Cell(text=MISSING)
+    return Cell(
+        text=f"{summary.score}\n{summary.seeds_done}" if summary.failed else f"{summary.score}"
+    )
+
+
+_TERMINAL: tuple[tuple[str, Callable[[Summary], Cell]], ...] = (
+    ("Score %", _terminal_score),
+    ("vs floor\np", _p_cell),
+    ("Trained", measured("trained_params", count)),
+    ("%", measured("trained_pct", lambda value: percent(value).removesuffix(" %"))),
+    ("Step\n× full", measured("train_step_vs_full", ratio)),
+    ("Latency\n× base b1", measured("latency_vs_base_b1", ratio)),
+    ("Disk", measured("delta_bytes", size)),
+    ("Time\n+ stage 1", _time_cell),
+)
+
+
+def terminal_table(
+    rows: Sequence[CellResult], predictions: PredictionsOf, run: Mapping[str, Any]
+) -> Table:
+    """The comparison in short, for a terminal of 100 columns or more.
+
+    Why rows failed is said in the caption, where there is room for it.
+
+    Raises:
+        InvalidConfig: the rows belong to several tasks, or were tested on different splits.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    summaries = summarise(rows, predictions, run)
+    bases = ((BASE.title, BASE.cell),) if BASE in columns_for(summaries) else ()
+    caption = Text("\n".join([*_failed_lines(rows), " ".join(legend(summaries, run))]))
+    table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    table.add_column("Method", overflow="fold")
+    for title, _ in (*bases, *_TERMINAL):
+        table.add_column(title, justify="right", no_wrap=True)
+    for summary in summaries:
+        cells = [cell(summary).text for _, cell in (*bases, *_TERMINAL)]
+        style = "red" if summary.failure else ""
+        # As Text: the brackets of a method's settings are no markup.
+        table.add_row(*map(Text, (summary.method.replace("+", "\n+ "), *cells)), style=style)
+    return table
+
+
+def _failed_lines(rows: Sequence[CellResult]) -> list[str]:
+    """One line for each method, base and reason, however many seeds died of it."""
+    failed = [row for row in rows if row.status == "failed"]
+    reasons = dict.fromkeys((row.method, row.base, reason_of(row)) for row in failed)
+    return [f"{method} ({base}) failed: {shorten(reason, 200)}" for method, base, reason in reasons]
+
+
+def plain_text(table: Table, *, width: int = 120) -> str:
+    """The table without colours or control codes, for a log or a pipe."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None, force_terminal=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

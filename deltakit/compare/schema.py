@@ -1,0 +1,90 @@
+"""What one finished cell of a comparison says, as typed records that survive a trip to disk."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+Status = Literal["done", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """One row of ``results.csv``. What was not measured, or does not exist, is None.
+
+    Times are in milliseconds or seconds as the name says, sizes in bytes. A name with ``_vs_`` is
+    a ratio of medians that were measured side by side in one process.
+    """
+
+    method: str
+    base: str
+    task: str
+    seed: int
+    lr: float | None = None
+    status: Status = "done"
+    metric: str | None = None
+    score: float | None = None
+    """In the metric's own unit, a fraction for accuracy, on the test split."""
+    score_low: float | None = None
+    """Lower end of the 95 % interval over test examples."""
+    score_high: float | None = None
+    n_test: int | None = None
+    trained_params: int | None = None
+    """Parameters that training changes, the task head left out."""
+    trained_pct: float | None = None
+    """`trained_params` in per cent of all parameters of the base, embeddings included."""
+    deployed_params: int | None = None
+    """Parameters that must be kept beside the base to run it, the task head left out."""
+    head_params: int | None = None
+    delta_bytes: int | None = None
+    """Bytes on disk of the saved delta, the task head included."""
+    base_bytes: int | None = None
+    train_step_ms: float | None = None
+    """Median of one forward, backward and optimiser step."""
+    train_step_vs_full: float | None = None
+    """`train_step_ms` over that of full fine-tuning, measured in alternation."""
+    train_peak_bytes: int | None = None
+    infer_peak_bytes: int | None = None
+    latency_ms_b1: float | None = None
+    latency_vs_base_b1: float | None = None
+    latency_ms_b8: float | None = None
+    latency_vs_base_b8: float | None = None
+    merged_latency_vs_base_b1: float | None = None
+    train_seconds: float | None = None
+    """The whole of this cell's own training."""
+    stage1_seconds: float | None = None
+    """Training of the deltas that this cell composes, whether it happened in this run or before."""
+    # Columns after those of the contract.
+    train_weight_bytes: int | None = None
+    train_gradient_bytes: int | None = None
+    train_optimizer_bytes: int | None = None
+    train_activation_bytes: int | None = None
+    train_steps: int | None = None
+    train_examples: int | None = None
+    final_loss: float | None = None
+    latency_b1_iqr_ms: float | None = None
+    train_step_iqr_ms: float | None = None
+    reason: str | None = None
+    """Why the cell failed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All columns, in order."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "CellResult":
+        """The inverse of `to_dict`; an unknown column raises TypeError."""
+        return cls(**data)
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(CellResult))
+"""The columns of ``results.csv``, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Per-example outcome on the test split, in the split's order."""
+
+    labels: tuple[int, ...]
+    predicted: tuple[int, ...]

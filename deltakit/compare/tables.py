@@ -1,0 +1,473 @@
+"""From cells to the table that people read: one row for each method and base, over its seeds.
+
+The table is one tuple, `COLUMNS_FOR_PEOPLE`: a column is a title, an explanation and a function
+from a `Summary` to a `Cell`. Markdown, LaTeX, HTML, the terminal and the page all draw from it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltakit.compare import schema
+from deltakit.compare.schema import CellResult, Predictions
+from deltakit.compare.stats import Difference, across_seeds, paired_difference
+from deltakit.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISSING = "–"
+"""What people see where there is no value. In ``results.csv`` it is an empty field."""
+
+PredictionsOf = Mapping[tuple[str, str, int], Predictions]
+"""The predictions of each finished cell, by method, base and seed."""
+
+# ------------------------------------------------------------------- numbers as people say them
+
+
+def shorten(text: str, width: int = 120) -> str:
+    """`text` on one line of at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def count(value: float) -> str:
+    """A number of things: 1,234,567 is ``1.23 M``."""
+    return _scaled(value, 1000, ("", "k", "M", "B", "T"))
+
+
+def size(value: float) -> str:
+    """A number of bytes: 4,718,592 is ``4.50 MiB``."""
+    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds: 80 is ``1 m 20 s``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} m"
+
+
+def ratio(value: float) -> str:
+    """A ratio: 1.084 is ``1.08×``."""
+    return f"{value:.2f}×"
+
+
+def percent(value: float) -> str:
+    """A number of per cent, to three digits: 0.4321 is ``0.432 %``."""
+    return f"{_digits(value)} %"
+
+
+def probability(value: float) -> str:
+    """A p value, to two digits: 0.02345 is ``0.023``."""
+    if value < 0.001:
+        return "< 0.001"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _scaled(value: float, step: int, units: Sequence[str]) -> str:
+    power = 0
+    # 999.5 would be printed as 1000 with three digits: it belongs to the next unit.
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value, power = value / step, power + 1
+    number = f"{value:.0f}" if power == 0 else _digits(value)
+    return f"{number} {units[power]}".rstrip()
+
+
+def _digits(value: float) -> str:
+    """`value` with three digits, and no exponent."""
+    if value == 0:
+        return "0"
+    places = 2 - math.floor(math.log10(abs(value)))
+    return f"{value:.{min(max(places, 0), 6)}f}"
+
+
+# ------------------------------------------------------------------------- one row of the table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score in per cent, with its 95 % interval: over seeds, or of one seed over examples."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:.1f}"
+        if self.seeds > 1:
+            return f"{self.mean:.1f} ± {(self.high - self.low) / 2:.1f}"
+        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One method on one base, over its seeds."""
+
+    method: str
+    base: str
+    done: tuple[CellResult, ...]
+    failed: tuple[CellResult, ...]
+    score: Score | None
+    vs_floor: Difference | None
+    vs_ceiling: Difference | None
+
+    def mean(self, column: str) -> float | None:
+        """The mean of a numeric column over the finished seeds, or None where it has no value."""
+        values = [value for row in self.done if (value := getattr(row, column)) is not None]
+        return sum(values) / len(values) if values else None
+
+    @property
+    def seeds_done(self) -> str:
+        """How many of the seeds have finished, in words."""
+        return f"{len(self.done)} of {len(self.done) + len(self.failed)} seeds"
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is nothing to show, where every seed failed."""
+        return None if self.done else f"failed: {reason_of(self.failed[0])}"
+
+
+def reason_of(row: CellResult) -> str:
+    """Why a cell failed, on one line."""
+    return " ".join((row.reason or "no reason was recorded").split())
+
+
+def summarise(
+    rows: Sequence[CellResult], predictions: PredictionsOf, run: Mapping[str, Any]
+) -> tuple[Summary, ...]:
+    """One `Summary` for each method and base, in the order of first appearance.
+
+    Args:
+        rows: the cells of one run.
+        predictions: those of the finished cells; where they are missing, so are differences.
+        run: what ``run.json`` holds; its "roles" name the floor and the ceiling.
+
+    Raises:
+        InvalidConfig: the rows belong to several tasks.
+    """
+    _check_one_task(rows)
+    groups: dict[tuple[str, str], list[CellResult]] = {}
+    for row in rows:
+        groups.setdefault((row.method, row.base), []).append(row)
+    seeds = {key: _predictions(group, predictions) for key, group in groups.items()}
+    return tuple(
+        Summary(
+            method=method,
+            base=base,
+            done=_done(group),
+            failed=tuple(row for row in group if row.status == "failed"),
+            score=_score(_done(group)),
+            vs_floor=_versus(role(run, "floor"), (method, base), seeds),
+            vs_ceiling=_versus(role(run, "ceiling"), (method, base), seeds),
+        )
+        for (method, base), group in groups.items()
+    )
+
+
+def role(run: Mapping[str, Any], name: str) -> str | None:
+    """The label of the method that is the "floor" or the "ceiling" of a run, if it has one."""
+    label = (run.get("roles") or {}).get(name)
+    return None if label is None else str(label)
+
+
+def _check_one_task(rows: Sequence[CellResult]) -> None:
+    tasks = sorted({row.task for row in rows})
+    if len(tasks) > 1:
+        raise InvalidConfig(
+            f"rows of {len(tasks)} tasks ({', '.join(tasks)}) do not share a table. Report each "
+            "task's run on its own."
+        )
+
+
+def _done(rows: Sequence[CellResult]) -> tuple[CellResult, ...]:
+    return tuple(row for row in rows if row.status == "done")
+
+
+def _predictions(rows: Sequence[CellResult], predictions: PredictionsOf) -> tuple[Predictions, ...]:
+    keys = [(row.method, row.base, row.seed) for row in _done(rows)]
+    return tuple(predictions[key] for key in keys if key in predictions)
+
+
+def _score(done: Sequence[CellResult]) -> Score | None:
+    scored = [row for row in done if row.score is not None]
+    if not scored:
+        return None
+    mean, half = across_seeds([100 * row.score for row in scored if row.score is not None])
+    if half is not None:
+        return Score(mean=mean, low=mean - half, high=mean + half, seeds=len(scored))
+    low, high = scored[0].score_low, scored[0].score_high
+    return Score(
+        mean=mean,
+        low=None if low is None else 100 * low,
+        high=None if high is None else 100 * high,
+        seeds=1,
+    )
+
+
+def _versus(
+    label: str | None,
+    key: tuple[str, str],
+    seeds: Mapping[tuple[str, str], tuple[Predictions, ...]],
+) -> Difference | None:
+    """The difference to the row `label` on the same base; none to itself."""
+    method, base = key
+    own, other = seeds[key], seeds.get((label or "", base), ())
+    if method == label or not own or not other:
+        return None
+    return paired_difference(own, other)
+
+
+# ---------------------------------------------------------------------------------- the columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One field of a table: what people read, what it is sorted by, and what stands beneath."""
+
+    text: str
+    sort: float | str | None = None
+    note: str = ""
+
+
+ABSENT = Cell(text=MISSING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the table that people read."""
+
+    title: str
+    help: str
+    cell: Callable[[Summary], Cell]
+
+
+def _method_cell(summary: Summary) -> Cell:
+    return Cell(text=summary.method, sort=summary.method)
+
+
+def _base_cell(summary: Summary) -> Cell:
+    return Cell(text=summary.base, sort=summary.base)
+
+
+def _score_cell(summary: Summary) -> Cell:
+    if summary.failure is not None:
+        return Cell(text=shorten(summary.failure))
+    if summary.score is None:
+        return ABSENT
+    part = f", {summary.seeds_done}" if summary.failed else ""
+    return Cell(text=f"{summary.score}{part}", sort=summary.score.mean)
+
+
+def _difference_cell(difference: Difference | None) -> Cell:
+    if difference is None:
+        return ABSENT
+    return Cell(
+        text=f"{_signed(difference.points)} (p {probability(difference.p)})",
+        sort=difference.points,
+        note=f"{_signed(difference.low)} to {_signed(difference.high)}",
+    )
+
+
+def _signed(value: float) -> str:
+    rounded = round(value, 1) + 0.0  # adding zero turns -0.0 into 0.0
+    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
+
+
+def _trained_cell(summary: Summary) -> Cell:
+    trained, share = summary.mean("trained_params"), summary.mean("trained_pct")
+    if trained is None:
+        return ABSENT
+    text = count(trained) if share is None else f"{count(trained)} ({percent(share)})"
+    return Cell(text=text, sort=trained)
+
+
+def measured(column: str, words: Callable[[float], str]) -> Callable[[Summary], Cell]:
+    """The cell of a column of ``results.csv``: its mean over seeds, put into `words`."""
+
+    def cell(summary: Summary) -> Cell:
+        value = summary.mean(column)
+        return ABSENT if value is None else Cell(text=words(value), sort=value)
+
+    return cell
+
+
+COLUMNS_FOR_PEOPLE = (
+    Column(
+        title="Method",
+        help="How the model was adapted.",
+        cell=_method_cell,
+    ),
+    Column(
+        title="Score %",
+        help="On the test split. With several seeds, the mean and half of Student's 95 % interval "
+        "over them; with one, Wilson's 95 % interval over test examples.",
+        cell=_score_cell,
+    ),
+    Column(
+        title="vs floor",
+        help="Accuracy minus the floor's, in percentage points, and p. The floor trains nothing "
+        "but the task head: what does not beat it has not earned its parameters.",
+        cell=lambda summary: _difference_cell(summary.vs_floor),
+    ),
+    Column(
+        title="vs ceiling",
+        help="The same against the ceiling, which trains every weight.",
+        cell=lambda summary: _difference_cell(summary.vs_ceiling),
+    ),
+    Column(
+        title="Trained params",
+        help="Parameters that training changes, the task head left out, and their share of all "
+        "parameters of the base, embeddings included.",
+        cell=_trained_cell,
+    ),
+    Column(
+        title="Deployed params",
+        help="Parameters that must be kept beside the base to run it, the task head left out.",
+        cell=measured("deployed_params", count),
+    ),
+    Column(
+        title="Delta on disk",
+        help="Size of the saved delta, the task head included.",
+        cell=measured("delta_bytes", size),
+    ),
+    Column(
+        title="Train step × full",
+        help="Median time of one training step over that of full fine-tuning, measured in "
+        "alternation. Below 1 is faster.",
+        cell=measured("train_step_vs_full", ratio),
+    ),
+    Column(
+        title="Train memory peak",
+        help="The most memory that a training step needs.",
+        cell=measured("train_peak_bytes", size),
+    ),
+    Column(
+        title="Latency × base, b1",
+        help="Median time of a forward pass over that of the bare base, measured in alternation, "
+        "for one text at a time.",
+        cell=measured("latency_vs_base_b1", ratio),
+    ),
+    Column(
+        title="Latency × base, b8",
+        help="The same for eight texts at a time.",
+        cell=measured("latency_vs_base_b8", ratio),
+    ),
+    Column(
+        title="Merged × base, b1",
+        help="The same for one text, after the delta was folded into the weights of the base; "
+        "absent where it does not fold.",
+        cell=measured("merged_latency_vs_base_b1", ratio),
+    ),
+    Column(
+        title="Train time",
+        help="The whole of this row's own training.",
+        cell=measured("train_seconds", duration),
+    ),
+    Column(
+        title="Stage 1 time",
+        help="Training of the deltas that this row composes, whether in this run or before.",
+        cell=measured("stage1_seconds", duration),
+    ),
+)
+"""The table, as people read it."""
+
+BASE = Column(
+    title="Base", help="How the weights of the base are stored while it runs.", cell=_base_cell
+)
+
+
+def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
+    """The columns of a run's table: the base gets one where there are several."""
+    method, *rest = COLUMNS_FOR_PEOPLE
+    several = len({summary.base for summary in summaries}) > 1
+    return (method, BASE, *rest) if several else COLUMNS_FOR_PEOPLE
+
+
+def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sentences that stand under a table."""
+    ends = [(name, role(run, name.lower())) for name in ("Floor", "Ceiling")]
+    rows = [row for summary in summaries for row in summary.done]
+    metrics = sorted({row.metric for row in rows if row.metric is not None})
+    tested = sorted({row.n_test for row in rows if row.n_test is not None})
+    lines = [f"{name}: {label}." for name, label in ends if label is not None]
+    if metrics and tested:
+        examples = " or ".join(f"{n:,}" for n in tested)
+        lines.append(f"Score: {', '.join(metrics)} in per cent on {examples} test examples.")
+    return tuple(lines)
+
+
+# -------------------------------------------------------------------------------- the file forms
+
+
+def results_csv(rows: Sequence[CellResult]) -> str:
+    """``results.csv``: one line a cell, every column of the schema, what is absent left empty."""
+    return _cells_frame(rows).to_csv(index=False, lineterminator="\n")
+
+
+def _cells_frame(rows: Sequence[CellResult]) -> pd.DataFrame:
+    import pandas as pd
+
+    # As objects: otherwise one absent value turns a column of whole numbers into floats.
+    return pd.DataFrame([row.to_dict() for row in rows], columns=list(schema.COLUMNS), dtype=object)
+
+
+def table_md(summaries: Sequence[Summary], run: Mapping[str, Any]) -> str:
+    """``table.md``: the table and its legend."""
+    frame = _frame(summaries, _markdown)
+    align = ["left", *["right"] * (frame.shape[1] - 1)]
+    table = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+    return "\n\n".join([table, *map(_markdown, legend(summaries, run))]) + "\n"
+
+
+def table_tex(summaries: Sequence[Summary]) -> str:
+    r"""``table.tex``: a tabular to ``\input``; it needs the package booktabs."""
+    frame = _frame(summaries, _latex)
+    body = frame.to_latex(index=False, escape=False, column_format="l" + "r" * (frame.shape[1] - 1))
+    head = "% Needs booktabs. To fit the page: \\resizebox{\\linewidth}{!}{\\input{table}}\n"
+    return head + body
+
+
+def table_html(summaries: Sequence[Summary]) -> str:
+    """``table.html``: a bare table element."""
+    return _frame(summaries, str).to_html(index=False, border=0, na_rep=MISSING) + "\n"
+
+
+def _frame(summaries: Sequence[Summary], escape: Callable[[str], str]) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = columns_for(summaries)
+    lines = [[escape(column.cell(row).text) for column in columns] for row in summaries]
+    return pd.DataFrame(lines, columns=[escape(column.title) for column in columns], dtype=object)
+
+
+_MARKDOWN = str.maketrans({char: f"\\{char}" for char in "|*`\\"})
+_LATEX = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {
+        "[": "{[}",
+        "]": "{]}",
+        "|": "\\textbar{}",
+        "\\": "\\textbackslash{}",
+    }  # a bracket would be an option of \\
+    | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    | {"±": "$\\pm$", "×": "$\\times$", "−": "$-$", "–": "--", "…": "\\ldots{}"}
+)
+
+
+def _markdown(text: str) -> str:
+    # Only what opens a tag is escaped: "p < 0.001" stays readable in the file itself.
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.translate(_MARKDOWN))
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)

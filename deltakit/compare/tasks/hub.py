@@ -1,0 +1,243 @@
+"""A task from a data set on the Hugging Face Hub."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deltakit.compare.tasks.base import TASKS, TaskData
+from deltakit.compare.tasks.tables import Columns
+from deltakit.compare.tasks.tabular import (
+    ColumnNames,
+    Labelled,
+    Source,
+    assemble,
+    check,
+    is_null,
+    listed,
+    no_label,
+)
+from deltakit.errors import InvalidConfig, UnknownName
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+_TIMEOUT = 5.0
+"""Seconds to wait for the Hub's first answer; its own client would retry for half a minute."""
+
+_VALIDATION = ("validation", "valid", "val", "dev", "validation_matched")
+
+_TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
+    ("text", None),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("sentence", None),
+)
+"""What the texts of well-known data sets are called, tried in this order."""
+
+
+class Place(NamedTuple):
+    """A data set on the Hub, and which of its configurations."""
+
+    repo: str
+    config: str | None
+
+
+def load_hub(
+    name: str,
+    *,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+) -> TaskData:
+    """Loads a task from the Hub, or from the local cache where the Hub cannot be reached.
+
+    Where test is missing or its labels are hidden, the validation split is the test split, and
+    validation is cut from train. Rows without a text or a label are left out. `TaskData.notes`
+    says what was done.
+
+    Args:
+        name: ``owner/dataset``, ``dataset/config`` or ``owner/dataset/config``.
+        text_column: the column of texts; without it, the usual names are tried.
+        pair_column: the column of second texts, for a task about pairs.
+        label_column: the column of labels, "label" by default.
+
+    Raises:
+        UnknownName: the data set cannot be found or loaded.
+        InvalidConfig: its columns or labels do not make a classification task.
+    """
+    loaded = _downloaded(name)
+    columns = _choose_columns(
+        loaded["train"].column_names if "train" in loaded else [],
+        ColumnNames(text=text_column or "", pair=pair_column, label=label_column or "label"),
+    )
+    return hub_task(name, loaded, columns)
+
+
+def hub_task(name: str, loaded: "Mapping[str, Dataset]", columns: ColumnNames) -> TaskData:
+    """A task out of the splits that the Hub gave.
+
+    Raises:
+        InvalidConfig: there is no train split, or the columns do not make a task.
+    """
+    chosen = {
+        "train": _first(loaded, ("train",)),
+        "validation": _first(loaded, _VALIDATION),
+        "test": _first(loaded, ("test",)),
+    }
+    if chosen["train"] is None:
+        raise InvalidConfig(
+            f"the Hub data set {name!r} has no train split. It has: {listed(loaded)}. Save the "
+            "split that you want as train in a local folder, and give the folder."
+        )
+    notes = [f"the texts are the columns {_shown(columns)}."] if columns.text != "text" else []
+    splits: dict[str, Labelled] = {}
+    for split, dataset in chosen.items():
+        if dataset is None:
+            continue
+        source, dropped = _complete_rows(f"{split} of {name!r}", dataset, columns)
+        if split == "test" and dropped == len(dataset):
+            continue
+        if dropped:
+            notes.append(f"{split}: {dropped:,} rows without a text or a label were left out.")
+        splits[split] = check(source, columns)
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+        notes.append("test: the source's validation split; the source has no labelled test split.")
+    return assemble(name, splits, classes=_class_names(chosen["train"], columns.label), notes=notes)
+
+
+def _first(loaded: "Mapping[str, Dataset]", names: tuple[str, ...]) -> "Dataset | None":
+    return next((loaded[name] for name in names if name in loaded), None)
+
+
+def _choose_columns(present: list[str], asked: ColumnNames) -> ColumnNames:
+    """`asked`, with the usual names where no text column is named."""
+    if asked.text:
+        return asked
+    for text, pair in _TEXT_COLUMNS:
+        if text in present and (pair is None or pair in present):
+            return ColumnNames(text=text, pair=asked.pair or pair, label=asked.label)
+    return ColumnNames(pair=asked.pair, label=asked.label)
+
+
+def _shown(columns: ColumnNames) -> str:
+    return " and ".join(repr(name) for name in (columns.text, columns.pair) if name is not None)
+
+
+# ------------------------------------------------------------------------------------ the rows
+
+
+def _class_names(train: "Dataset", label: str) -> tuple[str, ...] | None:
+    """The names that the data set gives its classes, in the order of their ids."""
+    from datasets import ClassLabel
+
+    feature = train.features.get(label)
+    return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _named(dataset: "Dataset", label: str) -> Columns:
+    """The columns, class ids replaced by the classes' names; a hidden label is None."""
+    columns: dict[str, list[Any]] = dict(dataset[:])
+    names = _class_names(dataset, label)
+    if names is not None:
+        columns[label] = [
+            None if value is None or value < 0 else names[value] for value in columns[label]
+        ]
+    elif label in columns and set(columns[label]) == {-1}:
+        columns[label] = [None] * len(dataset)
+    return columns
+
+
+def _complete_rows(where: str, dataset: "Dataset", names: ColumnNames) -> tuple[Source, int]:
+    """The rows that have a text and a label, and how many have not.
+
+    A file of one's own can be corrected, and raises; a data set on the Hub cannot.
+    """
+    raw = _named(dataset, names.label)
+    keep = [True] * len(dataset)
+    for name, absent in ((names.text, is_null), (names.pair, is_null), (names.label, no_label)):
+        if name in raw:
+            keep = [k and not absent(value) for k, value in zip(keep, raw[name], strict=True)]
+    if all(keep):
+        return Source(where=where, columns=raw), 0
+    columns = {
+        name: [value for value, kept in zip(values, keep, strict=True) if kept]
+        for name, values in raw.items()
+    }
+    return Source(where=where, columns=columns), len(keep) - sum(keep)
+
+
+# ------------------------------------------------------------------------------------- the Hub
+
+
+def _places(name: str) -> list[Place]:
+    """What `name` can mean. Raises `UnknownName` if it can mean nothing."""
+    match name.split("/"):
+        case [owner, dataset] if owner and dataset:
+            return [Place(name, None), Place(owner, dataset)]
+        case [owner, dataset, config] if owner and dataset and config:
+            return [Place(f"{owner}/{dataset}", config)]
+    raise UnknownName(
+        f"{name!r} is not the name of a Hub data set. Write owner/dataset, dataset/config or "
+        f"owner/dataset/config, or use a shipped task: {', '.join(TASKS)}."
+    )
+
+
+def _downloaded(name: str) -> "DatasetDict":
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    places = _places(name)
+    reasons: list[str] = []
+    with _offline_unless_reachable(places[0].repo):
+        for repo, config in places:
+            try:
+                # The prefix keeps a folder of this name in the working directory out of it.
+                return load_dataset(f"hf://datasets/{repo}", config)
+            except ConnectionError:
+                reasons.append("the Hub cannot be reached, and the local cache does not have it")
+            except DatasetNotFoundError as error:
+                reasons.append(str(error))
+            except Exception as error:
+                # Builders of data sets raise whatever they like; to users it is one thing.
+                raise _not_loaded(name, str(error)) from error
+    raise _not_loaded(name, reasons[0])
+
+
+def _not_loaded(name: str, reason: str) -> UnknownName:
+    line = " ".join(reason.split())[:300].rstrip(".")
+    return UnknownName(
+        f"the Hub data set {name!r} could not be loaded: {line}. Check the name and the network "
+        f"(HF_HUB_OFFLINE is respected), give a local folder or file, or use a shipped task: "
+        f"{', '.join(TASKS)}."
+    )
+
+
+@contextlib.contextmanager
+def _offline_unless_reachable(repo: str) -> Iterator[None]:
+    """Inside, `datasets` looks only in its cache if the Hub does not answer quickly."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or not _reachable(repo)
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def _reachable(repo: str) -> bool:
+    """Whether the Hub answers at all; "there is no such data set" is an answer."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().dataset_info(repo, timeout=_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError):
+        return True
+    except Exception:
+        # No network, a proxy's refusal, offline mode: the HTTP client has a class for each.
+        return False
+    return True

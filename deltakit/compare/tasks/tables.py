@@ -1,0 +1,125 @@
+"""Files of rows, read whole into columns: CSV, JSON lines, a JSON list, Parquet.
+
+Readers here are strict where data frames guess: a row that is too long, a quote that is never
+closed or a word after a closing quote is an error, and "NA" is a text. Nothing is cached on disk.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from deltakit.errors import InvalidConfig
+
+Columns = dict[str, list[Any]]
+"""Values by column name; all columns are equally long, a null is None."""
+
+# The csv module refuses cells above 128 KiB; documents are longer.
+_LONGEST_CELL = 2**31 - 1
+
+
+def read_columns(path: Path) -> Columns:
+    """The columns of one file. All cells of a CSV file are text, an empty one too.
+
+    Args:
+        path: a file that ends in one of `SUFFIXES`.
+
+    Raises:
+        InvalidConfig: the file has another ending, or cannot be read.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InvalidConfig(
+            f"file {str(path)!r} ends in {path.suffix!r}; deltakit reads {', '.join(SUFFIXES)}. "
+            "Convert it to one of these."
+        )
+    try:
+        return reader(path)
+    except (OSError, ValueError) as error:
+        # json's, pyarrow's and the decoder's errors are all OSError or ValueError.
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise InvalidConfig(
+            f"file {str(path)!r} cannot be read: {reason[:200].rstrip('.')}. Check that it is "
+            f"whole, and that it is what its ending {path.suffix!r} says, in UTF-8."
+        ) from error
+
+
+def _read_csv(path: Path) -> Columns:
+    limit = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = list(_rows(file)) or [[]]
+    finally:
+        csv.field_size_limit(limit)
+    _check_distinct(header)
+    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
+
+
+def _rows(file: TextIO) -> Iterator[list[str]]:
+    """The rows that are not blank. Raises ValueError where one is torn or has another length."""
+    reader = csv.reader(file, strict=True)
+    width = 0
+    try:
+        for row in reader:
+            width = width or len(row)
+            if row and len(row) != width:
+                raise ValueError(
+                    f"line {reader.line_num} has {len(row)} cells where the header has {width}"
+                )
+            if row:
+                yield row
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def _read_parquet(path: Path) -> Columns:
+    from pyarrow import parquet
+
+    # Opened here, so that a file stays a file: a path would be searched for partitions.
+    with path.open("rb") as file:
+        table = parquet.read_table(file)
+    _check_distinct(table.column_names)
+    return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _read_json(path: Path) -> Columns:
+    text = path.read_text(encoding="utf-8-sig")
+    records = json.loads(text) if text.lstrip().startswith("[") else list(_lines(text))
+    for row, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise ValueError(f"row {row} is not an object with named fields")
+    if "\\ud" in text.lower():
+        # Half of a surrogate pair can be escaped in JSON, but never encoded again: ValueError.
+        json.dumps(records, ensure_ascii=False).encode()
+    # In the order of appearance; a field that a row leaves out is null there.
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def _lines(text: str) -> Iterator[Any]:
+    # Not splitlines(): a JSON string may hold U+2028 and its kin.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not valid JSON ({error.msg})") from error
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the column {name!r} occurs {names.count(name)} times")
+
+
+_READERS: dict[str, Callable[[Path], Columns]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}
+
+SUFFIXES = tuple(_READERS)
+"""The endings that `read_columns` knows."""

@@ -1,0 +1,142 @@
+"""Training, the same for every method: transformers' Trainer under one budget."""
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deltakit.compare.plan import Budget
+from deltakit.compare.progress import Progress
+from deltakit.errors import DeltakitError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TrainingFailed(DeltakitError, RuntimeError):
+    """A training that came to nothing, such as a loss that is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """How a training went. `seconds` is the wall time of its steps and their data loading."""
+
+    seconds: float
+    steps: int
+    examples: int
+    losses: tuple[float, ...]
+
+
+def encode(data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "Dataset":
+    """The texts as tokens, not padded yet, with the column `labels`."""
+
+    def tokens(rows: dict[str, Any]) -> dict[str, Any]:
+        encoded = tokenizer(
+            rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length
+        )
+        return {**encoded, "labels": rows["label"]}
+
+    return data.map(
+        tokens,
+        batched=True,
+        remove_columns=data.column_names,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+    )
+
+
+def steps_of(examples: int, budget: Budget) -> int:
+    """How many optimiser steps the budget gives."""
+    return max(1, math.ceil(math.ceil(examples / budget.batch_size) * budget.epochs))
+
+
+def train(
+    model: "PreTrainedModel",
+    data: "Dataset",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    budget: Budget,
+    lr: float,
+    seed: int,
+    progress: Progress,
+) -> TrainingRecord:
+    """Trains whatever of the model requires a gradient.
+
+    Args:
+        model: with its deltas attached.
+        data: what `encode` returns.
+        tokenizer: pads the batches.
+        budget: steps, batch size, schedule.
+        lr: the peak learning rate; it warms up, then falls linearly to zero.
+        seed: of the order of the examples and of dropout.
+        progress: advanced by one at each step.
+
+    Raises:
+        TrainingFailed: the loss became infinite or NaN.
+    """
+    from transformers import DataCollatorWithPadding, PrinterCallback, TrainingArguments
+
+    trainer_class = _trainer_class(progress)
+    steps = steps_of(len(data), budget)
+    with tempfile.TemporaryDirectory(prefix="deltakit-") as scratch:
+        trainer = trainer_class(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,
+                max_steps=steps,
+                per_device_train_batch_size=budget.batch_size,
+                learning_rate=lr,
+                lr_scheduler_type="linear",
+                warmup_steps=round(budget.warmup * steps),
+                weight_decay=0.0,
+                seed=seed,
+                data_seed=seed,
+                # Rows of like length share a batch: half the padding, the same for every method.
+                train_sampling_strategy="group_by_length",
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=torch.cuda.is_available(),
+            ),
+            train_dataset=data,
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        start = time.perf_counter()
+        trainer.train()
+    return TrainingRecord(
+        seconds=time.perf_counter() - start,
+        steps=steps,
+        examples=len(data),
+        losses=tuple(trainer.losses),
+    )
+
+
+def _trainer_class(progress: Progress) -> Any:
+    """Made in a function, so that importing this file does not import transformers."""
+    from transformers import Trainer
+
+    class HarnessTrainer(Trainer):
+        """Keeps the losses, stops at the first that is not finite, tells the progress."""
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.losses: list[float] = []
+
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            value = float(loss)
+            if not math.isfinite(value):
+                raise TrainingFailed(
+                    f"the loss is {value} at step {len(self.losses) + 1}; try a lower --lr."
+                )
+            self.losses.append(value)
+            progress.advance()
+            return loss
+
+    return HarnessTrainer

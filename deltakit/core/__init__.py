@@ -1,0 +1,1 @@
+"""The vocabulary: site, functional form, insertion, composition, method. Needs torch only."""

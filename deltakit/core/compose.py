@@ -1,0 +1,230 @@
+"""Composition: how a change meets the representation, and how several deltas act at one site.
+
+Two levels, as in He et al. (2022). Within a placement, ``h <- h + s Δh``. Across deltas, a small
+algebra over the *names* of attached deltas: ``Stack("lang", "task")``, ``Mean("a", "b")``.
+
+At run time every active composition is, at each site, one `Node`: an object that turns a `Signal`
+into Δh. Nodes are plain objects, not closures, so a model with deltas can be copied and pickled.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from deltakit.core.delta import Combiner, Delta, compute_dtype
+from deltakit.core.site import Insertion
+from deltakit.errors import InvalidConfig
+
+
+class Signal(NamedTuple):
+    """What a site offers while the model runs.
+
+    `x` is the direct input of the sub-module, `h` the representation as a delta reads it, and
+    `stream` what a change is added to: h itself, except at a post-LN block's norm, where h is the
+    normalised stream.
+    """
+
+    x: Tensor
+    h: Tensor
+    stream: Tensor
+
+
+class Port(ABC):
+    """One way of reading a site and of writing it back (see `deltakit.inject.ports`)."""
+
+    @abstractmethod
+    def advance(self, signal: Signal, change: Tensor) -> Signal:
+        """The signal after `change` has been added."""
+
+
+class Node(ABC):
+    """What an active composition does at one site."""
+
+    @abstractmethod
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        """Δh at this site, in the dtype of ``signal.stream``."""
+
+    @property
+    @abstractmethod
+    def leaves(self) -> "tuple[Leaf, ...]":
+        """The deltas that take part."""
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        """The combiners that take part. None by default."""
+        return ()
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether any of the deltas reads x."""
+        return any(leaf.insertion is Insertion.PARALLEL for leaf in self.leaves)
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf(Node):
+    """One delta of one placement: ``s · f(h)`` if sequential, ``s · f(x)`` if parallel."""
+
+    delta: Delta
+    insertion: Insertion
+    scale: float = 1.0
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        del port
+        source = signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
+        dtype = compute_dtype(self.delta)
+        change = self.delta(source if dtype is None else source.to(dtype))
+        if self.scale != 1.0:
+            change = change * self.scale
+        return change.to(signal.stream.dtype)
+
+    @property
+    def leaves(self) -> "tuple[Leaf, ...]":
+        return (self,)
+
+
+@dataclass(frozen=True, eq=False)
+class Total(Node):
+    """Several deltas that all read the same signal: the changes add up."""
+
+    parts: tuple[Node, ...]
+    weights: tuple[float, ...] | None = None
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        changes = [part.change(signal, port) for part in self.parts]
+        if self.weights is not None:
+            changes = [weight * c for weight, c in zip(self.weights, changes, strict=True)]
+        return sum(changes[1:], changes[0])
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for part in self.parts for leaf in part.leaves)
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        return tuple(c for part in self.parts for c in part.combiners)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Node):
+    """Deltas one after the other: each reads the signal as the one before has left it."""
+
+    parts: tuple[Node, ...]
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        change = self.parts[0].change(signal, port)
+        total = change
+        for part in self.parts[1:]:
+            signal = port.advance(signal, change)
+            change = part.change(signal, port)
+            total = total + change
+        return total
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for part in self.parts for leaf in part.leaves)
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        return tuple(c for part in self.parts for c in part.combiners)
+
+
+@dataclass(frozen=True, eq=False)
+class Combined(Node):
+    """Deltas whose changes a combiner makes into one; the query is h."""
+
+    combiner: Combiner
+    members: tuple[Node, ...]
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        changes = [member.change(signal, port) for member in self.members]
+        dtype = compute_dtype(self.combiner)
+        if dtype is None:
+            return self.combiner(signal.h, changes)
+        cast = [change.to(dtype) for change in changes]
+        return self.combiner(signal.h.to(dtype), cast).to(signal.stream.dtype)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for member in self.members for leaf in member.leaves)
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        return (self.combiner, *(c for member in self.members for c in member.combiners))
+
+
+# ---------------------------------------------------------------- the algebra that users write
+
+
+@dataclass(frozen=True)
+class Composition(ABC):
+    """Names of attached deltas, and how they act together. Build one with its subclasses."""
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def node(self, parts: Sequence[tuple[str, Node]]) -> Node:
+        """The node at a site where the named deltas in `parts` (at least one) have a placement."""
+
+
+@dataclass(frozen=True, init=False)
+class One(Composition):
+    """A single delta by its name. `activate(model, "a")` means ``One("a")``."""
+
+    def __init__(self, name: str) -> None:
+        object.__setattr__(self, "names", (name,))
+
+    def node(self, parts: Sequence[tuple[str, Node]]) -> Node:
+        return parts[0][1]
+
+
+@dataclass(frozen=True, init=False)
+class Stack(Composition):
+    """Deltas one on top of the other, the first one first (MAD-X: ``Stack("lang", "task")``).
+
+    At a linear's site, where LoRA reads x and not h, the changes add up.
+    """
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", _distinct("Stack", names))
+
+    def node(self, parts: Sequence[tuple[str, Node]]) -> Node:
+        return Chain(tuple(node for _, node in parts))
+
+
+@dataclass(frozen=True, init=False)
+class Mean(Composition):
+    """The weighted sum of the deltas' changes; equal weights that add to one by default.
+
+    Args:
+        names: deltas that are attached.
+        weights: one for each name; taken as they are, not normalised.
+    """
+
+    weights: tuple[float, ...]
+
+    def __init__(self, *names: str, weights: Sequence[float] | None = None) -> None:
+        names = _distinct("Mean", names)
+        given = tuple(weights) if weights is not None else (1.0 / len(names),) * len(names)
+        if len(given) != len(names):
+            raise InvalidConfig(
+                f"Mean has {len(names)} deltas ({', '.join(names)}) and {len(given)} weights. "
+                "Give one weight for each delta."
+            )
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "weights", given)
+
+    def node(self, parts: Sequence[tuple[str, Node]]) -> Node:
+        by_name = dict(zip(self.names, self.weights, strict=True))
+        nodes = tuple(node for _, node in parts)
+        return Total(nodes, tuple(by_name[name] for name, _ in parts))
+
+
+def _distinct(kind: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise InvalidConfig(f"{kind} needs at least one name of an attached delta.")
+    if len(set(names)) != len(names):
+        raise InvalidConfig(f"{kind} names a delta twice: {', '.join(names)}.")
+    return names

@@ -1,0 +1,64 @@
+"""The functional form: Δh = f(x), as a module.
+
+A form is abstract or final: every method's file defines its own final ones, and what else a form
+can do is a small abstract class of its own (`Mergeable`, `Regularised`), never a flag.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Delta(nn.Module, ABC):
+    """A change Δh to a representation h, computed from what the insertion hands over.
+
+    Shapes: in ``(..., d)``, out ``(..., d_out)`` of the handle it was made for. It computes in the
+    dtype of its own parameters; whoever calls it casts at the boundary.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Δh for the input `x`."""
+
+
+class Combiner(nn.Module, ABC):
+    """What several deltas at one site become together, as a module with parameters of its own."""
+
+    @abstractmethod
+    def forward(self, query: Tensor, deltas: Sequence[Tensor]) -> Tensor:
+        """One Δh from the members' `deltas`, each ``(..., d)``, given `query` ``(..., d)``."""
+
+
+class Regularised(ABC):
+    """A part of a delta that adds a term of its own to the training loss."""
+
+    @abstractmethod
+    def penalty(self) -> Tensor:
+        """The term, a scalar that is already weighted."""
+
+
+class Attending(ABC):
+    """A combiner that weighs its members token by token, and shows the weights.
+
+    Attributes:
+        members: the members' names.
+        attention: a child module whose output is the weights, ``(..., members)``.
+    """
+
+    members: tuple[str, ...]
+    attention: nn.Module
+
+
+class Mergeable(ABC):
+    """A parallel delta on one linear that is itself linear in x, so it folds into the weight."""
+
+    @abstractmethod
+    def weight_change(self) -> Tensor:
+        """ΔW of shape ``(d_out, d_in)``, so that f(x) = x ΔWᵀ when dropout is off."""
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype | None:
+    """The dtype of the module's floating parameters, or None where it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

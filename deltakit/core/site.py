@@ -1,0 +1,112 @@
+"""Where a delta can be put: the sites of a transformer block, and a site resolved in a model.
+
+The names follow He et al. (2022, arXiv:2110.04366): attention and feed-forward sub-modules, their
+projections, and the stream that leaves the block.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import assert_never
+
+import torch
+from torch import nn
+
+
+class Site(StrEnum):
+    """A place in one transformer block, by the role it has in every architecture."""
+
+    ATTN_Q = "attn.q"
+    ATTN_K = "attn.k"
+    ATTN_V = "attn.v"
+    ATTN_O = "attn.o"
+    ATTN_OUT = "attn.out"
+    """What the attention sub-module adds to the residual stream."""
+    FFN_GATE = "ffn.gate"
+    FFN_UP = "ffn.up"
+    FFN_MID = "ffn.mid"
+    """The inner activation: what enters the second feed-forward projection."""
+    FFN_DOWN = "ffn.down"
+    FFN_OUT = "ffn.out"
+    """What the feed-forward sub-module adds to the residual stream."""
+    BLOCK_OUT = "block.out"
+    """The residual stream that leaves the block; in a post-LN model, around its last norm."""
+
+
+LINEAR_SITES = (
+    Site.ATTN_Q,
+    Site.ATTN_K,
+    Site.ATTN_V,
+    Site.ATTN_O,
+    Site.FFN_GATE,
+    Site.FFN_UP,
+    Site.FFN_DOWN,
+)
+"""The sites that are one linear projection, or some columns of one."""
+
+
+class Tap(Enum):
+    """How a site is reached in the module that holds it."""
+
+    OUTPUT = "output"
+    """h is what the module returns (or some columns of it), x is what it was given."""
+    INPUT = "input"
+    """h is what the module is given."""
+    NORM = "norm"
+    """The module is the norm of a post-LN block: h = norm(s), and a change is made to s."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Handle:
+    """One site of one layer of one model, ready to be read and written.
+
+    Attributes:
+        site: the role.
+        stack: which stack of layers, for example "encoder".
+        layer: index of the layer in its stack.
+        path: dotted path of `module` in the model, for messages.
+        module: the module that holds the site.
+        tap: how the site is reached in `module`.
+        reader: the module whose input is x, where that is not `module`.
+        d_in: width of what a parallel delta reads.
+        d_out: width of what is changed, and of what a sequential delta reads.
+        dtype: the dtype the module computes in.
+        device: where the module is.
+        columns: the span of `module`'s output that is this site, where projections are fused.
+    """
+
+    site: Site
+    stack: str
+    layer: int
+    path: str
+    module: nn.Module
+    tap: Tap
+    d_in: int
+    d_out: int
+    dtype: torch.dtype
+    device: torch.device
+    columns: tuple[int, int] | None = None
+    reader: nn.Module | None = None
+
+    @property
+    def key(self) -> str:
+        """The handle's name, unique in the model: ``encoder.0.attn.q``."""
+        return f"{self.stack}.{self.layer}.{self.site}"
+
+
+class Insertion(StrEnum):
+    """What a delta reads (He et al. 2022, the column "insertion form")."""
+
+    SEQUENTIAL = "sequential"
+    """It reads h, the representation that it changes."""
+    PARALLEL = "parallel"
+    """It reads x, the direct input of the sub-module that produces h."""
+
+    def width(self, handle: Handle) -> int:
+        """Width of what a delta inserted this way reads at `handle`."""
+        match self:
+            case Insertion.SEQUENTIAL:
+                return handle.d_out
+            case Insertion.PARALLEL:
+                return handle.d_in
+            case _:
+                assert_never(self)

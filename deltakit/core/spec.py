@@ -1,0 +1,87 @@
+"""Methods as people type them: ``lora[rank=16]``, ``prefix[length=10]+parallel[bottleneck=64]``.
+
+Grammar::
+
+    spec   = term ("+" term)*
+    term   = name [ "[" key "=" value ("," key "=" value)* "]" ]
+    value  = number | true | false | none | word ("/" word)* | spec
+
+A value with slashes is a tuple: ``lora[targets=q/v]``. A value for a field that holds a method is
+a spec of its own: ``fusion[member=houlsby[reduction=8]]``.
+"""
+
+import dataclasses
+from typing import Any
+
+from deltakit.core.method import METHODS, Entry, Method, Sum
+from deltakit.errors import InvalidConfig
+
+_WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
+
+
+def parse_method(spec: str) -> Method:
+    """The method that `spec` describes.
+
+    Raises:
+        UnknownName: a name that is no method.
+        InvalidConfig: a malformed spec, a key that the method does not have, a value that it does
+            not take.
+    """
+    terms = [_parse_term(term.strip(), spec) for term in split_outside_brackets(spec, "+")]
+    return terms[0] if len(terms) == 1 else Sum(parts=tuple(terms))
+
+
+def split_outside_brackets(text: str, separator: str) -> list[str]:
+    """Splits `text` at each `separator` that is not inside square brackets.
+
+    Raises:
+        InvalidConfig: the brackets do not match.
+    """
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "[") - (char == "]")
+        if depth < 0:
+            break
+        if char == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if depth != 0:
+        raise InvalidConfig(f"the brackets in {text!r} do not match. Write name[key=value,...].")
+    return parts
+
+
+def _parse_term(term: str, spec: str) -> Method:
+    name, bracket, rest = term.partition("[")
+    if not name or (bracket and not rest.endswith("]")):
+        raise InvalidConfig(
+            f"cannot read the method {spec!r}. Write name[key=value,...], joined by '+'."
+        )
+    entry = METHODS.get(name)
+    fields = {}
+    for pair in split_outside_brackets(rest[:-1], ",") if rest[:-1].strip() else []:
+        key, equals, value = (piece.strip() for piece in pair.partition("="))
+        if not (key and equals and value):
+            raise InvalidConfig(f"cannot read {pair!r} in {spec!r}. Write key=value.")
+        fields[key] = _parse_value(value, key, entry)
+    return entry.build(**fields)
+
+
+def _parse_value(value: str, key: str, entry: Entry) -> Any:
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(entry.cls)}
+    if "Method" in kinds.get(key, ""):
+        return parse_method(value)
+    if "/" in value:
+        return tuple(_parse_scalar(item) for item in value.split("/"))
+    return _parse_scalar(value)
+
+
+def _parse_scalar(value: str) -> bool | int | float | str | None:
+    if value.lower() in _WORDS:
+        return _WORDS[value.lower()]
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

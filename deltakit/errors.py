@@ -1,0 +1,72 @@
+"""Everything deltakit raises, as one class tree under :class:`DeltakitError`.
+
+Each child is also the builtin a caller would expect to catch. A message names the value, the
+choices and the next step.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeltakitError(Exception):
+    """Root of every error that deltakit raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError prints the repr of its message; ours are sentences for people.
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownName(DeltakitError, KeyError):
+    """A name (of a method, a delta, a task, a site) that nothing is known by."""
+
+
+class NameInUse(DeltakitError, ValueError):
+    """A name that something else already has."""
+
+
+class InvalidConfig(DeltakitError, ValueError):
+    """A value that a configuration does not take, or a key that it does not have."""
+
+
+class UnknownArchitecture(DeltakitError, LookupError):
+    """A model whose sites deltakit does not know."""
+
+
+class SiteNotFound(DeltakitError, LookupError):
+    """A site that this model does not have."""
+
+
+class IncompatibleDeltas(DeltakitError, ValueError):
+    """Deltas that cannot be composed, or do not fit this model."""
+
+
+class CheckpointError(DeltakitError, ValueError):
+    """A saved delta that cannot be read, or does not fit this model."""
+
+
+class NotMergeable(DeltakitError, TypeError):
+    """A delta that cannot be folded into the weights of the base."""
+
+
+class MissingExtra(DeltakitError, ImportError):
+    """An optional package that is needed here and not installed."""
+
+
+def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") -> UnknownName:
+    """The error for a name that is not among `choices`, with the nearest ones suggested.
+
+    Args:
+        kind: what the name names, for example "method".
+        value: the name that was given.
+        choices: the names that exist.
+        hint: one more sentence that says what to do next.
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(value, known, n=2, cutoff=0.5)
+    parts = [f"unknown {kind} {value!r}."]
+    if near:
+        parts.append(f"Did you mean {' or '.join(repr(name) for name in near)}?")
+    parts.append(f"Known: {', '.join(known)}." if known else "None is known yet.")
+    if hint:
+        parts.append(hint)
+    return UnknownName(" ".join(parts))

@@ -1,0 +1,338 @@
+"""attach, activate, disabled, detach: what a model becomes, and how it is given back."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from deltakit.arch.resolve import resolve
+from deltakit.core.compose import Composition, Leaf, Node, One
+from deltakit.core.delta import Delta, Regularised
+from deltakit.core.method import CombiningMethod, Method, Placement
+from deltakit.core.site import Handle
+from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, SiteNotFound
+from deltakit.inject.bank import (
+    CHILD,
+    Attached,
+    Bank,
+    bank_of,
+    base_parameters,
+    head_names,
+    need_bank,
+)
+from deltakit.inject.ports import install, install_penalty
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def attach(
+    model: "PreTrainedModel",
+    method: Method,
+    name: str = "default",
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Attaches a delta to a model in place, makes it the active one and freezes the base.
+
+    The task head (what lies outside ``model.base_model``) stays trainable; each delta has its own
+    values of it, starting from the model's.
+
+    Args:
+        model: a transformers model. Its class, module names and state-dict keys stay as they are;
+            the deltas are its new child module ``deltakit``.
+        method: what to attach.
+        name: letters, digits, ``-`` and ``_``.
+        dtype: of the new parameters; by default what each site computes in.
+
+    Raises:
+        UnknownArchitecture: the model's sites are not known.
+        SiteNotFound: the method needs a site that the model does not have.
+        NameInUse: a delta has this name already.
+        InvalidConfig: a bad name, or a method that does not fit the model's width.
+        IncompatibleDeltas: members that cannot be composed.
+    """
+    check_name(name)
+    old = bank_of(model)
+    bank = old or _new_bank(model)
+    if name in bank.attached:
+        raise NameInUse(f"a delta called {name!r} is attached already; detach it or take another.")
+    active, trained = bank.active, bank.trained
+    deactivate(model, bank)
+    try:
+        attached = _build(model, bank, method, name, dtype)
+    except BaseException:
+        if active is not None:
+            _apply(model, bank, active, trained)
+        raise
+    if old is None:
+        model.add_module(CHILD, bank)
+    bank.add(attached)
+    _apply(model, bank, One(name), (name,))
+
+
+def activate(
+    model: "PreTrainedModel",
+    what: str | Composition | None,
+    *,
+    train: tuple[str, ...] | list[str] | None = None,
+) -> None:
+    """Makes a delta, or a composition of several, the one that the model runs with.
+
+    Args:
+        model: a model with deltas.
+        what: a delta's name, a composition (``Stack("a", "b")``), or None for the plain base.
+        train: the names to train; by default all those in `what`. The members of a fusion are
+            frozen.
+
+    Raises:
+        UnknownName: a name that nothing attached has.
+        IncompatibleDeltas: the deltas train the same parameters of the base.
+    """
+    bank = need_bank(model)
+    composition = One(what) if isinstance(what, str) else what
+    names = () if composition is None else composition.names
+    for name in (*names, *(train or ())):
+        bank.get(name)
+    _check_owners(model, bank, names)
+    deactivate(model, bank)
+    if composition is not None:
+        _apply(model, bank, composition, names if train is None else tuple(train))
+
+
+@contextlib.contextmanager
+def disabled(model: "PreTrainedModel") -> Iterator[None]:
+    """Inside, the model is the base exactly: no hooks, its own parameters and their flags."""
+    bank = need_bank(model)
+    active, trained = bank.active, bank.trained
+    deactivate(model, bank)
+    try:
+        yield
+    finally:
+        if active is not None:
+            _apply(model, bank, active, trained)
+
+
+def detach(model: "PreTrainedModel", name: str | None = None) -> None:
+    """Takes one delta, or all, off the model. With the last one gone it is as it was, bit for bit.
+
+    Raises:
+        UnknownName: no delta has the name.
+        IncompatibleDeltas: another delta is composed of it.
+        DeltakitError: nothing is attached.
+    """
+    bank = need_bank(model)
+    names = list(reversed(bank.attached)) if name is None else [name]
+    active = bank.active
+    deactivate(model, bank)
+    try:
+        for each in names:
+            bank.remove(each)
+    finally:
+        if active is not None and set(active.names) <= set(bank.attached):
+            _apply(model, bank, active, tuple(n for n in bank.trained if n in bank.attached))
+    if not bank.attached:
+        delattr(model, CHILD)
+
+
+def deactivate(model: nn.Module, bank: Bank) -> None:
+    """The base as it was: hooks off, its own values in its parameters, its own flags on them."""
+    for hook in bank.hooks:
+        hook.remove()
+    bank.hooks.clear()
+    parameters = base_parameters(model)
+    for name, original in bank.merged.items():
+        parameters[name].data = original.to(parameters[name].device, parameters[name].dtype)
+    bank.merged.clear()
+    for name, (owner, original) in bank.displaced.items():
+        parameter = parameters[name]
+        bank.attached[owner].own[name] = parameter.data
+        parameter.data = original.to(parameter.device, parameter.dtype)
+    bank.displaced.clear()
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(bank.flags[name])
+    bank.active = None
+
+
+def check_name(name: str) -> None:
+    """Raises `InvalidConfig` unless `name` can name a delta."""
+    if not _NAME.fullmatch(name):
+        raise InvalidConfig(
+            f"{name!r} cannot name a delta; use letters, digits, '-' and '_', as in 'my-task'."
+        )
+
+
+# ------------------------------------------------------------------------------ building a delta
+
+
+def _new_bank(model: "PreTrainedModel") -> Bank:
+    flags = {name: p.requires_grad for name, p in base_parameters(model).items()}
+    return Bank(resolve(model), flags)
+
+
+def _build(
+    model: "PreTrainedModel", bank: Bank, method: Method, name: str, dtype: torch.dtype | None
+) -> Attached:
+    attached = Attached(name=name, method=method)
+    if isinstance(method, CombiningMethod):
+        _build_combiners(bank, method, attached, dtype)
+    else:
+        _build_leaves(bank, method, attached, dtype)
+    attached.own = {
+        parameter: model.get_parameter(parameter).detach().clone()
+        for parameter in _owned(model, bank, method)
+    }
+    return attached
+
+
+def _build_leaves(
+    bank: Bank, method: Method, attached: Attached, dtype: torch.dtype | None
+) -> None:
+    for placement in method.placements():
+        for handle in _handles(bank, placement):
+            delta = _make(placement, handle, dtype)
+            leaf = Leaf(delta, placement.insertion, placement.scale)
+            attached.leaves[handle.key] = (*attached.leaves.get(handle.key, ()), leaf)
+
+
+def _handles(bank: Bank, placement: Placement) -> list[Handle]:
+    found = [handle for handle in bank.handles.values() if handle.site is placement.site]
+    if not found and not placement.optional:
+        sites = sorted({handle.site.value for handle in bank.handles.values()})
+        raise SiteNotFound(
+            f"this model has no site {placement.site.value!r}. It has: {', '.join(sites)}."
+        )
+    return found
+
+
+def _make(placement: Placement, handle: Handle, dtype: torch.dtype | None) -> Delta:
+    with torch.device(handle.device):
+        return placement.form(handle).to(dtype or handle.dtype)
+
+
+def _build_combiners(
+    bank: Bank, method: CombiningMethod, attached: Attached, dtype: torch.dtype | None
+) -> None:
+    kind = type(method).__name__
+    if not method.names:
+        raise InvalidConfig(
+            f"{kind} needs the names of attached deltas, for example {kind}('imdb', 'news'). "
+            f"Attached: {', '.join(bank.attached) or 'none'}."
+        )
+    members = [bank.get(name) for name in method.names]
+    for member in members:
+        if member.combiners or not member.leaves:
+            raise IncompatibleDeltas(
+                f"{kind} cannot have {member.name!r} as a member: a "
+                f"{type(member.method).__name__} proposes no change of its own at any site."
+            )
+        if set(member.leaves) != set(members[0].leaves):
+            other = sorted(set(member.leaves) ^ set(members[0].leaves))[0]
+            raise IncompatibleDeltas(
+                f"{kind} needs members at the same sites, but {members[0].name!r} and "
+                f"{member.name!r} differ at {other!r}. Fuse deltas of one placement."
+            )
+    attached.members = method.names
+    for key in members[0].leaves:
+        handle = bank.handles[key]
+        with torch.device(handle.device):
+            combiner = method.combiner(handle, method.names)
+        attached.combiners[key] = combiner.to(dtype or handle.dtype)
+
+
+def _owned(model: "PreTrainedModel", bank: Bank, method: Method) -> Iterator[str]:
+    """The parameters of the base and the head of which the delta has values of its own."""
+    head = head_names(model)
+    for name, parameter in base_parameters(model).items():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if name in head:
+            if bank.flags[name]:
+                yield name
+        elif method.trains(name, owner):
+            if not parameter.is_floating_point():
+                raise IncompatibleDeltas(
+                    f"{type(method).__name__} trains {name!r}, which is quantised "
+                    f"({parameter.dtype}). Load the base in a floating-point dtype."
+                )
+            yield name
+
+
+# ----------------------------------------------------------------------- making a composition run
+
+
+def _check_owners(model: "PreTrainedModel", bank: Bank, names: tuple[str, ...]) -> None:
+    """The head may have several owners (the last one's is used); the base may not."""
+    head, owner = head_names(model), dict[str, str]()
+    for attached in bank.closure(names):
+        for parameter in attached.own:
+            if parameter in owner and parameter not in head:
+                raise IncompatibleDeltas(
+                    f"{owner[parameter]!r} and {attached.name!r} both have values for the base's "
+                    f"{parameter!r}; they cannot be active together."
+                )
+            owner[parameter] = attached.name
+
+
+def _apply(
+    model: "PreTrainedModel", bank: Bank, composition: Composition, trained: tuple[str, ...]
+) -> None:
+    nodes = _nodes(bank, composition)
+    for key, node in nodes.items():
+        bank.hooks.extend(install(bank.handles[key], node))
+    penalties = tuple(
+        combiner
+        for node in nodes.values()
+        for combiner in node.combiners
+        if isinstance(combiner, Regularised)
+    )
+    if penalties:
+        bank.hooks.append(install_penalty(model, penalties))
+    _take_own_values(model, bank, composition.names)
+    _set_flags(model, bank, trained)
+    bank.active, bank.trained = composition, trained
+
+
+def active_nodes(bank: Bank) -> dict[str, Node]:
+    """What the active composition does, by the handle's key."""
+    return {} if bank.active is None else _nodes(bank, bank.active)
+
+
+def reapply(model: "PreTrainedModel", bank: Bank) -> None:
+    """Takes the active composition off and puts it on again, unmerged."""
+    active, trained = bank.active, bank.trained
+    deactivate(model, bank)
+    if active is not None:
+        _apply(model, bank, active, trained)
+
+
+def _nodes(bank: Bank, composition: Composition) -> dict[str, Node]:
+    nodes = {}
+    for key in bank.handles:
+        parts = [(name, bank.node(name, key)) for name in composition.names]
+        present = [(name, node) for name, node in parts if node is not None]
+        if present:
+            nodes[key] = composition.node(present)
+    return nodes
+
+
+def _take_own_values(model: nn.Module, bank: Bank, names: tuple[str, ...]) -> None:
+    parameters = base_parameters(model)
+    for name, owner in {p: n for n in names for p in bank.attached[n].own}.items():
+        parameter = parameters[name]
+        bank.displaced[name] = (owner, parameter.data)
+        own = bank.attached[owner].own[name]
+        parameter.data = own.to(parameter.device, parameter.dtype)
+
+
+def _set_flags(model: nn.Module, bank: Bank, trained: tuple[str, ...]) -> None:
+    owned = {p for p, (owner, _) in bank.displaced.items() if owner in trained}
+    for name, parameter in base_parameters(model).items():
+        parameter.requires_grad_(name in owned)
+    for attached in bank.attached.values():
+        for own in attached.parameters():
+            own.requires_grad_(attached.name in trained)

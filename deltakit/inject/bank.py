@@ -1,0 +1,177 @@
+"""What is attached to one model: the record that `attach` makes and `detach` takes away again.
+
+The record is the model's child module ``deltakit``, so the deltas' parameters are found by
+optimisers, moved by ``model.to`` and saved in Trainer checkpoints. No module or key of the base
+changes its name.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from deltakit.core.compose import Combined, Composition, Leaf, Node, Total
+from deltakit.core.delta import Combiner
+from deltakit.core.method import Method
+from deltakit.core.site import Handle
+from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHILD = "deltakit"
+"""The name of the record among the model's child modules."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Attached:
+    """One named delta: what it put where, and which of the base's own parameters it trains.
+
+    Attributes:
+        name: the user's name for it.
+        method: what it was made from.
+        leaves: its deltas, by the handle's key.
+        combiners: the modules over its members, by the handle's key.
+        members: the names of the deltas that it composes.
+        own: the values it has for parameters of the base and the head while it is not active.
+    """
+
+    name: str
+    method: Method
+    leaves: dict[str, tuple[Leaf, ...]] = field(default_factory=dict)
+    combiners: dict[str, Combiner] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    own: dict[str, Tensor] = field(default_factory=dict)
+
+    def sites(self) -> tuple[str, ...]:
+        """Keys of the handles where it does something."""
+        return (*self.leaves, *self.combiners)
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Its modules by key; a second delta at one site has ``#1`` after the key."""
+        for key, leaves in self.leaves.items():
+            for index, leaf in enumerate(leaves):
+                yield (f"{key}#{index}" if index else key), leaf.delta
+        yield from self.combiners.items()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Its parameters and buffers by the key that files use."""
+        for key, module in self.modules():
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                yield f"{key}.{name}", tensor
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of its modules."""
+        for _, module in self.modules():
+            yield from module.parameters()
+
+
+class Bank(nn.Module):
+    """The record of one model. Use the functions of `deltakit.inject.attach`, not this."""
+
+    def __init__(self, handles: tuple[Handle, ...], flags: dict[str, bool]) -> None:
+        super().__init__()
+        self.handles = {handle.key: handle for handle in handles}
+        self.flags = flags
+        """`requires_grad` of every parameter before anything was attached."""
+        self.attached: dict[str, Attached] = {}
+        self.active: Composition | None = None
+        self.trained: tuple[str, ...] = ()
+        self.hooks: list[RemovableHandle] = []
+        self.displaced: dict[str, tuple[str, Tensor]] = {}
+        """While a delta is active: parameter -> (the delta whose value it has, its original)."""
+        self.merged: dict[str, Tensor] = {}
+        """While deltas are merged: the weight's name -> its original."""
+
+    def get(self, name: str) -> Attached:
+        """The delta called `name`. Raises `UnknownName`."""
+        if name not in self.attached:
+            raise unknown("delta", name, self.attached, hint="`attach` or `load` it first.")
+        return self.attached[name]
+
+    def add(self, attached: Attached) -> None:
+        """Records a delta, its modules among the model's."""
+        group = nn.Module()
+        for key, module in attached.modules():
+            group.add_module(key.replace(".", "_"), module)
+        self.add_module(_child(attached.name), group)
+        self.attached[attached.name] = attached
+
+    def remove(self, name: str) -> None:
+        """Forgets a delta.
+
+        Raises:
+            UnknownName: none has the name.
+            IncompatibleDeltas: another delta is composed of it.
+        """
+        self.get(name)
+        users = [a.name for a in self.attached.values() if name in a.members]
+        if users:
+            raise IncompatibleDeltas(
+                f"{name!r} is a member of {', '.join(map(repr, users))}; detach that first."
+            )
+        delattr(self, _child(name))
+        del self.attached[name]
+
+    def node(self, name: str, key: str) -> Node | None:
+        """What the delta called `name` does at the handle `key`, or None."""
+        attached = self.get(name)
+        if key in attached.combiners:
+            members = (self.node(member, key) for member in attached.members)
+            return Combined(attached.combiners[key], tuple(m for m in members if m is not None))
+        leaves = attached.leaves.get(key, ())
+        if not leaves:
+            return None
+        return leaves[0] if len(leaves) == 1 else Total(leaves)
+
+    def closure(self, names: tuple[str, ...]) -> tuple[Attached, ...]:
+        """The deltas called `names` and all that they are composed of, members first."""
+        found: dict[str, Attached] = {}
+        for name in names:
+            attached = self.get(name)
+            found |= {member.name: member for member in self.closure(attached.members)}
+            found[name] = attached
+        return tuple(found.values())
+
+
+def _child(name: str) -> str:
+    # A prefix, so that no user's name meets an attribute of nn.Module ("type", "half", ...).
+    return f"delta_{name}"
+
+
+def bank_of(model: nn.Module) -> Bank | None:
+    """The model's record, or None where nothing is attached."""
+    bank = model._modules.get(CHILD)
+    if bank is not None and not isinstance(bank, Bank):
+        raise DeltakitError(f"{type(model).__name__} has a child module {CHILD!r} of its own.")
+    return bank
+
+
+def need_bank(model: nn.Module) -> Bank:
+    """The model's record. Raises `DeltakitError` where nothing is attached."""
+    bank = bank_of(model)
+    if bank is None:
+        raise DeltakitError(
+            f"nothing is attached to this {type(model).__name__}; call attach(model, method) or "
+            "load(model, folder) first."
+        )
+    return bank
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's own parameters by name, deltas left out, shared ones once."""
+    prefix = f"{CHILD}."
+    return {n: p for n, p in model.named_parameters() if not n.startswith(prefix)}
+
+
+def head_names(model: "PreTrainedModel") -> frozenset[str]:
+    """Names of the task head's parameters: what lies outside ``model.base_model``.
+
+    A language-modelling head is part of what was pre-trained, so it belongs to the base.
+    """
+    if model.base_model is model or model.get_output_embeddings() is not None:
+        return frozenset()
+    inside = {id(p) for p in model.base_model.parameters()}
+    return frozenset(n for n, p in base_parameters(model).items() if id(p) not in inside)

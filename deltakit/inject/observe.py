@@ -1,0 +1,105 @@
+"""Looking at what a combiner gives each of its members, while the model runs."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from deltakit.core.delta import Attending
+from deltakit.errors import IncompatibleDeltas
+from deltakit.inject.attach import active_nodes
+from deltakit.inject.bank import need_bank
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(kw_only=True, eq=False)
+class FusionAttention:
+    """Attention over the members of a fusion, as seen during forward passes.
+
+    Attributes:
+        members: the members' names, in the order of the last axis.
+        weights: by site, ``(batch, tokens, members)``, of the latest pass.
+    """
+
+    members: tuple[str, ...]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _tokens: dict[str, Tensor] = field(default_factory=dict)
+    _mask: Tensor | None = None
+
+    def mean(self) -> dict[str, dict[str, float]]:
+        """By site and member, the mean over all tokens of all passes, padding left out."""
+        return {
+            site: dict(zip(self.members, (total / self._tokens[site]).tolist(), strict=True))
+            for site, total in self._sums.items()
+        }
+
+    def _record(self, site: str, weights: Tensor) -> None:
+        self.weights[site] = weights
+        mask = self._mask
+        fits = mask is not None and mask.shape == weights.shape[:-1]
+        mask = mask if fits and mask is not None else weights.new_ones(weights.shape[:-1])
+        mask = mask.to(weights.device, torch.float32)
+        total = torch.einsum("...n,...->n", weights.float(), mask)
+        self._sums[site] = self._sums.get(site, torch.zeros_like(total)) + total
+        self._tokens[site] = self._tokens.get(site, mask.new_zeros(())) + mask.sum()
+
+
+class _SiteHook:
+    def __init__(self, seen: FusionAttention, site: str) -> None:
+        self.seen, self.site = seen, site
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.seen._record(self.site, output.detach())
+
+
+class _MaskHook:
+    def __init__(self, seen: FusionAttention) -> None:
+        self.seen = seen
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.seen._mask = kwargs.get("attention_mask")
+
+
+@contextlib.contextmanager
+def fusion_attention(model: "PreTrainedModel") -> Iterator[FusionAttention]:
+    """Inside, forward passes record the attention over the active fusion's members.
+
+    ::
+
+        with dk.fusion_attention(model) as seen:
+            model(**batch)
+        seen.mean()["encoder.0.block.out"]      # {"imdb": 0.31, "news": 0.12, "target": 0.57}
+
+    Raises:
+        IncompatibleDeltas: no fusion is active.
+        DeltakitError: nothing is attached.
+    """
+    bank = need_bank(model)
+    attending = {
+        key: combiner
+        for key, node in active_nodes(bank).items()
+        for combiner in node.combiners
+        if isinstance(combiner, Attending)
+    }
+    if not attending:
+        raise IncompatibleDeltas(
+            "no fusion is active, so there is no attention to record. Attach or activate one, for "
+            "example attach(model, AdapterFusion('a', 'b'), name='fused')."
+        )
+    seen = FusionAttention(members=next(iter(attending.values())).members)
+    hooks = [model.register_forward_pre_hook(_MaskHook(seen), with_kwargs=True)]
+    hooks += [
+        combiner.attention.register_forward_hook(_SiteHook(seen, key))
+        for key, combiner in attending.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

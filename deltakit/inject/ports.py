@@ -1,0 +1,180 @@
+"""The only file that registers hooks: how a site is read while the model runs, and written back.
+
+A port is a callable object, not a closure, so that a model with deltas can be deep-copied and
+pickled. With nothing active there is no hook: the base runs as if deltakit were not there.
+"""
+
+from collections.abc import Iterable
+from typing import Any, assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from deltakit.core.compose import Node, Port, Signal
+from deltakit.core.delta import Regularised
+from deltakit.core.site import Handle, Tap
+
+
+class OutputPort(Port):
+    """h is what the module returns, x what it was given (or what `reader` was given)."""
+
+    def __init__(self, handle: Handle, node: Node, reader: "Reader | None") -> None:
+        self.columns = handle.columns
+        self.node = node
+        self.reader = reader
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        whole = output[0] if isinstance(output, tuple) else output
+        x = _first(args, kwargs) if self.reader is None else self.reader.take()
+        h = whole if self.columns is None else whole[..., slice(*self.columns)]
+        changed = h + self.node.change(Signal(x, h, h), self)
+        if self.columns is not None:
+            first, end = self.columns
+            changed = whole.slice_scatter(changed, dim=-1, start=first, end=end)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def advance(self, signal: Signal, change: Tensor) -> Signal:
+        h = signal.stream + change
+        return Signal(signal.x, h, h)
+
+
+class InputPort(Port):
+    """h is what the module is given."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def __call__(self, module: nn.Module, args: Any) -> Any:
+        h = args[0]
+        return (h + self.node.change(Signal(h, h, h), self), *args[1:])
+
+    def advance(self, signal: Signal, change: Tensor) -> Signal:
+        h = signal.stream + change
+        return Signal(h, h, h)
+
+
+class NormPort(Port):
+    """h = norm(s): the change is made to the stream s, and the norm runs again."""
+
+    def __init__(self, norm: nn.Module, node: Node) -> None:
+        self.norm = norm
+        self.node = node
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        stream = _first(args, kwargs)
+        changed = stream + self.node.change(Signal(stream, output, stream), self)
+        return self.norm.forward(changed)  # not __call__: this hook is on it
+
+    def advance(self, signal: Signal, change: Tensor) -> Signal:
+        stream = signal.stream + change
+        return Signal(stream, self.norm.forward(stream), stream)
+
+
+class Reader:
+    """Holds what one module was given until a port behind it takes it.
+
+    Written anew by each forward pass before it is read, so a recomputed pass (gradient
+    checkpointing) reads its own value, and nothing is kept alive after the read.
+    """
+
+    def __init__(self) -> None:
+        self.held: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.held = _first(args, kwargs)
+
+    def take(self) -> Tensor:
+        held, self.held = self.held, None
+        assert held is not None, "the module that holds x ran after the one that needs it"
+        return held
+
+
+class PenaltyPort:
+    """Adds the regularisers' terms to what is trained on, in any training loop.
+
+    A model that returns a loss returns it with the terms added, so they are logged, scaled and
+    averaged with it. Where the loop computes its own loss from the outputs, the terms' gradient
+    joins the backward pass with weight one.
+    """
+
+    def __init__(self, parts: tuple[Regularised, ...]) -> None:
+        self.parts = parts
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not (module.training and torch.is_grad_enabled()):
+            return output
+        penalty = sum((part.penalty() for part in self.parts[1:]), self.parts[0].penalty())
+        return _with_penalty(output, penalty)
+
+
+class _JoinBackward(torch.autograd.Function):
+    """Adds `penalty` to `loss`, or to the backward pass of `carrier` where `loss` is not used."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor | None, carrier: Tensor | None, penalty: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(penalty)
+        return (
+            None if loss is None else loss + penalty.to(loss.device, loss.dtype),
+            None if carrier is None else carrier.view_as(carrier),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        of_loss, of_carrier = grads
+        (penalty,) = ctx.saved_tensors
+        one = torch.ones_like(penalty)
+        return of_loss, of_carrier, one if of_loss is None else of_loss.to(one.device, one.dtype)
+
+
+def _with_penalty(output: Any, penalty: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return _JoinBackward.apply(None, output, penalty)[1]
+    keys = range(len(output)) if isinstance(output, tuple) else list(output)
+    tensors = {k: output[k] for k in keys if isinstance(output[k], Tensor)}
+    loss = next((k for k, t in tensors.items() if t.ndim == 0), None)
+    carrier = next((k for k, t in tensors.items() if t.ndim > 0 and t.requires_grad), None)
+    if loss is None and carrier is None:
+        return output
+    joined = _JoinBackward.apply(
+        None if loss is None else tensors[loss],
+        None if carrier is None else tensors[carrier],
+        penalty,
+    )
+    changed = {
+        key: new for key, new in zip((loss, carrier), joined, strict=True) if new is not None
+    }
+    if isinstance(output, tuple):
+        return tuple(changed.get(k, output[k]) for k in keys)
+    for key, value in changed.items():
+        output[key] = value
+    return output
+
+
+def install(handle: Handle, node: Node) -> Iterable[RemovableHandle]:
+    """Puts `node` at a site of the model, and says how to take it away again."""
+    module = handle.module
+    match handle.tap:
+        case Tap.OUTPUT:
+            reader = None
+            if handle.reader is not None and node.reads_input:
+                reader = Reader()
+                yield handle.reader.register_forward_pre_hook(reader, with_kwargs=True)
+            port = OutputPort(handle, node, reader)
+            yield module.register_forward_hook(port, with_kwargs=True)
+        case Tap.INPUT:
+            yield module.register_forward_pre_hook(InputPort(node))
+        case Tap.NORM:
+            yield module.register_forward_hook(NormPort(module, node), with_kwargs=True)
+        case _:
+            assert_never(handle.tap)
+
+
+def install_penalty(model: nn.Module, parts: tuple[Regularised, ...]) -> RemovableHandle:
+    """Makes the regularisers of the active deltas part of the model's loss."""
+    return model.register_forward_hook(PenaltyPort(parts))
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else next(iter(kwargs.values()))

@@ -1,0 +1,343 @@
+"""Deltas on disk: ``delta.json`` says what they are, ``delta.safetensors`` holds their tensors.
+
+Reading is strict: every tensor is used exactly once or nothing is loaded. Nothing is unpickled.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from deltakit._files import atomic_path, write_text
+from deltakit.core.method import Method, method_from_dict, method_to_dict
+from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, UnknownName
+from deltakit.inject.attach import activate, attach, check_name, deactivate, detach
+from deltakit.inject.bank import Attached, Bank, bank_of, base_parameters, head_names, need_bank
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG = "delta.json"
+WEIGHTS = "delta.safetensors"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One delta of a checkpoint: the one that was saved, or a member of it."""
+
+    name: str
+    method: Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder that has been read and checked, apart from any model.
+
+    Attributes:
+        folder: where it was read.
+        parts: the deltas, members first; the last one is the one that was saved.
+        base: what it was made on: model_type, hidden_size, layers.
+        tensors: by ``<part>/<site>.<parameter>``, or ``<part>/own/<parameter of the model>``.
+    """
+
+    folder: Path
+    parts: tuple[Part, ...]
+    base: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save(model: "PreTrainedModel", folder: str | Path, name: str = "default") -> None:
+    """Saves one attached delta, its members, and its task head.
+
+    Args:
+        model: a model with deltas.
+        folder: made if needed; files of an earlier delta in it are replaced, each atomically.
+        name: which delta.
+
+    Raises:
+        UnknownName: no delta has the name.
+        DeltakitError: nothing is attached.
+    """
+    from safetensors.torch import save_file
+
+    bank = need_bank(model)
+    bank.get(name)
+    parts = bank.closure((name,))
+    tensors = dict(_tensors(model, bank, parts))
+    target = Path(folder)
+    with atomic_path(target / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        digest = _sha256(temporary)
+    config = {
+        "format": "deltakit",
+        "schema_version": SCHEMA_VERSION,
+        "base": _base(model),
+        "deltas": [{"name": p.name, "method": method_to_dict(p.method)} for p in parts],
+        "weights": {"file": WEIGHTS, "sha256": digest},
+    }
+    write_text(target / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def load(
+    model: "PreTrainedModel", folder: str | Path, name: str | None = None, *, head: bool = True
+) -> None:
+    """Attaches a saved delta, with its members, and makes it the active one.
+
+    A member whose name is attached already is taken as it is if it is the same delta.
+
+    Args:
+        model: a model of the architecture and size that the delta was made for.
+        folder: what `save` wrote.
+        name: the name to attach it under; by default the one that it was saved under.
+        head: whether to load the task head that was saved with it.
+
+    Raises:
+        CheckpointError: a missing or torn file, another format, another architecture, a tensor
+            that is missing, left over, of another shape or not finite. The model is unchanged.
+        NameInUse: another delta has the name.
+    """
+    checkpoint = read(Path(folder))
+    _check_base(model, checkpoint)
+    bank = bank_of(model)
+    active, trained = (None, ()) if bank is None else (bank.active, bank.trained)
+    added: list[str] = []
+    try:
+        for part in checkpoint.parts:
+            _load_part(model, checkpoint, part, name, added, head=head)
+    except BaseException:
+        for each in reversed(added):
+            detach(model, each)
+        if bank is not None and active is not None:
+            activate(model, active, train=trained)
+        raise
+
+
+def read(folder: Path) -> Checkpoint:
+    """Reads a folder that `save` wrote, without a model.
+
+    Raises:
+        CheckpointError: as `load`, as far as it can be told without a model.
+    """
+    config = _read_config(folder)
+    try:
+        parts = tuple(
+            Part(name=each["name"], method=method_from_dict(each["method"]))
+            for each in config["deltas"]
+        )
+        for part in parts:
+            check_name(part.name)
+        base, digest = dict(config["base"]), config["weights"]["sha256"]
+    except (KeyError, TypeError, InvalidConfig, UnknownName) as error:
+        reason = str(error) if isinstance(error, DeltakitError) else f"bad or missing key {error}"
+        raise CheckpointError(f"{folder / CONFIG}: {reason}") from None
+    tensors = _read_tensors(folder / WEIGHTS, digest)
+    stray = [key for key in tensors if key.partition("/")[0] not in {part.name for part in parts}]
+    if stray or not parts:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} holds tensors of no delta in {CONFIG}: {_named('', stray)}."
+        )
+    return Checkpoint(folder=folder, parts=parts, base=base, tensors=tensors)
+
+
+# -------------------------------------------------------------------------------------- writing
+
+
+def _tensors(
+    model: "PreTrainedModel", bank: Bank, parts: tuple[Attached, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    for part in parts:
+        for key, tensor in part.tensors():
+            yield f"{part.name}/{key}", _plain(tensor)
+    top = parts[-1]
+    parameters = base_parameters(model)
+    for parameter, stored in top.own.items():
+        owner, _ = bank.displaced.get(parameter, (None, None))
+        value = parameters[parameter] if owner == top.name else stored
+        yield f"{top.name}/own/{parameter}", _plain(value)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _base(model: "PreTrainedModel") -> dict[str, Any]:
+    return {
+        "model_type": model.config.model_type,
+        "hidden_size": model.config.hidden_size,
+        "num_hidden_layers": model.config.num_hidden_layers,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -------------------------------------------------------------------------------------- reading
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {CONFIG}{_what_it_is(folder)}.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(config, dict) or config.get("format") != "deltakit":
+        raise CheckpointError(f"{path} is not a delta that deltakit saved (no format 'deltakit').")
+    version = config.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema_version {version!r}; this deltakit reads {SCHEMA_VERSION}. Load "
+            "it with the version that saved it, or save it anew."
+        )
+    return config
+
+
+def _what_it_is(folder: Path) -> str:
+    if not folder.is_dir():
+        return ", it does not exist" if not folder.exists() else ", it is no folder"
+    if not (folder / "adapter_config.json").is_file():
+        return f"; a delta that deltakit saved has {CONFIG} and {WEIGHTS}"
+    text = (folder / "adapter_config.json").read_text(encoding="utf-8", errors="replace")
+    other = "PEFT" if '"peft_type"' in text else "AdapterHub"
+    return f", but adapter_config.json: it is a checkpoint of {other}, which load does not read"
+
+
+def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing beside its {CONFIG}.")
+    if _sha256(path) != digest:
+        raise CheckpointError(
+            f"{path} is not the file that its {CONFIG} was written for (its SHA-256 differs): it "
+            "was cut short or replaced. Copy both files again."
+        )
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{path} holds values in {key!r} that are not finite.")
+    return tensors
+
+
+def _check_base(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
+    here = _base(model)
+    for key, value in here.items():
+        if checkpoint.base.get(key) != value:
+            raise CheckpointError(
+                f"{checkpoint.folder} was made on a base with {key}={checkpoint.base.get(key)!r}; "
+                f"this {type(model).__name__} has {key}={value!r}. Load it on a model like its own."
+            )
+
+
+def _load_part(
+    model: "PreTrainedModel",
+    checkpoint: Checkpoint,
+    part: Part,
+    rename: str | None,
+    added: list[str],
+    *,
+    head: bool,
+) -> None:
+    is_top = part is checkpoint.parts[-1]
+    name = rename if is_top and rename is not None else part.name
+    bank = bank_of(model)
+    if not is_top and bank is not None and name in bank.attached:
+        _check_same(bank.get(name), part, checkpoint)
+        return
+    attach(model, part.method, name)
+    added.append(name)
+    bank = need_bank(model)
+    attached = bank.get(name)
+    expected = dict(attached.tensors())
+    prefix = f"{part.name}/"
+    given = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in checkpoint.tensors.items()
+        if key.startswith(prefix) and not key.startswith(f"{prefix}own/")
+    }
+    _check_keys(checkpoint.folder, expected, given)
+    with torch.no_grad():
+        for key, tensor in given.items():
+            expected[key].copy_(tensor)
+    if is_top:
+        _load_own(model, bank, attached, checkpoint, head=head)
+
+
+def _load_own(
+    model: "PreTrainedModel", bank: Bank, attached: Attached, checkpoint: Checkpoint, *, head: bool
+) -> None:
+    """The delta's values for the head and for parameters of the base."""
+    heads = head_names(model)
+    given = _own_tensors(checkpoint)
+    needed = {key: value for key, value in attached.own.items() if key not in heads}
+    wanted = {key: value for key, value in attached.own.items() if key in needed or key in given}
+    if not head:
+        wanted, given = needed, {key: given[key] for key in given if key in needed}
+    _check_keys(checkpoint.folder, wanted, given, hint=_HEAD_HINT)
+    active, trained = bank.active, bank.trained
+    deactivate(model, bank)
+    for key, tensor in given.items():
+        attached.own[key] = tensor.to(attached.own[key].device, attached.own[key].dtype)
+    if active is not None:
+        activate(model, active, train=trained)
+
+
+_HEAD_HINT = " To load the delta without its task head, pass head=False."
+
+
+def _own_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    prefix = f"{checkpoint.parts[-1].name}/own/"
+    return {
+        k.removeprefix(prefix): t for k, t in checkpoint.tensors.items() if k.startswith(prefix)
+    }
+
+
+def _check_keys(
+    folder: Path, expected: dict[str, Tensor], given: dict[str, Tensor], *, hint: str = ""
+) -> None:
+    missing = [key for key in expected if key not in given]
+    extra = [key for key in given if key not in expected]
+    if missing or extra:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not fit this model: {_named('missing', missing)}"
+            f"{', ' if missing and extra else ''}{_named('left over', extra)}.{hint}"
+        )
+    for key, tensor in given.items():
+        if tensor.shape != expected[key].shape:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {key!r} has shape {tuple(tensor.shape)}, this model needs "
+                f"{tuple(expected[key].shape)}.{hint}"
+            )
+
+
+def _named(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{what} {', '.join(map(repr, keys[:3]))}{more}"
+
+
+def _check_same(attached: Attached, part: Part, checkpoint: Checkpoint) -> None:
+    own = {f"{part.name}/{key}": tensor for key, tensor in attached.tensors()}
+    same = attached.method == part.method and all(
+        key in checkpoint.tensors and torch.equal(tensor.cpu(), checkpoint.tensors[key])
+        for key, tensor in own.items()
+    )
+    if not same:
+        raise CheckpointError(
+            f"{checkpoint.folder} has a member {part.name!r}, and another delta of that name is "
+            "attached. Detach that one first."
+        )

@@ -1,0 +1,217 @@
+r"""Sequential bottleneck adapters, in the two placements of the literature.
+
+    Δh = f(h W_down + b_down) W_up + b_up,    h <- h + s Δh
+
+====================  =================================  ==========  ===========
+axis                  houlsby                            pfeiffer    value
+====================  =================================  ==========  ===========
+functional form       bottleneck                         bottleneck  f, d -> m -> d
+insertion             sequential                         sequential
+modified              attention and FFN output, before   the stream that leaves the
+                      the residual addition              block, around its last norm
+composition           h + Δh                             h + Δh
+====================  =================================  ==========  ===========
+
+Houlsby et al. (2019, arXiv:1902.00751) put one adapter after each of the two sub-modules of a
+layer. Pfeiffer et al. (2021, arXiv:2005.00247) keep the one after the feed-forward; in a post-LN
+model it reads LN(h + x) and its change enters the residual sum *before* that norm, which then runs
+again: y = LN(h + x + Δ(LN(h + x))). In a pre-LN model the stream has no norm there and
+y = s + Δ(s) with s = x + h.
+
+Where the sources differ. Houlsby's text names no nonlinearity and its code uses GELU; the
+`adapters` library uses swish. The paper also trains the model's layer norms (`train_norms=True`);
+`adapters` does not, and neither does the default here, so that a count is a count of adapters.
+The paper initialises with σ = 1e-2, its code with 1e-3; `adapters` draws from N(0, 0.02²).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltakit.core.delta import Delta
+from deltakit.core.method import (
+    Method,
+    Paper,
+    Placement,
+    check_choice,
+    check_fraction,
+    check_positive,
+    check_whole,
+    register_method,
+)
+from deltakit.core.site import Handle, Insertion, Site
+from deltakit.errors import InvalidConfig
+
+HOULSBY = Paper(
+    key="houlsby2019parameter",
+    title="Parameter-Efficient Transfer Learning for NLP",
+    authors="Houlsby, Neil and Giurgiu, Andrei and Jastrzebski, Stanislaw and Morrone, Bruna and "
+    "de Laroussilhe, Quentin and Gesmundo, Andrea and Attariyan, Mona and Gelly, Sylvain",
+    year=2019,
+    venue="International Conference on Machine Learning",
+    arxiv="1902.00751",
+)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+    "leakyrelu": F.leaky_relu,
+    "identity": _identity,
+}
+"""The nonlinearities f, by transformers' names."""
+
+Initialisation = Literal["truncated_normal", "normal", "lora"]
+INITIALISATIONS: tuple[Initialisation, ...] = ("truncated_normal", "normal", "lora")
+
+
+class Bottleneck(Delta):
+    """f(x W_down + b_down) W_up + b_up, with dropout on the result.
+
+    Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., bottleneck)``.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        bottleneck: int,
+        activation: str,
+        initialisation: Initialisation,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(d_in, bottleneck)
+        self.activation = ACTIVATIONS[activation]
+        self.up = nn.Linear(bottleneck, d_out)
+        self.dropout = dropout
+        initialise(self.down.weight, self.up.weight, initialisation)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = self.up(self.activation(self.down(x)))
+        return F.dropout(change, self.dropout, self.training) if self.dropout else change
+
+
+def initialise(down: Tensor, up: Tensor, how: Initialisation) -> None:
+    """Fills both matrices: near the identity as the papers do, or exactly there ("lora")."""
+    match how:
+        case "truncated_normal":  # Houlsby et al.: σ = 1e-2, cut at two σ
+            nn.init.trunc_normal_(down, std=1e-2, a=-2e-2, b=2e-2)
+            nn.init.trunc_normal_(up, std=1e-2, a=-2e-2, b=2e-2)
+        case "normal":  # Pfeiffer et al., as BERT itself
+            nn.init.normal_(down, std=0.02)
+            nn.init.normal_(up, std=0.02)
+        case "lora":  # He et al.: Δh is zero at the start
+            nn.init.kaiming_uniform_(down, a=5**0.5)
+            nn.init.zeros_(up)
+
+
+@dataclass(frozen=True)
+class _Preset:
+    sites: tuple[Site, ...]
+    activation: str
+    initialisation: Initialisation
+
+
+_PRESETS = {
+    "houlsby": _Preset((Site.ATTN_OUT, Site.FFN_OUT), "gelu", "truncated_normal"),
+    "pfeiffer": _Preset((Site.BLOCK_OUT,), "relu", "normal"),
+}
+
+
+@register_method("adapter")
+@register_method("pfeiffer", placement="pfeiffer")
+@register_method("houlsby", placement="houlsby")
+@dataclass(frozen=True, kw_only=True)
+class SequentialAdapter(Method):
+    """A bottleneck that reads the representation it changes (Houlsby 2019, Pfeiffer 2021).
+
+    Args:
+        placement: "pfeiffer" (after the feed-forward) or "houlsby" (after both sub-modules).
+        reduction: d / m, the width of the model over the width of the bottleneck.
+        bottleneck: m itself; overrides `reduction`.
+        activation: the nonlinearity; None takes the placement's own (pfeiffer relu, houlsby gelu).
+        initialisation: None takes the placement's own (pfeiffer "normal", houlsby
+            "truncated_normal"); "lora" starts exactly at the identity.
+        scale: the s of h + s Δh.
+        dropout: on Δh, in training.
+        train_norms: train the base's norm layers too, as Houlsby et al. do.
+
+    Raises:
+        InvalidConfig: a value out of range.
+    """
+
+    placement: str = "pfeiffer"
+    reduction: float = 16
+    bottleneck: int | None = None
+    activation: str | None = None
+    initialisation: Initialisation | None = None
+    scale: float = 1.0
+    dropout: float = 0.0
+    train_norms: bool = False
+
+    paper: ClassVar[Paper] = HOULSBY
+    learning_rate: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        check_choice(self, tuple(_PRESETS), placement=self.placement)
+        check_positive(self, reduction=self.reduction, scale=self.scale)
+        check_fraction(self, dropout=self.dropout)
+        if self.bottleneck is not None:
+            check_whole(self, bottleneck=self.bottleneck)
+        if self.activation is not None:
+            check_choice(self, tuple(ACTIVATIONS), activation=self.activation)
+        if self.initialisation is not None:
+            check_choice(self, INITIALISATIONS, initialisation=self.initialisation)
+
+    def placements(self) -> tuple[Placement, ...]:
+        return tuple(
+            Placement(site=site, form=self.form, insertion=Insertion.SEQUENTIAL, scale=self.scale)
+            for site in _PRESETS[self.placement].sites
+        )
+
+    def form(self, handle: Handle) -> Delta:
+        """The bottleneck for one site."""
+        preset = _PRESETS[self.placement]
+        return Bottleneck(
+            handle.d_out,
+            handle.d_out,
+            bottleneck=bottleneck_width(handle.d_out, self.reduction, self.bottleneck),
+            activation=self.activation or preset.activation,
+            initialisation=self.initialisation or preset.initialisation,
+            dropout=self.dropout,
+        )
+
+    def trains(self, name: str, owner: nn.Module) -> bool:
+        return self.train_norms and type(owner).__name__.endswith("Norm")
+
+
+def bottleneck_width(d: int, reduction: float, bottleneck: int | None) -> int:
+    """m for a model of width d.
+
+    Raises:
+        InvalidConfig: the reduction leaves no width at all.
+    """
+    width = bottleneck if bottleneck is not None else int(d // reduction)
+    if width < 1:
+        raise InvalidConfig(
+            f"reduction={reduction} leaves no bottleneck in a model of width {d}. Take a reduction "
+            f"of at most {d}, or set bottleneck=."
+        )
+    return width

@@ -1,0 +1,46 @@
+"""The two baselines that every comparison needs: train nothing of the base, train all of it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from deltakit.core.method import Method, Paper, Role, register_method
+
+_BERT = Paper(
+    key="devlin2019bert",
+    title="BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+    authors="Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina",
+    year=2019,
+    venue="Conference of the North American Chapter of the Association for Computational "
+    "Linguistics",
+    arxiv="1810.04805",
+)
+
+
+@register_method("head")
+@dataclass(frozen=True, kw_only=True)
+class HeadOnly(Method):
+    """Trains the task head on the frozen base: the floor that a delta must beat."""
+
+    paper: ClassVar[Paper] = _BERT
+    learning_rate: ClassVar[float] = 1e-3
+    role: ClassVar[Role] = Role.FLOOR
+
+
+@register_method("full")
+@dataclass(frozen=True, kw_only=True)
+class FullFineTuning(Method):
+    """Trains every parameter of the base and the head.
+
+    While it is attached the original weights are kept beside the trained ones, so that `detach`
+    gives them back.
+    """
+
+    paper: ClassVar[Paper] = _BERT
+    learning_rate: ClassVar[float] = 5e-5
+    role: ClassVar[Role] = Role.CEILING
+
+    def trains(self, name: str, owner: nn.Module) -> bool:
+        del name, owner
+        return True

@@ -1,0 +1,161 @@
+r"""LoRA: a low-rank change of a linear map (Hu et al. 2022, arXiv:2106.09685).
+
+    y = x Wᵀ + b + s · drop(x) Aᵀ Bᵀ,    A: (r, d_in),  B: (d_out, r),  s = α / r  (rsLoRA: α / √r)
+
+=================  ===============================================
+axis               value
+=================  ===============================================
+functional form    low rank, no nonlinearity
+insertion          parallel: it reads the linear's own input
+modified           the projections of queries and values by default
+composition        h + s Δh
+=================  ===============================================
+
+Where the sources differ. The paper draws A from a Gaussian; the authors' code and PEFT draw it
+uniformly (Kaiming with a = √5). The default here is the paper's, with PEFT's σ = 1 / r; the other
+is ``initialisation="kaiming"``. B is zero in both, so Δh is zero at the start. On a fused
+projection (GPT-2's c_attn) each site has matrices of its own over its own columns, so query and
+value alone can be adapted.
+
+rsLoRA: Kalajdzievski (2023, arXiv:2312.03732).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltakit.core.delta import Delta, Mergeable
+from deltakit.core.method import (
+    Method,
+    Paper,
+    Placement,
+    check_choice,
+    check_fraction,
+    check_positive,
+    check_whole,
+    register_method,
+)
+from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
+from deltakit.errors import InvalidConfig, unknown
+
+Initialisation = Literal["gaussian", "kaiming"]
+
+
+class LowRank(Delta, Mergeable):
+    """drop(x) Aᵀ Bᵀ. Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., rank)``."""
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        rank: int,
+        dropout: float = 0.0,
+        initialisation: Initialisation = "gaussian",
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.lora_A = nn.Parameter(torch.empty(rank, d_in))
+        self.lora_B = nn.Parameter(torch.zeros(d_out, rank))
+        match initialisation:
+            case "gaussian":
+                nn.init.normal_(self.lora_A, std=1 / rank)
+            case "kaiming":
+                nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    def weight_change(self) -> Tensor:
+        return self.lora_B @ self.lora_A
+
+
+@register_method("lora")
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """A low-rank change beside linear projections (Hu et al. 2022).
+
+    Args:
+        rank: r.
+        alpha: α; the change is scaled by α / r, or α / √r with `rslora`.
+        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), or "all"
+            for every linear projection that the model has.
+        rslora: rank-stabilised scaling.
+        dropout: on the input of A, in training.
+        initialisation: of A: "gaussian" (the paper) or "kaiming" (the authors' code, PEFT).
+
+    Raises:
+        InvalidConfig: a value out of range.
+        UnknownName: a target that is no linear site.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    targets: tuple[str, ...] = ("q", "v")
+    rslora: bool = False
+    dropout: float = 0.0
+    initialisation: Initialisation = "gaussian"
+
+    paper: ClassVar[Paper] = Paper(
+        key="hu2022lora",
+        title="LoRA: Low-Rank Adaptation of Large Language Models",
+        authors="Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, "
+        "Yuanzhi and Wang, Shean and Wang, Lu and Chen, Weizhu",
+        year=2022,
+        venue="International Conference on Learning Representations",
+        arxiv="2106.09685",
+    )
+    learning_rate: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        check_whole(self, rank=self.rank)
+        check_positive(self, alpha=self.alpha)
+        check_fraction(self, dropout=self.dropout)
+        check_choice(self, ("gaussian", "kaiming"), initialisation=self.initialisation)
+        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+        if not targets:
+            raise InvalidConfig("LoRA(targets=()): name at least one site, for example 'q'.")
+        object.__setattr__(self, "targets", targets)
+        self.sites()
+
+    def sites(self) -> tuple[Site, ...]:
+        """The targets as sites, each once, in the order of the vocabulary."""
+        if self.targets == ("all",):
+            return LINEAR_SITES
+        wanted = {_linear_site(target) for target in self.targets}
+        return tuple(site for site in LINEAR_SITES if site in wanted)
+
+    def placements(self) -> tuple[Placement, ...]:
+        scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+        return tuple(
+            Placement(
+                site=site,
+                form=self.form,
+                insertion=Insertion.PARALLEL,
+                scale=scale,
+                optional=self.targets == ("all",),
+            )
+            for site in self.sites()
+        )
+
+    def form(self, handle: Handle) -> Delta:
+        """The low-rank pair for one projection."""
+        return LowRank(
+            handle.d_in,
+            handle.d_out,
+            rank=self.rank,
+            dropout=self.dropout,
+            initialisation=self.initialisation,
+        )
+
+
+def _linear_site(name: str) -> Site:
+    names = {site.value: site for site in LINEAR_SITES}
+    names |= {site.value.partition(".")[2]: site for site in LINEAR_SITES}
+    if name not in names:
+        raise unknown("LoRA target", name, [*names, "all"])
+    return names[name]

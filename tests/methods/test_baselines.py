@@ -1,0 +1,209 @@
+"""The baselines, and the parameter counts of the papers on models without memory."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import deltakit as dk
+from deltakit.core.method import Role
+
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+LLAMA_3B = {
+    "vocab_size": 128256,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+
+
+def meta(family: str, kind: str = "bare", **config: Any) -> Any:
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
+
+    cls = {
+        "bare": AutoModel,
+        "causal": AutoModelForCausalLM,
+        "classify": AutoModelForSequenceClassification,
+    }[kind]
+    with torch.device("meta"):
+        return cls.from_config(AutoConfig.for_model(family, **config))
+
+
+def trained(model: Any, method: dk.Method) -> int:
+    dk.attach(model, method)
+    found = dk.summary(model)
+    by_flag = sum(p.numel() for p in model.deltakit.parameters() if p.requires_grad)
+    assert found.trained_params == found.deployed_params == by_flag
+    assert sum(row.params for row in found.rows) == found.deployed_params
+    dk.detach(model)
+    return found.trained_params
+
+
+@pytest.fixture(scope="module")
+def bert_base() -> Any:
+    return meta("bert")
+
+
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [
+        ("pfeiffer[bottleneck=48]", 894_528),  # P4
+        ("pfeiffer", 894_528),
+        ("pfeiffer[reduction=2]", 7_091_712),  # P5
+        ("pfeiffer[reduction=64]", 230_544),
+        ("houlsby", 1_789_056),  # P6
+        ("lora[rank=8]", 294_912),  # P9
+        ("lora[rank=8,targets=q/k/v]", 442_368),
+        ("lora[rank=8,targets=q/k/v/up/down]", 1_179_648),
+        ("lora[rank=8]+pfeiffer", 294_912 + 894_528),
+    ],
+)
+def test_published_counts_bert_base(bert_base: Any, spec: str, count: int) -> None:
+    assert trained(bert_base, dk.parse_method(spec)) == count
+
+
+def test_published_count_lora_roberta_large() -> None:
+    assert trained(meta("roberta", **ROBERTA, **LARGE), dk.LoRA(rank=8)) == 786_432  # P11
+
+
+def test_published_counts_llama_3b() -> None:
+    model = meta("llama", "causal", **LLAMA_3B)
+    dk.attach(model, dk.LoRA(rank=32))
+    found = dk.summary(model)
+    assert found.trained_params == 9_175_040  # P20
+    assert found.base_params == 3_212_749_824
+    assert found.head_params == 0
+
+
+def test_published_count_fusion_of_eight(bert_base: Any) -> None:
+    model, names = bert_base, tuple("abcdefgh")
+    for name in names:
+        dk.attach(model, dk.SequentialAdapter(), name=name)
+    dk.attach(model, dk.AdapterFusion(*names), name="fused")
+    found = dk.summary(model)
+    dk.detach(model)
+    assert found.trained_params == 21_252_096  # P23
+    assert found.deployed_params == 21_252_096 + 8 * 894_528
+    assert {row.delta: row.trained for row in found.rows} == {
+        **dict.fromkeys(names, False),
+        "fused": True,
+    }
+
+
+def test_published_count_fusion_without_value(bert_base: Any) -> None:
+    dk.attach(bert_base, dk.SequentialAdapter(), name="a")
+    dk.attach(bert_base, dk.AdapterFusion("a", value=False), name="fused")
+    found = dk.summary(bert_base)
+    dk.detach(bert_base)
+    assert found.trained_params == 14_174_208
+
+
+def test_base_params_of_the_bases(bert_base: Any) -> None:
+    assert dk.summary(bert_base).base_params == 109_482_240
+    assert dk.summary(meta("roberta", **ROBERTA)).base_params == 124_645_632
+
+
+def test_base_bytes_and_delta_bytes(kit: SimpleNamespace) -> None:
+    model = kit.make_model("bert").to(torch.bfloat16)
+    dk.attach(model, dk.LoRA(rank=4))
+    found = dk.summary(model)
+    assert found.delta_bytes == 2 * found.deployed_params == 2 * 2 * 2 * 4 * (16 + 16)
+    buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+    assert found.base_bytes == 2 * found.base_params + buffers
+    assert found.trained_pct == pytest.approx(100 * found.trained_params / found.base_params)
+
+
+def test_summary_is_a_table(kit: SimpleNamespace) -> None:
+    model = kit.make_model("bert", "classify")
+    plain = str(dk.summary(model))
+    assert "trained 0" in plain and "\n" not in plain
+    dk.attach(model, dk.LoRA(rank=4), name="mine")
+    text = str(dk.summary(model))
+    assert text.splitlines()[0].split() == ["delta", "site", "layers", "parameters", "trained"]
+    assert "mine" in text and "encoder attn.q" in text
+    row = dk.summary(model).rows[0]
+    assert (row.site, row.layers, row.params, row.trained) == ("encoder attn.q", 2, 256, True)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert", "gpt2", "llama"])
+def test_head_only_trains_the_head_and_nothing_of_the_base(
+    kit: SimpleNamespace, family: str
+) -> None:
+    model, batch = kit.make_model(family, "classify"), kit.make_batch(labels=True)
+    inside = {f"{model.base_model_prefix}.{n}" for n, _ in model.base_model.named_parameters()}
+    before = kit.snapshot(model)
+    dk.attach(model, dk.HeadOnly())
+    found = dk.summary(model)
+    head = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert found.trained_params == found.deployed_params == 0 and found.rows == ()
+    assert head == {n for n, _ in model.named_parameters()} - inside
+    assert found.head_params == sum(p.numel() for n, p in model.named_parameters() if n in head)
+    assert kit.hook_count(model) == before["hooks"]
+    kit.train_steps(model, batch)
+    assert not any(torch.equal(model.get_parameter(n), before["state"][n]) for n in head)
+    dk.detach(model)
+    kit.assert_same(before, kit.snapshot(model))
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "llama"])
+def test_full_trains_everything_and_gives_it_back(kit: SimpleNamespace, family: str) -> None:
+    model, batch = kit.make_model(family, "classify"), kit.make_batch(labels=True)
+    before = kit.snapshot(model)
+    plain = kit.out(model, batch)
+    dk.attach(model, dk.FullFineTuning(), name="all")
+    found = dk.summary(model)
+    assert found.trained_params == found.deployed_params == found.base_params
+    assert all(p.requires_grad for p in model.parameters())
+    assert torch.equal(kit.out(model, batch), plain)
+    kit.train_steps(model, batch)
+    after = kit.out(model, batch)
+    assert not torch.equal(after, plain)
+    with dk.disabled(model):
+        assert torch.equal(kit.out(model, batch), plain)
+    assert torch.equal(kit.out(model, batch), after)
+    dk.detach(model)
+    kit.assert_same(before, kit.snapshot(model))
+    assert torch.equal(kit.out(model, batch), plain)
+
+
+def test_full_equals_plain_training(kit: SimpleNamespace) -> None:
+    batch = kit.make_batch(labels=True)
+    plain, attached = kit.make_model("bert", "classify"), kit.make_model("bert", "classify")
+    dk.attach(attached, dk.FullFineTuning())
+    kit.train_steps(plain, batch)
+    kit.train_steps(attached, batch)
+    assert torch.equal(kit.out(plain, batch), kit.out(attached, batch))
+
+
+def test_full_on_tied_embeddings(kit: SimpleNamespace) -> None:
+    model = kit.make_model("llama", "causal", tie_word_embeddings=True)
+    before = kit.snapshot(model)
+    batch = kit.make_batch()
+    dk.attach(model, dk.FullFineTuning())
+    assert dk.summary(model).trained_params == dk.summary(model).base_params
+    kit.train_steps(model, {**batch, "labels": batch["input_ids"]})
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    dk.detach(model)
+    kit.assert_same(before, kit.snapshot(model))
+
+
+def test_roles() -> None:
+    assert dk.HeadOnly.role is Role.FLOOR
+    assert dk.FullFineTuning.role is Role.CEILING
+    assert dk.LoRA.role is Role.METHOD

@@ -1,0 +1,78 @@
+"""What users import stays what it is."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deltakit as dk
+
+PUBLIC = [
+    "AdapterFusion", "Combiner", "Delta", "DeltakitError", "Family", "FullFineTuning", "Handle",
+    "HeadOnly", "Insertion", "LayerStack", "LoRA", "Location", "Mean", "Mergeable", "Method",
+    "NotMergeable", "Paper", "Placement", "Regularised", "SequentialAdapter", "Site", "Stack", "__version__",
+    "activate", "attach", "detach", "disabled", "fusion_attention", "load", "merge",
+    "parse_method", "register_family", "register_method", "resolve", "save", "summary", "unmerge",
+]  # fmt: skip
+PACKAGE = Path(dk.__file__).parent
+
+
+def test_names() -> None:
+    assert dk.__all__ == PUBLIC
+    assert dir(dk) == PUBLIC
+
+
+def test_every_name_is_there_and_has_a_docstring() -> None:
+    for name in PUBLIC:
+        thing = getattr(dk, name)
+        assert name == "__version__" or inspect.getdoc(thing), name
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    import ast
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    typed = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltakit.")
+        for alias in node.names
+    }
+    assert typed == set(PUBLIC) - {"__version__"}
+
+
+def test_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'deltakit' has no attribute 'Lora'"):
+        dk.Lora  # noqa: B018
+
+
+def test_no_name_is_a_subpackage() -> None:
+    inside = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert inside.isdisjoint(PUBLIC)
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = (
+        "import sys, deltakit; "
+        "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'matplotlib', 'numpy'}; "
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_importing_the_api_does_not_import_transformers() -> None:
+    code = (
+        "import sys, deltakit as dk; [getattr(dk, name) for name in dk.__all__]; "
+        "sys.exit('transformers' if 'transformers' in sys.modules else 0)"
+    )
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
