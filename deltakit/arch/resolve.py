@@ -22,6 +22,13 @@ def family_of(model: "PreTrainedModel") -> Family:
     Raises:
         UnknownArchitecture: no family has the model's `model_type`.
     """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise UnknownArchitecture(
+            f"{type(model).__name__} is no transformers model (PreTrainedModel); attach to the "
+            "transformers model inside it."
+        )
     importlib.import_module("deltakit.arch.families")
     model_type = model.config.model_type
     try:

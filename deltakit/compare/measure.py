@@ -206,8 +206,13 @@ def latency(model: "PreTrainedModel", batch: Batch, *, repeats: int) -> Latency:
 
 
 def merged_latency_vs_base(model: "PreTrainedModel", batch: Batch, *, repeats: int) -> float | None:
-    """The same ratio with the deltas merged into the weights; None where they do not merge."""
+    """The same ratio with the deltas merged into the weights.
+
+    None where they do not merge, or where there is nothing at any site to merge.
+    """
     model.eval()
+    if not any(row.layers for row in dk.summary(model).rows):
+        return None
     try:
         dk.merge(model)
     except dk.NotMergeable:

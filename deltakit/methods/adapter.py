@@ -58,6 +58,17 @@ HOULSBY = Paper(
 )
 
 
+PFEIFFER = Paper(
+    key="pfeiffer2021adapterfusion",
+    title="AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
+    authors="Pfeiffer, Jonas and Kamath, Aishwarya and Rücklé, Andreas and Cho, Kyunghyun and "
+    "Gurevych, Iryna",
+    year=2021,
+    venue="Conference of the European Chapter of the Association for Computational Linguistics",
+    arxiv="2005.00247",
+)
+
+
 def _identity(x: Tensor) -> Tensor:
     return x
 
@@ -127,11 +138,12 @@ class _Preset:
     sites: tuple[Site, ...]
     activation: str
     initialisation: Initialisation
+    paper: Paper
 
 
 _PRESETS = {
-    "houlsby": _Preset((Site.ATTN_OUT, Site.FFN_OUT), "gelu", "truncated_normal"),
-    "pfeiffer": _Preset((Site.BLOCK_OUT,), "relu", "normal"),
+    "houlsby": _Preset((Site.ATTN_OUT, Site.FFN_OUT), "gelu", "truncated_normal", HOULSBY),
+    "pfeiffer": _Preset((Site.BLOCK_OUT,), "relu", "normal", PFEIFFER),
 }
 
 
@@ -166,8 +178,7 @@ class SequentialAdapter(Method):
     dropout: float = 0.0
     train_norms: bool = False
 
-    paper: ClassVar[Paper] = HOULSBY
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
         check_choice(self, tuple(_PRESETS), placement=self.placement)
@@ -179,6 +190,11 @@ class SequentialAdapter(Method):
             check_choice(self, tuple(ACTIVATIONS), activation=self.activation)
         if self.initialisation is not None:
             check_choice(self, INITIALISATIONS, initialisation=self.initialisation)
+
+    @property
+    def paper(self) -> Paper:  # type: ignore[override]
+        """The paper of the placement."""
+        return _PRESETS[self.placement].paper
 
     def placements(self) -> tuple[Placement, ...]:
         return tuple(

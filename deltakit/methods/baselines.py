@@ -24,7 +24,7 @@ class HeadOnly(Method):
     """Trains the task head on the frozen base: the floor that a delta must beat."""
 
     paper: ClassVar[Paper] = _BERT
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 2e-2
     role: ClassVar[Role] = Role.FLOOR
 
 

@@ -32,7 +32,7 @@ from deltakit.core.method import (
 )
 from deltakit.core.site import Handle
 from deltakit.errors import InvalidConfig
-from deltakit.methods.adapter import SequentialAdapter
+from deltakit.methods.adapter import PFEIFFER, SequentialAdapter
 
 
 class Fusion(Combiner, Attending, Regularised):
@@ -109,15 +109,7 @@ class AdapterFusion(CombiningMethod):
     regularisation: float = 0.01
     dropout: float = 0.0
 
-    paper: ClassVar[Paper] = Paper(
-        key="pfeiffer2021adapterfusion",
-        title="AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
-        authors="Pfeiffer, Jonas and Kamath, Aishwarya and Rücklé, Andreas and Cho, Kyunghyun and "
-        "Gurevych, Iryna",
-        year=2021,
-        venue="Conference of the European Chapter of the Association for Computational Linguistics",
-        arxiv="2005.00247",
-    )
+    paper: ClassVar[Paper] = PFEIFFER
     learning_rate: ClassVar[float] = 5e-4
 
     def __init__(

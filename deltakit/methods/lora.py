@@ -109,7 +109,7 @@ class LoRA(Method):
         venue="International Conference on Learning Representations",
         arxiv="2106.09685",
     )
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
         check_whole(self, rank=self.rank)
