@@ -3,6 +3,8 @@
 Every parameter of a tiny model is random, biases and norm weights too: zeros and ones hide bugs.
 """
 
+import copy
+import functools
 import json
 import os
 
@@ -121,6 +123,12 @@ def _fill(module: nn.Module, label: str, std: float) -> None:
 
 def make_model(family: str, kind: str = "bare", **config: Any) -> Any:
     """A tiny model in eval mode: ``kind`` is "bare", "classify" (3 labels) or "causal"."""
+    return copy.deepcopy(_template(family, kind, tuple(config.items())))
+
+
+@functools.cache
+def _template(family: str, kind: str, config: tuple[tuple[str, Any], ...]) -> Any:
+    """Building takes longer than copying, so each kind of model is built once."""
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -134,7 +142,7 @@ def make_model(family: str, kind: str = "bare", **config: Any) -> Any:
         "causal": AutoModelForCausalLM,
     }
     labels = {"num_labels": 3} if kind == "classify" else {}
-    full = AutoConfig.for_model(family, **{**CONFIGS[family], **labels, **config})
+    full = AutoConfig.for_model(family, **{**CONFIGS[family], **labels, **dict(config)})
     model = classes[kind].from_config(full, attn_implementation="eager")
     _fill(model, f"{family}/{kind}", std=0.3)
     return model.eval()

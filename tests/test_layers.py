@@ -106,9 +106,7 @@ def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name.rpartition(".")[2]
 
 
-@pytest.mark.parametrize(
-    "path", sources("compare", "inject", "cli"), ids=relative
-)
+@pytest.mark.parametrize("path", sources("compare", "inject", "cli"), ids=relative)
 def test_the_harness_names_no_method(path: Path) -> None:
     names = set(METHODS) | set(CLASSES) - {"Sum"}
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -12,8 +12,8 @@ import deltakit as dk
 PUBLIC = [
     "AdapterFusion", "Combiner", "Delta", "DeltakitError", "Family", "FullFineTuning", "Handle",
     "HeadOnly", "Insertion", "LayerStack", "LoRA", "Location", "Mean", "Mergeable", "Method",
-    "NotMergeable", "Paper", "Placement", "Regularised", "SequentialAdapter", "Site", "Stack", "__version__",
-    "activate", "attach", "detach", "disabled", "fusion_attention", "load", "merge",
+    "NotMergeable", "Paper", "Placement", "Regularised", "SequentialAdapter", "Site", "Stack",
+    "__version__", "activate", "attach", "detach", "disabled", "fusion_attention", "load", "merge",
     "parse_method", "register_family", "register_method", "resolve", "save", "summary", "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent

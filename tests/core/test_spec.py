@@ -125,7 +125,10 @@ def test_any_value_is_taken_or_refused_with_an_error_of_ours(name: str, data: An
         ("adapter[bottleneck=none]", dk.SequentialAdapter()),
         ("houlsby[reduction=8]", dk.SequentialAdapter(placement="houlsby", reduction=8)),
         ("lora + houlsby", dk.LoRA() + dk.SequentialAdapter(placement="houlsby")),
-        ("fusion[member=lora+pfeiffer]", dk.AdapterFusion(member=dk.LoRA() + dk.SequentialAdapter())),
+        (
+            "fusion[member=lora+pfeiffer]",
+            dk.AdapterFusion(member=dk.LoRA() + dk.SequentialAdapter()),
+        ),
     ],
 )
 def test_grammar(spec: str, method: Method) -> None:

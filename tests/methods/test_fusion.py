@@ -384,9 +384,9 @@ def test_no_fusion_to_look_at(kit: SimpleNamespace) -> None:
     with pytest.raises(DeltakitError, match="nothing is attached"), dk.fusion_attention(model):
         pass
     dk.attach(model, dk.LoRA())
-    with pytest.raises(IncompatibleDeltas, match="no fusion is active"):
-        with dk.fusion_attention(model):
-            pass
+    message = "no fusion is active"
+    with pytest.raises(IncompatibleDeltas, match=message), dk.fusion_attention(model):
+        pass
 
 
 def test_looking_leaves_no_hook(kit: SimpleNamespace) -> None:

@@ -1,0 +1,349 @@
+"""Wrong input: exit code 2, one line that helps, nothing written."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import deltakit as dk
+
+Ask = Callable[..., str]
+
+
+@pytest.fixture
+def refused(deltakit: Callable[..., Any], small: list[str], tmp_path: Path) -> Ask:
+    """The one line that a comparison with further options ends with."""
+
+    def ask(*options: object, methods: str = "lora") -> str:
+        before = sorted(tmp_path.rglob("*"))
+        ended = deltakit("compare", "--methods", methods, *small, *options)
+        assert sorted(tmp_path.rglob("*")) == before, "something was written"
+        assert ended.out.strip() == ""
+        return ended.line
+
+    return ask
+
+
+def says(line: str, *parts: str) -> None:
+    assert line.startswith("deltakit: ")
+    for part in parts:
+        assert part in line, line
+
+
+# ------------------------------------------------------------------------------------- methods
+
+
+@pytest.mark.parametrize(
+    ("methods", "parts"),
+    [
+        ("lroa", ("'lroa'", "Did you mean 'lora'", "deltakit methods")),
+        ("lora,adaptor", ("'adaptor'", "Did you mean 'adapter'")),
+        ("lora[rnk=4]", ("'rnk'", "rank")),
+        ("lora[rank=0]", ("rank", "0")),
+        ("lora[rank=two]", ("rank", "'two'")),
+        ("lora[rank=4", ("brackets", "lora[rank=4")),
+        ("lora]rank=4[", ("brackets",)),
+        ("lora[rank]", ("'rank'", "key=value")),
+        ("lora[targets=qq]", ("'qq'",)),
+        ("lora,lora", ("'lora'", "twice")),
+        ("fusion[names=a/b]", ("fusion", "--source-tasks")),
+        ("lora+fusion", ("AdapterFusion", "sum")),
+        ("adapter[reduction=400]", ("adapter[reduction=400]", "width")),
+        (",", ("--methods",)),
+    ],
+)
+def test_methods(methods: str, parts: tuple[str, ...], refused: Ask) -> None:
+    says(refused(methods=methods), *parts)
+
+
+def test_a_site_that_the_model_does_not_have(refused: Ask) -> None:
+    line = refused(methods="lora[targets=gate]")
+    says(line, "lora[targets=gate]", "ffn.gate")
+
+
+# ------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--epochs", "0"),
+        ("--epochs", "nan"),
+        ("--epochs", "inf"),
+        ("--seeds", "0"),
+        ("--lr", "-1"),
+        ("--lr", "inf"),
+        ("--batch-size", "0"),
+        ("--max-length", "-5"),
+        ("--max-train-samples", "0"),
+        ("--max-eval-samples", "-1"),
+    ],
+)
+def test_numbers_out_of_range(option: str, value: str, refused: Ask) -> None:
+    says(refused(option, value), option.removeprefix("--").replace("-", "_"))
+
+
+def test_an_unknown_profile(refused: Ask) -> None:
+    says(refused("--profile", "papr"), "'papr'", "Did you mean 'paper'", "quick")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seeds", "many"), ("--max-train-samples", "x")])
+def test_what_is_no_number_at_all(
+    option: str, value: str, deltakit: Callable[..., Any], small: list[str]
+) -> None:
+    ended = deltakit("compare", "--methods", "lora", *small, option, value)
+    assert ended.code == 2 and ended.out == ""
+    assert option in ended.err and value in ended.err and "Traceback" not in ended.err
+
+
+def test_too_few_examples_for_every_class(refused: Ask) -> None:
+    says(refused("--max-train-samples", "1"), "--max-train-samples")
+
+
+# --------------------------------------------------------------------------------------- tasks
+
+
+def test_an_unknown_task(refused: Ask) -> None:
+    says(refused("--task", "rotten_tomatos"), "Did you mean 'rotten_tomatoes'", "imdb")
+
+
+def test_a_task_folder_that_is_missing(refused: Ask, tasks: SimpleNamespace) -> None:
+    says(refused("--task", f"{tasks.two}o"), str(tasks.two), "Did you mean")
+
+
+def test_an_unknown_source_task(refused: Ask) -> None:
+    line = refused("--source-tasks", "imbd", methods="fusion")
+    says(line, "'imbd'", "Did you mean 'imdb'")
+
+
+def test_a_missing_column(refused: Ask) -> None:
+    says(refused("--text-column", "sentence"), "'sentence'", "'text'", "--text-column")
+    says(refused("--label-column", "lable"), "'lable'", "Did you mean 'label'", "--label-column")
+
+
+def test_an_empty_split(refused: Ask, make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.task(tmp_path / "task", ("neg", "pos"))
+    (folder / "test.csv").write_text("text,label\n")
+    says(refused("--task", folder), "test", "no rows")
+
+
+def test_a_label_outside_the_classes(
+    refused: Ask, make: SimpleNamespace, tmp_path: Path
+) -> None:
+    folder = make.task(tmp_path / "task", ("neg", "pos"))
+    make.rows(folder / "test.csv", [{"text": "a film", "label": "meh"}])
+    says(refused("--task", folder), "'meh'", "'neg', 'pos'", "row 1")
+
+
+def test_a_source_task_that_is_the_target(refused: Ask, tasks: SimpleNamespace) -> None:
+    line = refused("--source-tasks", f"{tasks.shop},{tasks.two}", methods="fusion")
+    says(line, "'two'", "--source-tasks")
+
+
+# -------------------------------------------------------------------------------------- models
+
+
+def test_a_model_folder_that_is_missing(refused: Ask, tmp_path: Path) -> None:
+    says(refused("--model", tmp_path / "nothing"), "nothing", "minilm")
+
+
+def test_an_unknown_shipped_model(refused: Ask) -> None:
+    says(refused("--model", "minilmm"), "Did you mean 'minilm'")
+
+
+def test_a_folder_without_a_config(refused: Ask, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    says(refused("--model", tmp_path / "empty"), "empty", "config.json")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "brt"}', "[]"])
+def test_a_config_that_is_none(content: str, refused: Ask, tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text(content)
+    says(refused("--model", tmp_path / "odd"), "odd")
+
+
+def copy(bert: Path, folder: Path, *, without: str) -> Path:
+    folder.mkdir()
+    for file in bert.iterdir():
+        if without not in file.name:
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("part", ["safetensors", "tokenizer"])
+def test_a_checkpoint_that_lacks_a_part(
+    part: str, refused: Ask, bert: Path, tmp_path: Path
+) -> None:
+    folder = copy(bert, tmp_path / "part", without=part)
+    says(refused("--model", folder), "part")
+
+
+def test_an_architecture_that_is_not_known(
+    refused: Ask, make: SimpleNamespace, bert: Path, tmp_path: Path
+) -> None:
+    folder = copy(bert, tmp_path / "strange", without="safetensors")
+    (folder / "config.json").unlink()
+    make.model(folder, "mpnet")
+    says(refused("--model", folder), "mpnet", "deltakit sites")
+
+
+def test_a_model_that_cannot_classify(
+    refused: Ask, make: SimpleNamespace, bert: Path, tmp_path: Path
+) -> None:
+    folder = copy(bert, tmp_path / "vision", without="safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    says(refused("--model", folder), "vision", "classify")
+
+
+def test_a_hub_name_without_a_network(small: list[str], tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_VERBOSITY"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    start = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-m", "deltakit.cli.main", "compare", "--methods", "lora"]
+        + [*small, "--model", "nobody/nothing-of-the-kind"],
+        env=environment | {"PYTHONPATH": str(Path(dk.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert time.monotonic() - start < 20
+    assert ended.returncode == 2
+    assert ended.stdout.strip() == ""
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    says(ended.stderr, "nobody/nothing-of-the-kind", "folder")
+
+
+# ------------------------------------------------------------------------------- the out folder
+
+
+def test_the_out_folder_of_another_plan(refused: Ask, finished: Any) -> None:
+    says(refused("--out", finished.folder), str(finished.folder), "another plan")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_out_folder_that_is_something_else(kind: str, refused: Ask, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("precious")
+    out = tmp_path / "folder" if kind == "folder" else tmp_path / "folder" / "file"
+    says(refused("--out", out), str(out), "no run folder")
+
+
+# ------------------------------------------------------------------------------ source deltas
+
+
+def saved(folder: Path, method: dk.Method, *, width: int = 16, layers: int = 2) -> Path:
+    """A delta on a tiny BERT."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=32,
+    )
+    model = BertForSequenceClassification(config)
+    dk.attach(model, method)
+    dk.save(model, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "part"),
+    [
+        (dk.SequentialAdapter(), {"width": 32}, "hidden_size=32"),
+        (dk.SequentialAdapter(), {"layers": 1}, "num_hidden_layers=1"),
+        (dk.SequentialAdapter(placement="houlsby"), {}, "mine"),
+        (dk.LoRA(), {}, "mine"),
+    ],
+    ids=["width", "layers", "placement", "method"],
+)
+def test_a_source_delta_of_another_shape(
+    method: dk.Method, shape: dict[str, int], part: str, refused: Ask, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "delta", method, **shape)
+    line = refused("--source-tasks", f"mine={folder}", methods="fusion")
+    says(line, "fusion", part)
+
+
+def test_a_source_delta_that_is_not_there(refused: Ask, tmp_path: Path) -> None:
+    line = refused("--source-tasks", f"mine={tmp_path}/none", methods="fusion")
+    says(line, "none", "does not exist")
+
+
+# ------------------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("epoch: 3\n", "Did you mean 'epochs'"),
+        ("- lora\n", "must hold keys"),
+        ("methods: [lora\n", "cannot be read"),
+        ("", "must hold keys"),
+        ("config: other.yaml\n", "'config'"),
+        ("epochs: -2\n", "epochs"),
+    ],
+)
+def test_a_config_that_does_not_do(
+    content: str, part: str, deltakit: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    says(deltakit("compare", "--methods", "lora", "--config", file).line, part)
+
+
+def test_a_config_that_is_missing(deltakit: Callable[..., Any], tmp_path: Path) -> None:
+    says(deltakit("compare", "--config", tmp_path / "none.yaml").line, "none.yaml")
+
+
+@pytest.mark.parametrize("value", ["2.5", "[1, 2]", "true"])
+def test_a_number_of_seeds_that_is_not_whole(
+    value: str, deltakit: Callable[..., Any], small: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"methods: lora\nseeds: {value}\n")
+    ended = deltakit("plan", "--config", file, *small)
+    assert ended.code == 2, ended.out
+    assert "seeds" in ended.err
+
+
+# ---------------------------------------------------------------------------- other commands
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        (("cite", "lroa"), "Did you mean 'lora'"),
+        (("summary", "{bert}", "--method", "lroa"), "Did you mean 'lora'"),
+        (("summary", "{bert}", "--method", "fusion"), "fusion"),
+        (("summary", "nothing", "--method", "lora"), "'nothing'"),
+        (("sites", "nothing"), "'nothing'"),
+        (("report", "{bert}"), "no run folder"),
+        (("report", "nowhere"), "no run folder"),
+        (("plan", "--methods", "lroa"), "Did you mean 'lora'"),
+    ],
+)
+def test_other_commands(
+    command: tuple[str, ...], part: str, deltakit: Callable[..., Any], bert: Path
+) -> None:
+    line = deltakit(*(each.format(bert=bert) for each in command)).line
+    assert part.lower() in line.lower(), line
+
+
+@pytest.mark.parametrize(
+    "command", [("comapre",), ("compare",), ("compare", "--metods", "lora"), ("sites",)]
+)
+def test_usage(command: tuple[str, ...], deltakit: Callable[..., Any]) -> None:
+    ended = deltakit(*command)
+    assert ended.code == 2
+    assert ended.err.strip() and "Traceback" not in ended.err

@@ -1,0 +1,124 @@
+"""The base model: found, told apart from others, loaded with a fresh head, tried without weights."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deltakit.compare import model
+from deltakit.compare.model import ModelSource, find_model
+from deltakit.errors import InvalidConfig, MissingExtra, UnknownName
+
+
+@pytest.fixture
+def source(bert: Path) -> ModelSource:
+    return find_model(str(bert))
+
+
+def copied(bert: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for file in bert.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_folder_is_found_by_its_path(source: ModelSource, bert: Path) -> None:
+    assert source.name == source.location == str(bert)
+    assert find_model(str(bert)) == source
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_place(
+    source: ModelSource, bert: Path, tmp_path: Path
+) -> None:
+    assert find_model(str(copied(bert, tmp_path / "moved"))).fingerprint == source.fingerprint
+
+
+def test_a_changed_setting_changes_the_fingerprint(
+    source: ModelSource, bert: Path, tmp_path: Path
+) -> None:
+    folder = copied(bert, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-5}))
+    assert find_model(str(folder)).fingerprint != source.fingerprint
+
+
+@pytest.mark.parametrize("labels", [2, 6])
+def test_loading_gives_fp32_with_a_fresh_head(source: ModelSource, labels: int) -> None:
+    loaded = source.load(labels, 0)
+    assert loaded.config.num_labels == labels
+    assert loaded.classifier.weight.shape == (labels, 16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_a_skeleton_has_shapes_and_no_weights(source: ModelSource) -> None:
+    skeleton, loaded = source.skeleton(3), source.load(3, 0)
+    assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
+    shapes = {name: parameter.shape for name, parameter in loaded.named_parameters()}
+    assert {name: p.shape for name, p in skeleton.named_parameters()} == shapes
+
+
+def test_a_model_without_a_padding_token_gets_one(llama: Path) -> None:
+    found = find_model(str(llama))
+    tokenizer = found.tokenizer()
+    assert tokenizer.pad_token == tokenizer.eos_token == "[SEP]"
+    assert found.load(2, tokenizer.pad_token_id).config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_models_own_padding_token_stays(source: ModelSource) -> None:
+    tokenizer = source.tokenizer()
+    assert tokenizer.pad_token == "[PAD]"
+    assert source.load(2, 7).config.pad_token_id == 0
+
+
+def test_a_missing_tokenizer_is_said(bert: Path, tmp_path: Path) -> None:
+    folder = copied(bert, tmp_path / "mute")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UnknownName, match="no tokenizer"):
+        find_model(str(folder)).tokenizer()
+
+
+@pytest.mark.parametrize("how", ["skeleton", "load"])
+def test_a_model_that_cannot_classify(how: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    found = find_model(str(tmp_path))
+    calls: dict[str, Any] = {
+        "skeleton": lambda: found.skeleton(2),
+        "load": lambda: found.load(2, 0),
+    }
+    with pytest.raises(InvalidConfig, match="cannot classify"):
+        calls[how]()
+
+
+def test_weights_that_are_missing_are_said_by_name(bert: Path, tmp_path: Path) -> None:
+    folder = copied(bert, tmp_path / "hollow")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises((UnknownName, InvalidConfig), match="hollow"):
+        find_model(str(folder))
+
+
+def test_a_shipped_model_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(model.SHIPPED, "minilm", ("surely_not_installed", "model"))
+    with pytest.raises(MissingExtra, match=r"surely-not-installed.*\[demo\]"):
+        find_model("minilm")
+
+
+@pytest.mark.parametrize("name", ["minilmm", "./nothing", "/nowhere/at/all", "~/nothing", "a/b/c"])
+def test_names_of_nothing(name: str) -> None:
+    with pytest.raises(UnknownName) as caught:
+        find_model(name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shared_tasks_do_not_change_the_model(
+    source: ModelSource, tasks: SimpleNamespace
+) -> None:
+    before = source.load(2, 0).state_dict()
+    after = source.load(2, 0).state_dict()
+    assert all(
+        torch.equal(before[name], after[name]) for name in before if name.startswith("bert.")
+    )
