@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from deltakit.inject.summary import summary
     from deltakit.methods.adapter import SequentialAdapter
     from deltakit.methods.baselines import FullFineTuning, HeadOnly
+    from deltakit.methods.bitfit import BitFit
     from deltakit.methods.fusion import AdapterFusion
+    from deltakit.methods.ia3 import IA3
     from deltakit.methods.lora import LoRA
+    from deltakit.methods.parallel import ParallelAdapter
 
 _HOMES = {
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
@@ -52,13 +55,18 @@ _HOMES = {
     "deltakit.inject.summary": ("summary",),
     "deltakit.methods.adapter": ("SequentialAdapter",),
     "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
+    "deltakit.methods.bitfit": ("BitFit",),
     "deltakit.methods.fusion": ("AdapterFusion",),
+    "deltakit.methods.ia3": ("IA3",),
     "deltakit.methods.lora": ("LoRA",),
+    "deltakit.methods.parallel": ("ParallelAdapter",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "IA3",
     "AdapterFusion",
+    "BitFit",
     "Combiner",
     "Delta",
     "DeltakitError",
@@ -75,6 +83,7 @@ __all__ = [
     "Method",
     "NotMergeable",
     "Paper",
+    "ParallelAdapter",
     "Placement",
     "Regularised",
     "SequentialAdapter",

@@ -59,6 +59,14 @@ class Mergeable(ABC):
         """ΔW of shape ``(d_out, d_in)``, so that f(x) = x ΔWᵀ when dropout is off."""
 
 
+class Scaling(ABC):
+    """A sequential delta that rescales h, so it folds into the linear before or behind it."""
+
+    @abstractmethod
+    def factor(self) -> Tensor:
+        """l of shape ``(d,)``, so that h + f(h) = h ⊙ l."""
+
+
 def compute_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of the module's floating parameters, or None where it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

@@ -1,5 +1,7 @@
 """Folding deltas into the base's weights, and taking them out again bit for bit."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,9 +9,9 @@ from torch import Tensor, nn
 
 from deltakit.arch.resolve import linear_widths
 from deltakit.core.compose import Leaf, Node, Total
-from deltakit.core.delta import Mergeable
+from deltakit.core.delta import Mergeable, Scaling
 from deltakit.core.site import Handle, Insertion, Tap
-from deltakit.errors import NotMergeable
+from deltakit.errors import NotMergeable, UnknownArchitecture
 from deltakit.inject.attach import active_nodes, reapply
 from deltakit.inject.bank import need_bank
 
@@ -30,15 +32,16 @@ def merge(model: "PreTrainedModel") -> None:
     bank = need_bank(model)
     if bank.merged:
         return
-    nodes = active_nodes(bank)
-    changes = [_change(bank.handles[key], node) for key, node in nodes.items()]
+    folds = [_fold(bank.handles[key], node) for key, node in active_nodes(bank).items()]
     for hook in bank.hooks:
         hook.remove()
     bank.hooks.clear()
-    for handle, change in changes:
-        weight = _weight(handle)
-        bank.merged.setdefault(f"{handle.path}.weight", weight.data)
-        weight.data = _added(handle, weight.data, change)
+    # A rescaled input comes last: it also reaches what was added beside the same linear.
+    for fold in sorted(folds, key=lambda fold: fold.handle.tap is Tap.INPUT):
+        for name, value in fold.values():
+            parameter = model.get_parameter(name)
+            bank.merged.setdefault(name, parameter.data)
+            parameter.data = value
 
 
 def unmerge(model: "PreTrainedModel") -> None:
@@ -52,22 +55,77 @@ def unmerge(model: "PreTrainedModel") -> None:
         reapply(model, bank)
 
 
-def _change(handle: Handle, node: Node) -> tuple[Handle, Tensor]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fold:
+    """What becomes of one linear: W <- diag(factor) W + change, or W <- W diag(factor)."""
+
+    handle: Handle
+    factor: Tensor | None
+    change: Tensor | None
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """The new value of the weight, and of the bias if it changes, by the parameter's name."""
+        linear = self.handle.module
+        weight = _floating(self.handle, "weight")
+        transposed = not isinstance(linear, nn.Linear)  # transformers' Conv1D is (in, out)
+        folded = (weight.T if transposed else weight).float().clone()
+        rows = folded[slice(*(self.handle.columns or (0, None)))]
+        if self.handle.tap is Tap.INPUT:
+            folded *= 1.0 if self.factor is None else self.factor
+        else:
+            rows *= 1.0 if self.factor is None else self.factor[:, None]
+            rows += 0.0 if self.change is None else self.change
+        yield f"{self.handle.path}.weight", (folded.T if transposed else folded).to(weight.dtype)
+        if self.factor is not None and self.handle.tap is Tap.OUTPUT:
+            yield from self._bias(self.factor)
+
+    def _bias(self, factor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        if self.handle.module._parameters.get("bias") is None:
+            return
+        bias = _floating(self.handle, "bias")
+        folded = bias.float().clone()
+        folded[slice(*(self.handle.columns or (0, None)))] *= factor
+        yield f"{self.handle.path}.bias", folded.to(bias.dtype)
+
+
+def _fold(handle: Handle, node: Node) -> _Fold:
+    """All deltas at a site read the same h and x, so factors and changes add up apart."""
     leaves = _terms(node)
-    if leaves is None or handle.tap is not Tap.OUTPUT:
+    if leaves is None or handle.tap is Tap.NORM:
         raise NotMergeable(
             f"what is active at {handle.key!r} does not fold into a weight; only a sum of linear "
             "changes beside a linear projection does, such as LoRA's."
         )
-    parts = []
+    factors, changes = [], []
     for leaf in leaves:
-        if not isinstance(leaf.delta, Mergeable) or leaf.insertion is not Insertion.PARALLEL:
+        delta = leaf.delta
+        if isinstance(delta, Scaling) and leaf.insertion is Insertion.SEQUENTIAL:
+            factors.append(leaf.scale * (delta.factor().detach().float() - 1))
+        elif isinstance(delta, Mergeable) and _beside(handle, leaf):
+            changes.append(leaf.scale * delta.weight_change().detach().float())
+        else:
             raise NotMergeable(
-                f"{type(leaf.delta).__name__} at {handle.key!r} does not fold into a weight: it is "
-                "no linear change beside one linear projection. Activate without it, then merge."
+                f"{type(delta).__name__} at {handle.key!r} does not fold into a weight: it is no "
+                "linear change of one linear projection. Activate without it, then merge."
             )
-        parts.append(leaf.scale * leaf.delta.weight_change().detach().float())
-    return handle, torch.stack(parts).sum(0)
+    _check_linear(handle)
+    return _Fold(
+        handle=handle,
+        factor=1 + torch.stack(factors).sum(0) if factors else None,
+        change=torch.stack(changes).sum(0) if changes else None,
+    )
+
+
+def _check_linear(handle: Handle) -> None:
+    try:
+        linear_widths(handle.module)
+    except UnknownArchitecture as error:
+        raise NotMergeable(f"{handle.path!r} holds no weight to fold into: {error}") from None
+    _floating(handle, "weight")
+
+
+def _beside(handle: Handle, leaf: Leaf) -> bool:
+    return leaf.insertion is Insertion.PARALLEL and handle.tap is Tap.OUTPUT
 
 
 def _terms(node: Node) -> tuple[Leaf, ...] | None:
@@ -82,21 +140,10 @@ def _terms(node: Node) -> tuple[Leaf, ...] | None:
             return None
 
 
-def _weight(handle: Handle) -> nn.Parameter:
-    linear_widths(handle.module)
-    weight = handle.module.get_parameter("weight")
-    if not weight.is_floating_point():
+def _floating(handle: Handle, name: str) -> nn.Parameter:
+    parameter = handle.module.get_parameter(name)
+    if not parameter.is_floating_point():
         raise NotMergeable(
-            f"{handle.path!r} is quantised ({weight.dtype}); merge into a floating-point base."
+            f"{handle.path!r} is quantised ({parameter.dtype}); merge into a floating-point base."
         )
-    return weight
-
-
-def _added(handle: Handle, weight: Tensor, change: Tensor) -> Tensor:
-    """weight + change, computed in fp32, in the weight's layout and dtype."""
-    transposed = not isinstance(handle.module, nn.Linear)  # transformers' Conv1D is (in, out)
-    first, end = handle.columns or (0, handle.d_out)
-    summed = weight.float().clone()
-    rows = summed.T if transposed else summed
-    rows[first:end] += change.to(summed.device)
-    return summed.to(weight.dtype)
+    return parameter

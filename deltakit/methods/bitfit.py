@@ -1,0 +1,33 @@
+"""BitFit: train the biases of the base, and nothing else (Ben Zaken et al. 2022, arXiv:2106.10199).
+
+It puts no module anywhere: it is the method whose placements are empty and whose trained
+parameters are the base's own, of which it has values of its own (`Method.trains`).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from deltakit.core.method import Method, Paper, register_method
+
+
+@register_method("bitfit")
+@dataclass(frozen=True, kw_only=True)
+class BitFit(Method):
+    """Trains every bias of the base (Ben Zaken et al. 2022)."""
+
+    paper: ClassVar[Paper] = Paper(
+        key="benzaken2022bitfit",
+        title="BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked "
+        "Language-models",
+        authors="Ben Zaken, Elad and Goldberg, Yoav and Ravfogel, Shauli",
+        year=2022,
+        venue="Annual Meeting of the Association for Computational Linguistics",
+        arxiv="2106.10199",
+    )
+    learning_rate: ClassVar[float] = 1e-3
+
+    def trains(self, name: str, owner: nn.Module) -> bool:
+        del owner
+        return name.rpartition(".")[2] == "bias"

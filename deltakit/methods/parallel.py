@@ -1,0 +1,119 @@
+r"""The parallel adapter (He et al. 2022, arXiv:2110.04366).
+
+    Δh = f(x W_down + b_down) W_up + b_up,    h <- h + s Δh
+
+=================  ==========================================================
+axis               value
+=================  ==========================================================
+functional form    bottleneck, d -> m -> d
+insertion          parallel: it reads the direct input x of the feed-forward
+modified           the feed-forward's output, before the residual addition
+composition        h + s Δh, s fixed (4 on XSum and translation, 2 on GLUE) or learned
+=================  ==========================================================
+
+It starts like LoRA, with W_up = 0, so Δh is zero at the start.
+
+Where the sources differ. x is what the feed-forward itself is given: in a pre-LN model the
+*normalised* stream, as in the paper's text and figures. The `adapters` library and the paper's own
+mBART code feed the un-normalised stream there; in post-LN models the two are the same. A learned
+scale starts at 1 in `adapters`; here it starts at `scale`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltakit.core.delta import Delta
+from deltakit.core.method import (
+    UNIFIED_VIEW,
+    Method,
+    Paper,
+    Placement,
+    check_choice,
+    check_fraction,
+    check_positive,
+    check_whole,
+    register_method,
+)
+from deltakit.core.site import Handle, Insertion, Site
+from deltakit.methods.adapter import (
+    ACTIVATIONS,
+    INITIALISATIONS,
+    Bottleneck,
+    Initialisation,
+    bottleneck_width,
+)
+
+
+class ScaledDelta(Delta):
+    """s f(x) with a learned scalar s. Shapes as those of `form`."""
+
+    def __init__(self, form: Delta, scale: float) -> None:
+        super().__init__()
+        self.form = form
+        self.scale = nn.Parameter(torch.full((1,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.form(x)
+
+
+@register_method("parallel")
+@dataclass(frozen=True, kw_only=True)
+class ParallelAdapter(Method):
+    """A bottleneck beside the feed-forward (He et al. 2022).
+
+    Args:
+        reduction: d / m, the width of the model over the width of the bottleneck.
+        bottleneck: m itself; overrides `reduction`.
+        scale: s.
+        learned_scale: s is trained, one scalar a layer, starting from `scale`.
+        activation: the nonlinearity f.
+        initialisation: "lora" starts with Δh = 0.
+        dropout: on Δh, in training.
+
+    Raises:
+        InvalidConfig: a value out of range.
+    """
+
+    reduction: float = 2
+    bottleneck: int | None = None
+    scale: float = 4.0
+    learned_scale: bool = False
+    activation: str = "relu"
+    initialisation: Initialisation = "lora"
+    dropout: float = 0.0
+
+    paper: ClassVar[Paper] = UNIFIED_VIEW
+    learning_rate: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        check_positive(self, reduction=self.reduction, scale=self.scale)
+        check_fraction(self, dropout=self.dropout)
+        check_choice(self, tuple(ACTIVATIONS), activation=self.activation)
+        check_choice(self, INITIALISATIONS, initialisation=self.initialisation)
+        if self.bottleneck is not None:
+            check_whole(self, bottleneck=self.bottleneck)
+
+    def placements(self) -> tuple[Placement, ...]:
+        return (
+            Placement(
+                site=Site.FFN_OUT,
+                form=self.form,
+                insertion=Insertion.PARALLEL,
+                scale=1.0 if self.learned_scale else self.scale,
+            ),
+        )
+
+    def form(self, handle: Handle) -> Delta:
+        """The bottleneck for one layer."""
+        bottleneck = Bottleneck(
+            handle.d_in,
+            handle.d_out,
+            bottleneck=bottleneck_width(handle.d_in, self.reduction, self.bottleneck),
+            activation=self.activation,
+            initialisation=self.initialisation,
+            dropout=self.dropout,
+        )
+        return ScaledDelta(bottleneck, self.scale) if self.learned_scale else bottleneck
