@@ -18,12 +18,16 @@ class Registry(Generic[T]):
 
     def add(self, name: str, thing: T) -> None:
         """Registers `thing`. Raises `NameInUse` if another thing has the name."""
+        self.check(name, thing)
+        self._things[name] = thing
+
+    def check(self, name: str, thing: T) -> None:
+        """Raises `NameInUse` if another thing has the name."""
         if self._things.get(name, thing) != thing:
             raise NameInUse(
                 f"{self._kind} {name!r} is already {self._things[name]!r}; choose another name "
                 f"for {thing!r}."
             )
-        self._things[name] = thing
 
     def get(self, name: str) -> T:
         """The thing called `name`. Raises `UnknownName`, with suggestions."""

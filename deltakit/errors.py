@@ -62,11 +62,14 @@ def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") ->
         hint: one more sentence that says what to do next.
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(value, known, n=2, cutoff=0.5)
-    parts = [f"unknown {kind} {value!r}."]
-    if near:
-        parts.append(f"Did you mean {' or '.join(repr(name) for name in near)}?")
+    parts = [f"unknown {kind} {value!r}.{nearest(value, known)}"]
     parts.append(f"Known: {', '.join(known)}." if known else "None is known yet.")
     if hint:
         parts.append(hint)
     return UnknownName(" ".join(parts))
+
+
+def nearest(value: str, known: Iterable[str]) -> str:
+    """A sentence that suggests the nearest of the `known` names, or nothing."""
+    near = difflib.get_close_matches(value, sorted(known), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

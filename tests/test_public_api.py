@@ -10,18 +10,19 @@ import pytest
 import deltakit as dk
 
 PUBLIC = [
-    "AdapterFusion", "Combiner", "Delta", "DeltakitError", "Family", "FullFineTuning", "Handle",
-    "HeadOnly", "Insertion", "LayerStack", "LoRA", "Location", "Mean", "Mergeable", "Method",
-    "NotMergeable", "Paper", "Placement", "Regularised", "SequentialAdapter", "Site", "Stack",
-    "__version__", "activate", "attach", "detach", "disabled", "fusion_attention", "load", "merge",
-    "parse_method", "register_family", "register_method", "resolve", "save", "summary", "unmerge",
+    "IA3", "AdapterFusion", "BitFit", "Combiner", "Delta", "DeltakitError", "Family",
+    "FullFineTuning", "Handle", "HeadOnly", "Insertion", "LayerStack", "LoRA", "Location",
+    "Mean", "Mergeable", "Method", "NotMergeable", "Paper", "ParallelAdapter", "Placement",
+    "Regularised", "SequentialAdapter", "Site", "Stack", "__version__", "activate", "attach",
+    "detach", "disabled", "fusion_attention", "load", "merge", "parse_method",
+    "register_family", "register_method", "resolve", "save", "summary", "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 
 
 def test_names() -> None:
     assert dk.__all__ == PUBLIC
-    assert dir(dk) == PUBLIC
+    assert dir(dk) == sorted(PUBLIC)
 
 
 def test_every_name_is_there_and_has_a_docstring() -> None:

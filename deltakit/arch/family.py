@@ -86,5 +86,7 @@ def register_family(family: Family) -> Family:
         NameInUse: another family has one of the model types.
     """
     for model_type in family.model_types:
+        FAMILIES.check(model_type, family)
+    for model_type in family.model_types:
         FAMILIES.add(model_type, family)
     return family

@@ -6,7 +6,9 @@ does not depend on the reader's own matplotlib settings.
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,17 +107,18 @@ def pareto_plot(points: Sequence[Point], *, title: str, metric: str) -> Plot:
         figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        placed = [point for point in points if point.params]
+        bases = tuple(dict.fromkeys(point.base for point in points))
         lines = [point for point in points if not point.params]
-        front = pareto_front(points)
+        placed = _dodged([point for point in points if point.params], bases)
+        front = pareto_front([*lines, *placed])
         _frame(axes, placed, lines, metric)
         figure.suptitle(_clip(title, 80), x=0.02, ha="left", fontsize=9, fontweight="bold")
-        bases = tuple(dict.fromkeys(point.base for point in points))
-        labels = _draw_lines(axes, lines)
+        labels = _draw_lines(axes, lines, bases)
         labels += _draw_points(axes, placed, front, bases)
-        _draw_front(axes, front)
+        stairs = _stairs(axes, front)
+        axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1.2, zorder=2)
         _draw_legend(figure, bases, placed)
-        _place(figure, axes, labels, placed)
+        _place(figure, axes, labels, _lengths(placed, stairs))
         return Plot(png=_bytes(figure, "png"), svg=_bytes(figure, "svg").decode("utf-8"))
 
 
@@ -166,55 +169,82 @@ def _score_limits(placed: Sequence[Point], lines: Sequence[Point]) -> tuple[floa
     return low - 1.2 * margin, high + margin
 
 
-def _draw_lines(axes: Axes, lines: Sequence[Point]) -> list[Annotation]:
+def _draw_lines(axes: Axes, lines: Sequence[Point], bases: Sequence[str]) -> list[Annotation]:
+    """The rows without parameters; those far below the rest are only named at the bottom."""
     bottom, _ = axes.get_ylim()
-    hidden = [line for line in lines if line.score < bottom]
-    labels = [_draw_line(axes, line) for line in lines if line.score >= bottom]
-    if hidden:
-        text = "below: " + ", ".join(f"{_clip(line.label)} {line.score:.1f} %" for line in hidden)
-        labels.append(_label(axes, text, 0.0, 0.0, color=SOFT, across=axes.transAxes))
-    return labels
-
-
-def _draw_line(axes: Axes, line: Point) -> Annotation:
-    axes.axhspan(*line.span, color=SOFT, alpha=0.12, linewidth=0)
-    axes.axhline(line.score, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+    for line in lines:
+        color = SOFT if len(bases) == 1 else _color(bases, line)
+        axes.axhspan(*line.span, color=color, alpha=0.08, linewidth=0)
+        axes.axhline(line.score, color=color, linewidth=1, linestyle=(0, (4, 3)))
     across = axes.get_yaxis_transform()
-    return _label(axes, _clip(line.label), 0.0, line.score, color=SOFT, across=across)
+    seen = _highest([line for line in lines if line.score >= bottom])
+    labels = [_label(axes, _clip(x.label), (0.0, x.score), SOFT, across=across) for x in seen]
+    hidden = _highest([line for line in lines if line.score < bottom])
+    if hidden:
+        text = "below: " + ", ".join(f"{_clip(x.label)} {x.score:.1f} %" for x in hidden)
+        labels.append(_label(axes, text, (0.0, 0.0), SOFT, across=axes.transAxes))
+    return labels
 
 
 def _draw_points(
     axes: Axes, placed: Sequence[Point], front: Sequence[Point], bases: Sequence[str]
 ) -> list[Annotation]:
-    labels = []
     for point in placed:
-        which = bases.index(point.base) % len(PALETTE)
-        best = point in front
+        low, high = point.span
         axes.errorbar(
             [point.params or 0],
             [point.score],
-            yerr=[[point.score - point.span[0]], [point.span[1] - point.score]],
-            fmt=_MARKERS[which],
-            color=PALETTE[which],
-            markerfacecolor=PALETTE[which] if best else PAPER,
-            markersize=7.5 if best else 5.5,
+            yerr=[[point.score - low], [high - point.score]],
+            fmt=_MARKERS[bases.index(point.base) % len(_MARKERS)],
+            color=_color(bases, point),
+            markerfacecolor=_color(bases, point) if point in front else PAPER,
+            markersize=7.5 if point in front else 5.5,
             elinewidth=1,
             capsize=2,
             zorder=3,
         )
-        weight = "bold" if best else "normal"
-        labels.append(_label(axes, _clip(point.label), point.params or 0, point.score, weight))
-    return labels
+    best = {point.label for point in front}
+    return [
+        _label(
+            axes,
+            _clip(point.label),
+            (point.params or 0, point.score),
+            weight="bold" if point.label in best else "normal",
+        )
+        for point in _highest(placed)
+    ]
 
 
-def _draw_front(axes: Axes, front: Sequence[Point]) -> None:
-    """The stairs of what can be had for at most so many parameters."""
-    if not any(point.params for point in front):
-        return
+def _color(bases: Sequence[str], point: Point) -> str:
+    return PALETTE[bases.index(point.base) % len(PALETTE)]
+
+
+def _highest(points: Sequence[Point]) -> list[Point]:
+    """The best point of each label: one name is enough where its markers tell the bases apart."""
+    best: dict[str, Point] = {}
+    for point in sorted(points, key=lambda p: -p.score):
+        best.setdefault(point.label, point)
+    return [point for point in points if best[point.label] is point]
+
+
+def _dodged(points: Sequence[Point], bases: Sequence[str]) -> list[Point]:
+    """The points, those of different bases a little apart, so that no interval hides another."""
+    middle = (len(bases) - 1) / 2
+    return [
+        dataclasses.replace(p, params=(p.params or 0) * 1.06 ** (bases.index(p.base) - middle))
+        for p in points
+    ]
+
+
+def _stairs(axes: Axes, front: Sequence[Point]) -> list[tuple[float, float]]:
+    """The corners of the line below which nothing is on the front, from left to right."""
     left, right = axes.get_xlim()
-    xs = [point.params or left for point in front] + [right]
-    ys = [point.score for point in front] + [front[-1].score]
-    axes.plot(xs, ys, color=INK, linewidth=1.2, drawstyle="steps-post", zorder=2)
+    corners: list[tuple[float, float]] = []
+    for point in front:
+        x = point.params or left
+        corners += [(x, corners[-1][1])] if corners else []
+        corners.append((x, point.score))
+    return [*corners, (right, corners[-1][1])] if corners else [(left, math.nan)]
 
 
 def _draw_legend(figure: Figure, bases: Sequence[str], placed: Sequence[Point]) -> None:
@@ -241,21 +271,25 @@ def _draw_legend(figure: Figure, bases: Sequence[str], placed: Sequence[Point]) 
 
 # -------------------------------------------------------------------------- labels, out of the way
 
-_SPOTS = (
-    (7, 0, "left", "center"),
-    (-7, 0, "right", "center"),
-    (6, 5, "left", "bottom"),
-    (6, -5, "left", "top"),
-    (-6, 5, "right", "bottom"),
-    (-6, -5, "right", "top"),
-    (0, 9, "center", "bottom"),
-    (0, -9, "center", "top"),
-    (12, 14, "left", "bottom"),
-    (12, -14, "left", "top"),
-    (-12, 14, "right", "bottom"),
-    (-12, -14, "right", "top"),
-    (16, 26, "left", "bottom"),
-    (16, -26, "left", "top"),
+_SPOTS = tuple(
+    (
+        side * x,
+        y,
+        "left" if side > 0 else "right",
+        "bottom" if y > 0 else "top" if y < 0 else "center",
+    )
+    for x, y in (
+        (7, 0),
+        (6, 4),
+        (6, -4),
+        (10, 12),
+        (10, -12),
+        (14, 22),
+        (14, -22),
+        (18, 34),
+        (18, -34),
+    )
+    for side in (1, -1)
 )
 """Where a point's label may stand: its offset in points, and its alignment. The best ones first."""
 
@@ -269,16 +303,16 @@ _LINE_SPOTS = tuple(
 def _label(
     axes: Axes,
     text: str,
-    x: float,
-    y: float,
-    weight: str = "normal",
-    *,
+    at: tuple[float, float],
     color: str = INK,
+    *,
+    weight: str = "normal",
     across: Any = "data",
 ) -> Annotation:
+    """A label at the point `at` of the coordinates `across`; `_place` moves it to a free spot."""
     label = axes.annotate(
         text,
-        (x, y),
+        at,
         xycoords=across,
         textcoords="offset points",
         xytext=(0, 0),
@@ -292,30 +326,36 @@ def _label(
     return label
 
 
+Stretch = tuple[tuple[float, float], tuple[float, float]]
+"""The two ends of a straight line, in data coordinates."""
+
+
+def _lengths(placed: Sequence[Point], stairs: Sequence[tuple[float, float]]) -> list[Stretch]:
+    """What a label should not hide: intervals with their markers, and the front."""
+    bars = [tuple((point.params or 0, end) for end in point.span) for point in placed]
+    markers = [((point.params or 0, point.score),) * 2 for point in placed]
+    steps = zip(stairs, stairs[1:], strict=False)
+    return [(first, last) for first, last in (*bars, *markers, *steps)]
+
+
 def _place(
-    figure: Figure, axes: Axes, labels: Sequence[Annotation], placed: Sequence[Point]
+    figure: Figure, axes: Axes, labels: Sequence[Annotation], lengths: Sequence[Stretch]
 ) -> None:
     """Puts each label at the first spot where it hides nothing, or at the one where it hides least.
 
     Greedy and in order, so that the same rows always give the same picture.
     """
+    from matplotlib.transforms import Bbox
+
     figure.draw_without_rendering()
-    taken = [_obstacle(axes, point) for point in placed]
+    taken = [Bbox(axes.transData.transform(ends)) for ends in lengths]
+    taken = [Bbox([box.min, box.max]).padded(5) for box in taken]
     inside = axes.get_window_extent()
     for label in labels:
         spots = _SPOTS if label.xycoords == "data" else _LINE_SPOTS
         boxes = [_box_at(label, spot) for spot in spots]
-        costs = [box.count_overlaps(taken) + 2 * _sticks_out(box, inside) for box in boxes]
-        best = costs.index(min(costs))
-        taken.append(_box_at(label, spots[best]))
-
-
-def _obstacle(axes: Axes, point: Point) -> Bbox:
-    """The pixels of a point's marker and interval."""
-    from matplotlib.transforms import Bbox
-
-    ends = [axes.transData.transform((point.params or 0, end)) for end in point.span]
-    return Bbox([ends[0], ends[1]]).padded(7)
+        costs = [box.count_overlaps(taken) + 4 * _sticks_out(box, inside) for box in boxes]
+        taken.append(_box_at(label, spots[costs.index(min(costs))]))
 
 
 def _box_at(label: Annotation, spot: tuple[float, float, str, str]) -> Bbox:

@@ -197,7 +197,7 @@ _TERMINAL: tuple[tuple[str, Callable[[Summary], Cell]], ...] = (
     ("Trained", measured("trained_params", count)),
     ("%", measured("trained_pct", lambda value: percent(value).removesuffix(" %"))),
     ("Step\n× full", measured("train_step_vs_full", ratio)),
-    ("Latency\n× base b1", measured("latency_vs_base_b1", ratio)),
+    ("Latency\n×base b1", measured("latency_vs_base_b1", ratio)),
     ("Disk", measured("delta_bytes", size)),
     ("Time\n+ stage 1", _time_cell),
 )
@@ -220,7 +220,7 @@ def terminal_table(
     summaries = summarise(rows, predictions, run)
     bases = ((BASE.title, BASE.cell),) if BASE in columns_for(summaries) else ()
     caption = Text("\n".join([*_failed_lines(rows), " ".join(legend(summaries, run))]))
-    table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0))
     table.add_column("Method", overflow="fold")
     for title, _ in (*bases, *_TERMINAL):
         table.add_column(title, justify="right", no_wrap=True)
@@ -228,7 +228,7 @@ def terminal_table(
         cells = [cell(summary).text for _, cell in (*bases, *_TERMINAL)]
         style = "red" if summary.failure else ""
         # As Text: the brackets of a method's settings are no markup.
-        table.add_row(*map(Text, (summary.method.replace("+", "\n+ "), *cells)), style=style)
+        table.add_row(*map(Text, (summary.method.replace("+", "\n+"), *cells)), style=style)
     return table
 
 

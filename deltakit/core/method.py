@@ -9,6 +9,7 @@ variables are what defines it. It never sees a model: `deltakit.inject` resolves
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import nn
 from deltakit._registry import Registry
 from deltakit.core.delta import Combiner, Delta
 from deltakit.core.site import Handle, Insertion, Site
-from deltakit.errors import IncompatibleDeltas, InvalidConfig
+from deltakit.errors import IncompatibleDeltas, InvalidConfig, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +180,8 @@ class Entry:
         for key in fields:
             if key not in known:
                 raise InvalidConfig(
-                    f"{self.cls.__name__} has no setting {key!r}. It has: "
-                    f"{', '.join(sorted(known))}."
+                    f"{self.cls.__name__} has no setting {key!r}.{nearest(key, known)} It has: "
+                    f"{', '.join(sorted(known)) or 'none'}."
                 )
         return self.cls(**{**dict(self.preset), **fields})
 
@@ -204,6 +205,7 @@ def register_method(name: str, **preset: Any) -> Callable[[M], M]:
     """
 
     def decorate(cls: M) -> M:
+        CLASSES.check(cls.__name__, cls)
         METHODS.add(name, Entry(cls, tuple(preset.items())))
         CLASSES.add(cls.__name__, cls)
         return cls
@@ -253,7 +255,7 @@ def _rich(value: Any) -> Any:
 def check_positive(owner: object, **values: float) -> None:
     """Raises `InvalidConfig` unless every value is a number above zero."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if not _is_number(value) or not value > 0:
             raise InvalidConfig(
                 f"{type(owner).__name__}({name}={value!r}): {name} must be a number above zero."
             )
@@ -281,7 +283,30 @@ def check_choice(owner: object, choices: tuple[str, ...], **values: str) -> None
 def check_fraction(owner: object, **values: float) -> None:
     """Raises `InvalidConfig` unless every value is in [0, 1)."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        if not _is_number(value) or not 0 <= value < 1:
             raise InvalidConfig(
                 f"{type(owner).__name__}({name}={value!r}): {name} must be at least 0 and below 1."
             )
+
+
+def check_not_negative(owner: object, **values: float) -> None:
+    """Raises `InvalidConfig` unless every value is a number, zero or above."""
+    for name, value in values.items():
+        if not _is_number(value) or value < 0:
+            raise InvalidConfig(
+                f"{type(owner).__name__}({name}={value!r}): {name} must be a number, zero or above."
+            )
+
+
+def check_bool(owner: object, **values: bool) -> None:
+    """Raises `InvalidConfig` unless every value is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InvalidConfig(
+                f"{type(owner).__name__}({name}={value!r}): {name} is true or false."
+            )
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -53,6 +53,7 @@ def split_outside_brackets(text: str, separator: str) -> list[str]:
 
 def _parse_term(term: str, spec: str) -> Method:
     name, bracket, rest = term.partition("[")
+    name, rest = name.strip(), rest.strip()
     if not name or (bracket and not rest.endswith("]")):
         raise InvalidConfig(
             f"cannot read the method {spec!r}. Write name[key=value,...], joined by '+'."
@@ -63,6 +64,8 @@ def _parse_term(term: str, spec: str) -> Method:
         key, equals, value = (piece.strip() for piece in pair.partition("="))
         if not (key and equals and value):
             raise InvalidConfig(f"cannot read {pair!r} in {spec!r}. Write key=value.")
+        if key in fields:
+            raise InvalidConfig(f"{spec!r} sets {key!r} twice. Set it once.")
         fields[key] = _parse_value(value, key, entry)
     return entry.build(**fields)
 

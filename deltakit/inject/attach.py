@@ -11,11 +11,12 @@ from torch import nn
 from deltakit.arch.resolve import resolve
 from deltakit.core.compose import Composition, Leaf, Node, One
 from deltakit.core.delta import Delta, Regularised
-from deltakit.core.method import CombiningMethod, Method, Placement
+from deltakit.core.method import CombiningMethod, Method, Placement, Role
 from deltakit.core.site import Handle
-from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, SiteNotFound
+from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, SiteNotFound, unknown
 from deltakit.inject.bank import (
     CHILD,
+    Active,
     Attached,
     Bank,
     bank_of,
@@ -62,17 +63,16 @@ def attach(
     bank = old or _new_bank(model)
     if name in bank.attached:
         raise NameInUse(f"a delta called {name!r} is attached already; detach it or take another.")
-    active, trained = bank.active, bank.trained
-    deactivate(model, bank)
+    before = deactivate(model, bank)
     try:
         attached = _build(model, bank, method, name, dtype)
     except BaseException:
-        if active is not None:
-            _apply(model, bank, active, trained)
+        reactivate(model, bank, before)
         raise
     if old is None:
         model.add_module(CHILD, bank)
     bank.add(attached)
+    bank.train(model.training)
     _apply(model, bank, One(name), (name,))
 
 
@@ -87,18 +87,20 @@ def activate(
     Args:
         model: a model with deltas.
         what: a delta's name, a composition (``Stack("a", "b")``), or None for the plain base.
-        train: the names to train; by default all those in `what`. The members of a fusion are
-            frozen.
+        train: the names to train, of those in `what` and their members; by default all those in
+            `what`, while the members of a fusion are frozen.
 
     Raises:
-        UnknownName: a name that nothing attached has.
+        UnknownName: a name that nothing attached has, or one to train that is not in `what`.
         IncompatibleDeltas: the deltas train the same parameters of the base.
     """
     bank = need_bank(model)
     composition = One(what) if isinstance(what, str) else what
     names = () if composition is None else composition.names
-    for name in (*names, *(train or ())):
-        bank.get(name)
+    taking_part = {attached.name for attached in bank.closure(names)}
+    for name in train or ():
+        if bank.get(name).name not in taking_part:
+            raise unknown("name to train", name, taking_part, hint="It is not in what is active.")
     _check_owners(model, bank, names)
     deactivate(model, bank)
     if composition is not None:
@@ -109,13 +111,14 @@ def activate(
 def disabled(model: "PreTrainedModel") -> Iterator[None]:
     """Inside, the model is the base exactly: no hooks, its own parameters and their flags."""
     bank = need_bank(model)
-    active, trained = bank.active, bank.trained
-    deactivate(model, bank)
+    before = deactivate(model, bank)
     try:
         yield
     finally:
-        if active is not None:
-            _apply(model, bank, active, trained)
+        # Whatever was attached, activated or detached inside: what was active comes back.
+        if bank_of(model) is bank:
+            deactivate(model, bank)
+            reactivate(model, bank, before)
 
 
 def detach(model: "PreTrainedModel", name: str | None = None) -> None:
@@ -128,24 +131,24 @@ def detach(model: "PreTrainedModel", name: str | None = None) -> None:
     """
     bank = need_bank(model)
     names = list(reversed(bank.attached)) if name is None else [name]
-    active = bank.active
-    deactivate(model, bank)
+    before = deactivate(model, bank)
     try:
         for each in names:
             bank.remove(each)
     finally:
-        if active is not None and set(active.names) <= set(bank.attached):
-            _apply(model, bank, active, tuple(n for n in bank.trained if n in bank.attached))
+        reactivate(model, bank, before)
     if not bank.attached:
         delattr(model, CHILD)
 
 
-def deactivate(model: nn.Module, bank: Bank) -> None:
-    """The base as it was: hooks off, its own values in its parameters, its own flags on them."""
-    for hook in bank.hooks:
-        hook.remove()
-    bank.hooks.clear()
+def deactivate(model: nn.Module, bank: Bank) -> Active | None:
+    """The base as it was: hooks off, its own values in its parameters, its own flags on them.
+
+    Returns what was active, for `reactivate`.
+    """
+    take_hooks_off(bank)
     parameters = base_parameters(model)
+    folded = {name: parameters[name].data for name in bank.merged}
     for name, original in bank.merged.items():
         parameters[name].data = original.to(parameters[name].device, parameters[name].dtype)
     bank.merged.clear()
@@ -156,7 +159,30 @@ def deactivate(model: nn.Module, bank: Bank) -> None:
     bank.displaced.clear()
     for name, parameter in parameters.items():
         parameter.requires_grad_(bank.flags[name])
-    bank.active = None
+    composition, bank.active = bank.active, None
+    if composition is None:
+        return None
+    return Active(composition=composition, trained=bank.trained, folded=folded)
+
+
+def reactivate(model: "PreTrainedModel", bank: Bank, before: Active | None) -> None:
+    """Puts on what `deactivate` took off, merged if it was; nothing, if a part of it is gone."""
+    if before is None or not set(before.composition.names) <= set(bank.attached):
+        return
+    _apply(model, bank, before.composition, before.trained)
+    if before.folded:
+        take_hooks_off(bank)
+    for name, value in before.folded.items():
+        parameter = model.get_parameter(name)
+        bank.merged[name] = parameter.data
+        parameter.data = value.to(parameter.device, parameter.dtype)
+
+
+def take_hooks_off(bank: Bank) -> None:
+    """No delta reaches the forward pass any more."""
+    for hook in bank.hooks:
+        hook.remove()
+    bank.hooks.clear()
 
 
 def check_name(name: str) -> None:
@@ -187,6 +213,11 @@ def _build(
         parameter: model.get_parameter(parameter).detach().clone()
         for parameter in _owned(model, bank, method)
     }
+    trains_base = attached.own.keys() - head_names(model)
+    if method.role is Role.METHOD and not attached.sites() and not trains_base:
+        raise InvalidConfig(
+            f"{type(method).__name__} finds nothing to train in this {type(model).__name__}."
+        )
     return attached
 
 
@@ -285,10 +316,10 @@ def _apply(
     for key, node in nodes.items():
         bank.hooks.extend(install(bank.handles[key], node))
     penalties = tuple(
-        combiner
-        for node in nodes.values()
-        for combiner in node.combiners
-        if isinstance(combiner, Regularised)
+        module
+        for name in trained
+        for _, module in bank.attached[name].modules()
+        if isinstance(module, Regularised)
     )
     if penalties:
         bank.hooks.append(install_penalty(model, penalties))
@@ -304,10 +335,9 @@ def active_nodes(bank: Bank) -> dict[str, Node]:
 
 def reapply(model: "PreTrainedModel", bank: Bank) -> None:
     """Takes the active composition off and puts it on again, unmerged."""
-    active, trained = bank.active, bank.trained
-    deactivate(model, bank)
-    if active is not None:
-        _apply(model, bank, active, trained)
+    before = deactivate(model, bank)
+    if before is not None:
+        _apply(model, bank, before.composition, before.trained)
 
 
 def _nodes(bank: Bank, composition: Composition) -> dict[str, Node]:

@@ -68,6 +68,21 @@ class Attached:
             yield from module.parameters()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Active:
+    """What a model ran with when it was deactivated, to be put on again.
+
+    Attributes:
+        composition: the names, and how they act together.
+        trained: which of them were trained.
+        folded: the weights that deltas were merged into, by the parameter's name.
+    """
+
+    composition: Composition
+    trained: tuple[str, ...]
+    folded: dict[str, Tensor]
+
+
 class Bank(nn.Module):
     """The record of one model. Use the functions of `deltakit.inject.attach`, not this."""
 

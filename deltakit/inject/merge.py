@@ -12,7 +12,7 @@ from deltakit.core.compose import Leaf, Node, Total
 from deltakit.core.delta import Mergeable, Scaling
 from deltakit.core.site import Handle, Insertion, Tap
 from deltakit.errors import NotMergeable, UnknownArchitecture
-from deltakit.inject.attach import active_nodes, reapply
+from deltakit.inject.attach import active_nodes, reapply, take_hooks_off
 from deltakit.inject.bank import need_bank
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def merge(model: "PreTrainedModel") -> None:
     if bank.merged:
         return
     folds = [_fold(bank.handles[key], node) for key, node in active_nodes(bank).items()]
-    for hook in bank.hooks:
-        hook.remove()
-    bank.hooks.clear()
+    take_hooks_off(bank)
     # A rescaled input comes last: it also reaches what was added beside the same linear.
     for fold in sorted(folds, key=lambda fold: fold.handle.tap is Tap.INPUT):
         for name, value in fold.values():
@@ -92,9 +90,10 @@ def _fold(handle: Handle, node: Node) -> _Fold:
     """All deltas at a site read the same h and x, so factors and changes add up apart."""
     leaves = _terms(node)
     if leaves is None or handle.tap is Tap.NORM:
+        parts = {type(part).__name__ for part in (*node.combiners, *(x.delta for x in node.leaves))}
         raise NotMergeable(
-            f"what is active at {handle.key!r} does not fold into a weight; only a sum of linear "
-            "changes beside a linear projection does, such as LoRA's."
+            f"{' over '.join(sorted(parts, reverse=True))} at {handle.key!r} does not fold into a "
+            "weight; only a sum of linear changes of a linear projection does, such as LoRA's."
         )
     factors, changes = [], []
     for leaf in leaves:

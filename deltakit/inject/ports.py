@@ -9,6 +9,7 @@ from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from deltakit.core.compose import Node, Port, Signal
@@ -95,61 +96,66 @@ class PenaltyPort:
 
     A model that returns a loss returns it with the terms added, so they are logged, scaled and
     averaged with it. Where the loop computes its own loss from the outputs, the terms' gradient
-    joins the backward pass with weight one.
+    joins the backward pass with weight one. Where the loop accumulates gradients and says how many
+    items the whole step has (transformers' Trainer does), each pass adds its share.
     """
 
     def __init__(self, parts: tuple[Regularised, ...]) -> None:
         self.parts = parts
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not (module.training and torch.is_grad_enabled()):
             return output
         penalty = sum((part.penalty() for part in self.parts[1:]), self.parts[0].penalty())
-        return _with_penalty(output, penalty)
+        return _with_penalty(output, penalty * _share(module, kwargs))
+
+
+def _share(model: Any, kwargs: dict[str, Any]) -> Tensor | float:
+    """This pass's part of an optimiser step, counted as the Trainer counts: by labels."""
+    items, labels = kwargs.get("num_items_in_batch"), kwargs.get("labels")
+    if items is None or labels is None:
+        return 1.0
+    if "shift_labels" in kwargs:
+        labels = kwargs["shift_labels"]
+    elif model.loss_type == "ForCausalLM":  # each label is compared with the token before it
+        labels = labels[..., 1:]
+    return labels.ne(-100).sum() / items
 
 
 class _JoinBackward(torch.autograd.Function):
-    """Adds `penalty` to `loss`, or to the backward pass of `carrier` where `loss` is not used."""
+    """Adds `penalty` to `loss`, or to the backward pass of `carriers` where `loss` is not used."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor | None, carrier: Tensor | None, penalty: Tensor) -> Any:
+    def forward(ctx: Any, penalty: Tensor, loss: Tensor | None, *carriers: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(penalty)
-        return (
-            None if loss is None else loss + penalty.to(loss.device, loss.dtype),
-            None if carrier is None else carrier.view_as(carrier),
-        )
+        joined = None if loss is None else loss + penalty.to(loss.device, loss.dtype)
+        return joined, *(carrier.view_as(carrier) for carrier in carriers)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        of_loss, of_carrier = grads
+        of_loss, *of_carriers = grads
         (penalty,) = ctx.saved_tensors
         one = torch.ones_like(penalty)
-        return of_loss, of_carrier, one if of_loss is None else of_loss.to(one.device, one.dtype)
+        of_penalty = one if of_loss is None else of_loss.to(one.device, one.dtype)
+        return of_penalty, of_loss, *of_carriers
 
 
 def _with_penalty(output: Any, penalty: Tensor) -> Any:
-    if isinstance(output, Tensor):
-        return _JoinBackward.apply(None, output, penalty)[1]
-    keys = range(len(output)) if isinstance(output, tuple) else list(output)
-    tensors = {k: output[k] for k in keys if isinstance(output[k], Tensor)}
-    loss = next((k for k, t in tensors.items() if t.ndim == 0), None)
-    carrier = next((k for k, t in tensors.items() if t.ndim > 0 and t.requires_grad), None)
-    if loss is None and carrier is None:
-        return output
+    leaves, shape = tree_flatten(output)
+    trained = [
+        i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad
+    ]
+    loss = next((i for i in trained if leaves[i].ndim == 0), None)
+    carriers = [i for i in trained if i != loss]
     joined = _JoinBackward.apply(
-        None if loss is None else tensors[loss],
-        None if carrier is None else tensors[carrier],
-        penalty,
+        penalty, None if loss is None else leaves[loss], *(leaves[i] for i in carriers)
     )
-    changed = {
-        key: new for key, new in zip((loss, carrier), joined, strict=True) if new is not None
-    }
-    if isinstance(output, tuple):
-        return tuple(changed.get(k, output[k]) for k in keys)
-    for key, value in changed.items():
-        output[key] = value
-    return output
+    if loss is not None:
+        leaves[loss] = joined[0]
+    for index, carrier in zip(carriers, joined[1:], strict=True):
+        leaves[index] = carrier
+    return tree_unflatten(leaves, shape)
 
 
 def install(handle: Handle, node: Node) -> Iterable[RemovableHandle]:
@@ -173,7 +179,7 @@ def install(handle: Handle, node: Node) -> Iterable[RemovableHandle]:
 
 def install_penalty(model: nn.Module, parts: tuple[Regularised, ...]) -> RemovableHandle:
     """Makes the regularisers of the active deltas part of the model's loss."""
-    return model.register_forward_hook(PenaltyPort(parts))
+    return model.register_forward_hook(PenaltyPort(parts), with_kwargs=True)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from deltakit._files import atomic_path, write_text
 from deltakit.core.method import Method, method_from_dict, method_to_dict
-from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, UnknownName
-from deltakit.inject.attach import activate, attach, check_name, deactivate, detach
+from deltakit.errors import CheckpointError, DeltakitError, NameInUse
+from deltakit.inject.attach import attach, check_name, deactivate, detach, reactivate
 from deltakit.inject.bank import Attached, Bank, bank_of, base_parameters, head_names, need_bank
 
 if TYPE_CHECKING:
@@ -105,16 +105,21 @@ def load(
     checkpoint = read(Path(folder))
     _check_base(model, checkpoint)
     bank = bank_of(model)
-    active, trained = (None, ()) if bank is None else (bank.active, bank.trained)
+    before = None if bank is None else deactivate(model, bank)
+    if bank is not None:
+        reactivate(model, bank, before)
     added: list[str] = []
     try:
         for part in checkpoint.parts:
             _load_part(model, checkpoint, part, name, added, head=head)
-    except BaseException:
+    except BaseException as error:
         for each in reversed(added):
             detach(model, each)
-        if bank is not None and active is not None:
-            activate(model, active, train=trained)
+        if bank is not None:
+            deactivate(model, bank)
+            reactivate(model, bank, before)
+        if isinstance(error, DeltakitError) and not isinstance(error, CheckpointError | NameInUse):
+            raise CheckpointError(f"{folder} does not fit this model: {error}") from None
         raise
 
 
@@ -133,7 +138,7 @@ def read(folder: Path) -> Checkpoint:
         for part in parts:
             check_name(part.name)
         base, digest = dict(config["base"]), config["weights"]["sha256"]
-    except (KeyError, TypeError, InvalidConfig, UnknownName) as error:
+    except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, DeltakitError) else f"bad or missing key {error}"
         raise CheckpointError(f"{folder / CONFIG}: {reason}") from None
     tensors = _read_tensors(folder / WEIGHTS, digest)
@@ -257,17 +262,18 @@ def _load_part(
     if not is_top and bank is not None and name in bank.attached:
         _check_same(bank.get(name), part, checkpoint)
         return
-    attach(model, part.method, name)
-    added.append(name)
-    bank = need_bank(model)
-    attached = bank.get(name)
-    expected = dict(attached.tensors())
     prefix = f"{part.name}/"
     given = {
         key.removeprefix(prefix): tensor
         for key, tensor in checkpoint.tensors.items()
         if key.startswith(prefix) and not key.startswith(f"{prefix}own/")
     }
+    saved_in = next((t.dtype for t in given.values() if t.is_floating_point()), None)
+    attach(model, part.method, name, dtype=saved_in)
+    added.append(name)
+    bank = need_bank(model)
+    attached = bank.get(name)
+    expected = dict(attached.tensors())
     _check_keys(checkpoint.folder, expected, given)
     with torch.no_grad():
         for key, tensor in given.items():
@@ -287,12 +293,10 @@ def _load_own(
     if not head:
         wanted, given = needed, {key: given[key] for key in given if key in needed}
     _check_keys(checkpoint.folder, wanted, given, hint=_HEAD_HINT)
-    active, trained = bank.active, bank.trained
-    deactivate(model, bank)
+    before = deactivate(model, bank)
     for key, tensor in given.items():
         attached.own[key] = tensor.to(attached.own[key].device, attached.own[key].dtype)
-    if active is not None:
-        activate(model, active, train=trained)
+    reactivate(model, bank, before)
 
 
 _HEAD_HINT = " To load the delta without its task head, pass head=False."
@@ -320,6 +324,11 @@ def _check_keys(
             raise CheckpointError(
                 f"{folder / WEIGHTS}: {key!r} has shape {tuple(tensor.shape)}, this model needs "
                 f"{tuple(expected[key].shape)}.{hint}"
+            )
+        if tensor.is_floating_point() != expected[key].is_floating_point():
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {key!r} is {tensor.dtype}, this model needs "
+                f"{expected[key].dtype}."
             )
 
 

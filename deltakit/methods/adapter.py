@@ -38,6 +38,7 @@ from deltakit.core.method import (
     Method,
     Paper,
     Placement,
+    check_bool,
     check_choice,
     check_fraction,
     check_positive,
@@ -80,7 +81,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
     "tanh": torch.tanh,
-    "leakyrelu": F.leaky_relu,
+    "leaky_relu": F.leaky_relu,
     "identity": _identity,
 }
 """The nonlinearities f, by transformers' names."""
@@ -184,6 +185,7 @@ class SequentialAdapter(Method):
         check_choice(self, tuple(_PRESETS), placement=self.placement)
         check_positive(self, reduction=self.reduction, scale=self.scale)
         check_fraction(self, dropout=self.dropout)
+        check_bool(self, train_norms=self.train_norms)
         if self.bottleneck is not None:
             check_whole(self, bottleneck=self.bottleneck)
         if self.activation is not None:

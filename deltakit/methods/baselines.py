@@ -38,7 +38,7 @@ class FullFineTuning(Method):
     """
 
     paper: ClassVar[Paper] = _BERT
-    learning_rate: ClassVar[float] = 5e-5
+    learning_rate: ClassVar[float] = 1e-4
     role: ClassVar[Role] = Role.CEILING
 
     def trains(self, name: str, owner: nn.Module) -> bool:

@@ -27,7 +27,9 @@ from deltakit.core.method import (
     CombiningMethod,
     Method,
     Paper,
+    check_bool,
     check_fraction,
+    check_not_negative,
     register_method,
 )
 from deltakit.core.site import Handle
@@ -115,20 +117,24 @@ class AdapterFusion(CombiningMethod):
     def __init__(
         self,
         *members: str,
-        names: Sequence[str] = (),
+        names: str | list[str] | tuple[str, ...] = (),
         member: Method | None = None,
         value: bool = True,
         regularisation: float = 0.01,
         dropout: float = 0.0,
     ) -> None:
-        chosen = (*members, *names)
+        chosen = (*members, *(names if isinstance(names, list | tuple) else (names,)))
         if len(set(chosen)) != len(chosen):
             raise InvalidConfig(f"AdapterFusion names a member twice: {', '.join(chosen)}.")
-        check_fraction(self, dropout=dropout)
-        if regularisation < 0:
+        if not all(isinstance(name, str) for name in chosen):
+            raise InvalidConfig(f"AdapterFusion{chosen!r}: the members are names of deltas.")
+        if not isinstance(member, Method | None):
             raise InvalidConfig(
-                f"AdapterFusion(regularisation={regularisation}): it must be zero or more."
+                f"AdapterFusion(member={member!r}): a method, for example SequentialAdapter()."
             )
+        check_bool(self, value=value)
+        check_fraction(self, dropout=dropout)
+        check_not_negative(self, regularisation=regularisation)
         object.__setattr__(self, "names", chosen)
         object.__setattr__(self, "member", member or SequentialAdapter())
         object.__setattr__(self, "value", value)

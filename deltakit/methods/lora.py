@@ -32,6 +32,7 @@ from deltakit.core.method import (
     Method,
     Paper,
     Placement,
+    check_bool,
     check_choice,
     check_fraction,
     check_positive,
@@ -109,17 +110,15 @@ class LoRA(Method):
         venue="International Conference on Learning Representations",
         arxiv="2106.09685",
     )
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 2e-3
 
     def __post_init__(self) -> None:
         check_whole(self, rank=self.rank)
         check_positive(self, alpha=self.alpha)
         check_fraction(self, dropout=self.dropout)
         check_choice(self, ("gaussian", "kaiming"), initialisation=self.initialisation)
-        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
-        if not targets:
-            raise InvalidConfig("LoRA(targets=()): name at least one site, for example 'q'.")
-        object.__setattr__(self, "targets", targets)
+        check_bool(self, rslora=self.rslora)
+        object.__setattr__(self, "targets", _names(self.targets))
         self.sites()
 
     def sites(self) -> tuple[Site, ...]:
@@ -151,6 +150,17 @@ class LoRA(Method):
             dropout=self.dropout,
             initialisation=self.initialisation,
         )
+
+
+def _names(targets: object) -> tuple[str, ...]:
+    names = (targets,) if isinstance(targets, str) else targets
+    if not isinstance(names, tuple | list) or not all(isinstance(n, str) for n in names):
+        raise InvalidConfig(f"LoRA(targets={targets!r}): name sites, for example ('q', 'v').")
+    if not names or ("all" in names and len(names) > 1):
+        raise InvalidConfig(
+            f"LoRA(targets={targets!r}): name at least one site, for example 'q', or 'all' alone."
+        )
+    return tuple(names)
 
 
 def _linear_site(name: str) -> Site:

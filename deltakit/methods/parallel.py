@@ -31,6 +31,7 @@ from deltakit.core.method import (
     Method,
     Paper,
     Placement,
+    check_bool,
     check_choice,
     check_fraction,
     check_positive,
@@ -91,6 +92,7 @@ class ParallelAdapter(Method):
     def __post_init__(self) -> None:
         check_positive(self, reduction=self.reduction, scale=self.scale)
         check_fraction(self, dropout=self.dropout)
+        check_bool(self, learned_scale=self.learned_scale)
         check_choice(self, tuple(ACTIVATIONS), activation=self.activation)
         check_choice(self, INITIALISATIONS, initialisation=self.initialisation)
         if self.bottleneck is not None:

@@ -176,8 +176,7 @@ def test_activations_match_transformers() -> None:
     from transformers.activations import ACT2FN
 
     x = torch.linspace(-4, 4, 33)
-    torch.testing.assert_close(ACTIVATIONS["leakyrelu"](x), ACT2FN["leaky_relu"](x))
-    for name in set(ACTIVATIONS) - {"identity", "leakyrelu"}:
+    for name in set(ACTIVATIONS) - {"identity"}:
         torch.testing.assert_close(ACTIVATIONS[name](x), ACT2FN[name](x), atol=1e-6, rtol=1e-6)
     assert torch.equal(ACTIVATIONS["identity"](x), x)
 

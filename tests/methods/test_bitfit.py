@@ -1,0 +1,54 @@
+"""BitFit: trains the biases and gives them back; its count is the published one."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import deltakit as dk
+from deltakit.errors import IncompatibleDeltas, InvalidConfig
+
+
+def test_only_biases_and_the_head_change_and_all_come_back(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("bert", "classify"), kit.make_batch(labels=True)
+    before = kit.snapshot(model)
+    dk.attach(model, dk.BitFit())
+    kit.train_steps(model, batch)
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before["state"][n])}
+    # A key's bias is invisible behind the softmax: its gradient is zero up to rounding.
+    biases = {n for n in before["state"] if n.endswith("bias") or n.startswith("classifier")}
+    assert changed <= biases
+    assert {n for n in biases if ".key." not in n} <= changed
+    dk.detach(model)
+    kit.assert_same(before, kit.snapshot(model))
+
+
+def test_two_of_them_switch_and_do_not_mix(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("distilbert", "classify"), kit.make_batch(labels=True)
+    outputs = {}
+    for name in ("one", "two"):
+        dk.attach(model, dk.BitFit(), name=name)
+        kit.train_steps(model, batch, steps=1 + len(outputs))
+        outputs[name] = kit.out(model, batch)
+    for name in ("one", "two", "one"):
+        dk.activate(model, name)
+        assert torch.equal(kit.out(model, batch), outputs[name])
+    with pytest.raises(IncompatibleDeltas, match="both have values for the base's"):
+        dk.activate(model, dk.Stack("one", "two"))
+
+
+def test_a_model_without_biases_is_refused(kit: SimpleNamespace) -> None:
+    model = kit.make_model("llama")
+    before = kit.snapshot(model)
+    with pytest.raises(InvalidConfig, match="BitFit finds nothing to train in this LlamaModel"):
+        dk.attach(model, dk.BitFit())
+    kit.assert_same(before, kit.snapshot(model))
+
+
+def test_published_count() -> None:
+    from transformers import BertConfig, BertModel
+
+    with torch.device("meta"):
+        model = BertModel(BertConfig())
+    dk.attach(model, dk.BitFit())
+    assert dk.summary(model).trained_params == 102_912

@@ -1,0 +1,99 @@
+"""(IA)³: golden values before the activation, live PEFT after it, merging, counts."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import deltakit as dk
+from deltakit.errors import InvalidConfig
+
+
+def test_golden_ia3(golden: Any, kit: SimpleNamespace) -> None:
+    model = golden.model()
+    dk.attach(model, dk.IA3(feedforward="pre_activation"), name="a")
+    places = {
+        "attn.k": "attention.self.key",
+        "attn.v": "attention.self.value",
+        "ffn.up": "intermediate.dense",
+    }
+    with torch.no_grad():
+        for key, tensor in kit.bank(model).get("a").tensors():
+            _, layer, site = key.removesuffix(".vector").split(".", 2)
+            theirs = f"ia3.state.encoder.layer.{layer}.{places[site]}.loras.a.lora_B"
+            tensor.copy_(golden.tensors[theirs].squeeze(-1))
+    expected = golden.tensors["ia3.output"]
+    torch.testing.assert_close(kit.out(model, golden.batch), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_equals_live_peft(kit: SimpleNamespace, family: str) -> None:
+    from peft import IA3Config, get_peft_model
+
+    model, batch = kit.make_model(family), kit.make_batch()
+    dk.attach(model, dk.IA3())
+    kit.randomise_deltas(model)
+    handles = kit.bank(model).handles
+    vectors = {handles[k.removesuffix(".vector")].path: t.detach().clone()
+               for k, t in kit.bank(model).get("default").tensors()}  # fmt: skip
+    ours = kit.out(model, batch)
+    dk.detach(model)
+    inner = [path for path in vectors if handles_input(path)]
+    theirs = get_peft_model(
+        model, IA3Config(target_modules=list(vectors), feedforward_modules=inner)
+    ).eval()
+    with torch.no_grad():
+        for path, vector in vectors.items():
+            parameter = theirs.base_model.model.get_submodule(path).ia3_l["default"]
+            parameter.copy_(vector.view_as(parameter))
+    torch.testing.assert_close(ours, kit.out(theirs, batch), atol=1e-5, rtol=1e-5)
+
+
+def handles_input(path: str) -> bool:
+    return path.endswith(("output.dense", "down_proj"))
+
+
+@pytest.mark.parametrize("feedforward", ["post_activation", "pre_activation"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "llama"])
+def test_merged_equals_unmerged_with_random_biases(
+    kit: SimpleNamespace, family: str, feedforward: str
+) -> None:
+    model, batch = kit.make_model(family), kit.make_batch()
+    before, hooks = kit.out(model, batch), kit.hook_count(model)
+    dk.attach(model, dk.IA3(feedforward=feedforward) + dk.LoRA(targets="all"))
+    kit.randomise_deltas(model)
+    unmerged = kit.out(model, batch)
+    assert (unmerged - before).abs().max() > 1e-2
+    dk.merge(model)
+    assert kit.hook_count(model) == hooks
+    torch.testing.assert_close(kit.out(model, batch), unmerged, atol=1e-4, rtol=1e-4)
+    dk.unmerge(model)
+    assert torch.equal(kit.out(model, batch), unmerged)
+    dk.detach(model)
+    assert torch.equal(kit.out(model, batch), before)
+
+
+def test_at_the_start_it_is_the_identity_bit_for_bit(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("qwen2"), kit.make_batch()
+    before = kit.out(model, batch)
+    dk.attach(model, dk.IA3())
+    assert torch.equal(kit.out(model, batch), before)
+
+
+def test_published_counts() -> None:
+    from transformers import AutoModel, BertConfig, LlamaConfig
+
+    llama_7b = LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    for config, count in ((BertConfig(), 55_296), (llama_7b, 614_400)):
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+        dk.attach(model, dk.IA3())
+        assert dk.summary(model).trained_params == count
+
+
+def test_settings() -> None:
+    with pytest.raises(InvalidConfig, match=r"IA3\(feedforward='after'\)"):
+        dk.IA3(feedforward="after")
