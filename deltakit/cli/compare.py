@@ -31,12 +31,11 @@ def compare(out: Path | None, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from deltakit.cli.live import Live
+    from deltakit.cli.live import Live, show
 
     console = Console()
     with console.status("reading data and model"):
         from deltakit.compare.plan import resolve
-        from deltakit.compare.report import terminal_table
         from deltakit.compare.run import run_plan
 
         plan = resolve(request(options))
@@ -46,7 +45,6 @@ def compare(out: Path | None, **options: Any) -> None:
         except KeyboardInterrupt:
             live.interrupted()
             raise
-    console.print(terminal_table(outcome.results, outcome.predictions, outcome.run))
-    console.print(f"{outcome.folder}/report.html has the whole comparison", highlight=False)
+    show(console, outcome)
     if outcome.failures:
         raise SystemExit(1)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -13,6 +14,27 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+if TYPE_CHECKING:
+    from deltakit.compare.run import Outcome
+
+LOG_WIDTH = 120
+"""Columns of a table that goes into a file or a pipe."""
+
+
+def show(console: Console, outcome: "Outcome") -> None:
+    """Prints a run's table, as wide as the terminal allows, and where the rest is."""
+    from deltakit.compare.report import plain_text, terminal_table
+
+    width = console.width if console.is_terminal else LOG_WIDTH
+    table = terminal_table(outcome.results, outcome.predictions, outcome.run, width=width)
+    if console.is_terminal:
+        console.print(table)
+    else:
+        console.file.write(plain_text(table, width=LOG_WIDTH))
+    console.print(
+        f"{outcome.folder}/report.html has the whole comparison", highlight=False, soft_wrap=True
+    )
 
 
 class Live:
@@ -100,7 +122,7 @@ class Live:
         self._say(f"stopped. Finished cells are in {self.folder}; the same command goes on there")
 
     def _say(self, text: str) -> None:
-        self.bars.console.print(text, highlight=False, markup=False)
+        self.bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _left(self) -> str:
         if not self.done:

@@ -37,7 +37,7 @@ def main() -> None:
     try:
         sys.exit(cli(standalone_mode=False))
     except click.ClickException as error:
-        error.show()
+        click.echo(f"deltakit: {error.format_message()} Try --help.", err=True)
         sys.exit(2)
     except DeltakitError as error:
         click.echo(f"deltakit: {error}", err=True)

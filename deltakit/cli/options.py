@@ -21,9 +21,17 @@ def amount(value: str) -> int | str:
     if value == ALL:
         return value
     try:
-        return int(value)
+        return int(str(value))  # a YAML file's 2.5 or true is none
     except ValueError:
         raise click.BadParameter(f"{value!r} is no whole number and not 'all'.") from None
+
+
+def whole(value: str) -> int:
+    """A whole number."""
+    try:
+        return int(str(value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no whole number.") from None
 
 
 def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -83,10 +91,10 @@ _OPTIONS = (
     ),
     click.option("--max-eval-samples", type=amount, metavar="N|all", help="Test examples."),
     click.option("--epochs", type=float, help="Passes over the training examples."),
-    click.option("--batch-size", type=int, help="Examples a step."),
-    click.option("--max-length", type=int, help="Tokens an example."),
+    click.option("--batch-size", type=whole, metavar="N", help="Examples a step."),
+    click.option("--max-length", type=whole, metavar="N", help="Tokens an example."),
     click.option("--lr", type=float, help="One peak learning rate for all. [each method's own]"),
-    click.option("--seeds", type=int, help="How many seeds."),
+    click.option("--seeds", type=whole, metavar="N", help="How many seeds."),
     click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
     click.option("--pair-column", help="Column of the second text, where there is one."),
     click.option("--label-column", help="Column of the label, where the task is yours. [label]"),

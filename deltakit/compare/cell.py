@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STEP_REPEATS = 5
+STEP_REPEATS = 7
 LATENCY_REPEATS = {1: 30, 8: 12}
 MEASURE_UNITS = 30
 """What measuring a cell takes, in training steps, for the time left."""
@@ -245,7 +245,7 @@ def _training_cost(shop: Workshop, model: "PreTrainedModel", method: Method) -> 
     else:
         pair = [step, shop.reference_step]
         own, reference = measure.alternate(pair, repeats=STEP_REPEATS, warmup=1)
-        ratio = own.median_ms / reference.median_ms
+        ratio = own.over(reference)
     return {
         "train_step_ms": own.median_ms,
         "train_step_iqr_ms": own.iqr_ms,

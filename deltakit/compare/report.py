@@ -129,7 +129,9 @@ def _page(
 
 
 def _line(summary: Summary, columns: Sequence[Column]) -> html.Line:
-    failure = None if summary.failure is None else shorten(summary.failure, 300)
+    """A failed row keeps its name only, so where there are several bases the reason says which."""
+    where = f"on {summary.base}, " if BASE in columns else ""
+    failure = None if summary.failure is None else shorten(where + summary.failure, 300)
     return html.Line(cells=tuple(column.cell(summary) for column in columns), failure=failure)
 
 
@@ -184,11 +186,8 @@ def _time_cell(summary: Summary) -> Cell:
 def _terminal_score(summary: Summary) -> Cell:
     if summary.failure is not None:
         return Cell(text="failed")
-    if summary.score is None:
-        return Cell(text=MISSING)
-    return Cell(
-        text=f"{summary.score}\n{summary.seeds_done}" if summary.failed else f"{summary.score}"
-    )
+    note = f"\n{summary.seeds_done}" if summary.failed else ""
+    return Cell(text=MISSING if summary.score is None else f"{summary.score}{note}")
 
 
 _TERMINAL: tuple[tuple[str, Callable[[Summary], Cell]], ...] = (
@@ -203,29 +202,53 @@ _TERMINAL: tuple[tuple[str, Callable[[Summary], Cell]], ...] = (
 )
 
 
+_DROPPED_FIRST = ("Disk", "%", "vs floor\np", "Trained")
+"""Columns that a narrow terminal goes without, in this order; the files have all of them."""
+
+
 def terminal_table(
-    rows: Sequence[CellResult], predictions: PredictionsOf, run: Mapping[str, Any]
+    rows: Sequence[CellResult],
+    predictions: PredictionsOf,
+    run: Mapping[str, Any],
+    *,
+    width: int = 120,
 ) -> Table:
-    """The comparison in short, for a terminal of 100 columns or more.
+    """The comparison in short, for a terminal that is `width` columns wide.
 
     Why rows failed is said in the caption, where there is room for it.
 
     Raises:
         InvalidConfig: the rows belong to several tasks, or were tested on different splits.
     """
+    from rich.console import Console
+
+    summaries = summarise(rows, predictions, run)
+    caption = "\n".join([*_failed_lines(rows), " ".join(legend(summaries, run))])
+    ruler = Console(width=1000)
+    dropped: list[str] = []
+    for title in ("", *_DROPPED_FIRST):
+        dropped.append(title)
+        table = _terminal_table(summaries, caption, dropped)
+        if ruler.measure(table).maximum <= width:
+            break
+    return table
+
+
+def _terminal_table(summaries: Sequence[Summary], caption: str, dropped: Sequence[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    summaries = summarise(rows, predictions, run)
     bases = ((BASE.title, BASE.cell),) if BASE in columns_for(summaries) else ()
-    caption = Text("\n".join([*_failed_lines(rows), " ".join(legend(summaries, run))]))
-    table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("Method", overflow="fold")
-    for title, _ in (*bases, *_TERMINAL):
+    columns = (*bases, *(column for column in _TERMINAL if column[0] not in dropped))
+    table = Table(
+        box=SIMPLE_HEAD, caption=Text(caption), caption_justify="left", padding=(0, 1, 0, 0)
+    )
+    table.add_column("Method", overflow="fold", min_width=8)
+    for title, _ in columns:
         table.add_column(title, justify="right", no_wrap=True)
     for summary in summaries:
-        cells = [cell(summary).text for _, cell in (*bases, *_TERMINAL)]
+        cells = [cell(summary).text for _, cell in columns]
         style = "red" if summary.failure else ""
         # As Text: the brackets of a method's settings are no markup.
         table.add_row(*map(Text, (summary.method.replace("+", "\n+"), *cells)), style=style)

@@ -14,7 +14,7 @@ class CellResult:
     """One row of ``results.csv``. What was not measured, or does not exist, is None.
 
     Times are in milliseconds or seconds as the name says, sizes in bytes. A name with ``_vs_`` is
-    a ratio of medians that were measured side by side in one process.
+    the median of ratios between repetitions that ran side by side in one process.
     """
 
     method: str
@@ -43,7 +43,7 @@ class CellResult:
     train_step_ms: float | None = None
     """Median of one forward, backward and optimiser step."""
     train_step_vs_full: float | None = None
-    """`train_step_ms` over that of full fine-tuning, measured in alternation."""
+    """Median ratio to a step of full fine-tuning, measured in alternation."""
     train_peak_bytes: int | None = None
     infer_peak_bytes: int | None = None
     latency_ms_b1: float | None = None

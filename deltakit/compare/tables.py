@@ -52,7 +52,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} m {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} m"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} m"
 
 
 def ratio(value: float) -> str:
@@ -85,6 +86,7 @@ def _digits(value: float) -> str:
     """`value` with three digits, and no exponent."""
     if value == 0:
         return "0"
+    value = float(f"{value:.3g}")  # first, so that 0.9996 counts its places as 1
     places = 2 - math.floor(math.log10(abs(value)))
     return f"{value:.{min(max(places, 0), 6)}f}"
 
@@ -232,11 +234,22 @@ def _versus(
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One field of a table: what people read, what it is sorted by, and what stands beneath."""
+    """One field of a table.
+
+    Attributes:
+        text: what people read.
+        note: what belongs to it, in brackets or beneath.
+        detail: what only a page has room for.
+        sort: what the field is sorted by; None where there is no value.
+    """
 
     text: str
-    sort: float | str | None = None
     note: str = ""
+    detail: str = ""
+    sort: float | str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.note})" if self.note else self.text
 
 
 ABSENT = Cell(text=MISSING)
@@ -264,17 +277,18 @@ def _score_cell(summary: Summary) -> Cell:
         return Cell(text=shorten(summary.failure))
     if summary.score is None:
         return ABSENT
-    part = f", {summary.seeds_done}" if summary.failed else ""
-    return Cell(text=f"{summary.score}{part}", sort=summary.score.mean)
+    note = summary.seeds_done if summary.failed else ""
+    return Cell(text=str(summary.score), note=note, sort=summary.score.mean)
 
 
 def _difference_cell(difference: Difference | None) -> Cell:
     if difference is None:
         return ABSENT
     return Cell(
-        text=f"{_signed(difference.points)} (p {probability(difference.p)})",
+        text=_signed(difference.points),
+        note=f"p {probability(difference.p)}",
+        detail=f"{_signed(difference.low)} to {_signed(difference.high)}",
         sort=difference.points,
-        note=f"{_signed(difference.low)} to {_signed(difference.high)}",
     )
 
 
@@ -287,8 +301,8 @@ def _trained_cell(summary: Summary) -> Cell:
     trained, share = summary.mean("trained_params"), summary.mean("trained_pct")
     if trained is None:
         return ABSENT
-    text = count(trained) if share is None else f"{count(trained)} ({percent(share)})"
-    return Cell(text=text, sort=trained)
+    note = "" if share is None else percent(share)
+    return Cell(text=count(trained), note=note, sort=trained)
 
 
 def measured(column: str, words: Callable[[float], str]) -> Callable[[Summary], Cell]:
@@ -446,19 +460,15 @@ def _frame(summaries: Sequence[Summary], escape: Callable[[str], str]) -> pd.Dat
     import pandas as pd
 
     columns = columns_for(summaries)
-    lines = [[escape(column.cell(row).text) for column in columns] for row in summaries]
+    lines = [[escape(str(column.cell(row))) for column in columns] for row in summaries]
     return pd.DataFrame(lines, columns=[escape(column.title) for column in columns], dtype=object)
 
 
 _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "|*`\\"})
 _LATEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
-    | {
-        "[": "{[}",
-        "]": "{]}",
-        "|": "\\textbar{}",
-        "\\": "\\textbackslash{}",
-    }  # a bracket would be an option of \\
+    # A bracket at the start of a row would be taken for an option of the line break before it.
+    | {"[": "{[}", "]": "{]}", "|": "\\textbar{}", "\\": "\\textbackslash{}"}
     | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$"}
     | {"±": "$\\pm$", "×": "$\\times$", "−": "$-$", "–": "--", "…": "\\ldots{}"}
 )

@@ -354,9 +354,7 @@ def leftovers(folder: Path) -> list[Path]:
 @pytest.fixture(scope="session")
 def read() -> SimpleNamespace:
     """How to read a run folder."""
-    return SimpleNamespace(
-        results=read_results, predictions=read_predictions, leftovers=leftovers
-    )
+    return SimpleNamespace(results=read_results, predictions=read_predictions, leftovers=leftovers)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """Predictions that do not depend on who else is in the batch, and their score."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -94,9 +92,3 @@ def test_a_perfect_score_is_still_uncertain() -> None:
 def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(InvalidConfig, match=r"'f2'.*accuracy"):
         score(Predictions(labels=(0,), predicted=(0,)), "f2")
-
-
-def test_no_examples_have_no_score() -> None:
-    refused: Callable[[], Any] = lambda: score(Predictions(labels=(), predicted=()), "accuracy")  # noqa: E731
-    with pytest.raises(InvalidConfig):
-        refused()

@@ -1,8 +1,7 @@
-"""The base model: found, told apart from others, loaded with a fresh head, tried without weights."""
+"""The base model: found, told apart from others, loaded with a fresh head, tried weightless."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,13 +92,6 @@ def test_a_model_that_cannot_classify(how: str, tmp_path: Path) -> None:
         calls[how]()
 
 
-def test_weights_that_are_missing_are_said_by_name(bert: Path, tmp_path: Path) -> None:
-    folder = copied(bert, tmp_path / "hollow")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises((UnknownName, InvalidConfig), match="hollow"):
-        find_model(str(folder))
-
-
 def test_a_shipped_model_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(model.SHIPPED, "minilm", ("surely_not_installed", "model"))
     with pytest.raises(MissingExtra, match=r"surely-not-installed.*\[demo\]"):
@@ -114,11 +106,7 @@ def test_names_of_nothing(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_shared_tasks_do_not_change_the_model(
-    source: ModelSource, tasks: SimpleNamespace
-) -> None:
-    before = source.load(2, 0).state_dict()
-    after = source.load(2, 0).state_dict()
-    assert all(
-        torch.equal(before[name], after[name]) for name in before if name.startswith("bert.")
-    )
+def test_loading_again_gives_the_same_base(source: ModelSource) -> None:
+    before, after = source.load(2, 0).state_dict(), source.load(6, 0).state_dict()
+    base = [name for name in before if name.startswith("bert.") and "pooler" not in name]
+    assert base and all(torch.equal(before[name], after[name]) for name in base)

@@ -103,7 +103,12 @@ def test_stages_put_members_before_what_composes_them_and_repeat_none(asked: Ask
 
 @pytest.mark.parametrize(
     ("task", "name"),
-    [("imdb", "imdb"), ("my data/reviews 2", "reviews-2"), ("glue/sst2", "sst2"), ("...", "source")],
+    [
+        ("imdb", "imdb"),
+        ("my data/reviews 2", "reviews-2"),
+        ("glue/sst2", "sst2"),
+        ("...", "source"),
+    ],
 )
 def test_a_tasks_name_as_that_of_a_delta(task: str, name: str) -> None:
     assert delta_name(task) == name

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,10 +70,12 @@ def test_a_cell_that_is_cut_short_while_it_is_written_is_not_there(
 ) -> None:
     folder, cell = RunFolder(tmp_path), plan.cells[-1]
 
+    replace = Path.replace
+
     def cut(path: Path, target: Path) -> Path:
         if target.suffix == ".json":
             raise KeyboardInterrupt
-        return Path(os.replace(path, target) or target)
+        return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", cut)
     with pytest.raises(KeyboardInterrupt):

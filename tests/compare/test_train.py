@@ -91,16 +91,13 @@ def test_training_changes_the_delta_and_the_head_and_nothing_else(go: Callable[.
     }
     assert any(name.startswith("deltakit.") for name in moved)
     assert "classifier.weight" in moved
-    base = {name for name in moved if name.startswith("bert.") and "pooler" not in name}
-    assert base == set()
+    assert not any(name.startswith("bert.") for name in moved)
 
 
 def test_equal_seeds_give_equal_weights(go: Callable[..., Any]) -> None:
     (first, one), (second, two) = go(dk.FullFineTuning()), go(dk.FullFineTuning())
     assert one.losses == two.losses
-    for (name, a), (_, b) in zip(
-        first.named_parameters(), second.named_parameters(), strict=True
-    ):
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
 

@@ -234,7 +234,7 @@ def main() -> None:
             "transformers": transformers.__version__,
         },
         "attn_implementation": ATTENTION,
-        "bases": {base: CONFIG_ARGS for base in BASES},
+        "bases": dict.fromkeys(BASES, CONFIG_ARGS),
         "cases": descriptions,
     }
     text = json.dumps(golden, indent=2) + "\n"

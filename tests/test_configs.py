@@ -1,0 +1,58 @@
+"""The shipped configurations: each opens with its command and is read as that command reads it."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+import deltakit as dk
+from deltakit.cli.compare import compare
+from deltakit.cli.options import request
+from deltakit.compare.plan import Request
+from deltakit.compare.tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_there_are_configurations() -> None:
+    assert CONFIGS
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def config(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def read(path: Path, *options: str) -> Request:
+    """The file through the real parser, without running the command."""
+    context: click.Context = compare.make_context(
+        "compare", ["--config", str(path), *options], resilient_parsing=False
+    )
+    return request({key: value for key, value in context.params.items() if key != "out"})
+
+
+def test_a_configuration_opens_with_the_command_that_runs_it(config: Path) -> None:
+    first = config.read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"# deltakit compare --config configs/{config.name}"
+
+
+def test_a_configuration_is_a_request(config: Path) -> None:
+    asked = read(config)
+    assert [dk.parse_method(spec) for spec in asked.methods]
+    assert asked.seeds >= 1
+    assert {asked.task, *asked.source_tasks} <= set(TASKS)
+
+
+def test_the_command_line_goes_before_a_configuration(config: Path) -> None:
+    asked = read(config, "--methods", "head", "--seeds", "7", "--max-train-samples", "11")
+    assert asked.methods == ("head",)
+    assert asked.seeds == 7
+    assert asked.budget.max_train_samples == 11
+
+
+def test_brackets_survive_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("methods: ['lora[rank=8,targets=all]', adapter]\n")
+    assert read(file).methods == ("lora[rank=8,targets=all]", "adapter")
