@@ -143,7 +143,7 @@ def find_model(name: str) -> ModelSource:
 def _fingerprint(config: Any, folder: Path) -> str:
     """Where it is does not make it another model; its revision on the Hub does."""
     settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
-    settings["_commit_hash"] = config._commit_hash
+    settings["_commit_hash"] = getattr(config, "_commit_hash", None)  # set for Hub models
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     files = folder.iterdir() if folder.is_dir() else ()
     for file in sorted(files):

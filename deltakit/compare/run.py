@@ -162,7 +162,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             for name, data in plan.tasks.items()
         },
         "task": {"name": task.name, "metric": task.metric, "citation": task.citation},
-        "notes": [note for data in plan.tasks.values() for note in data.notes],
+        "notes": [f"{data.name}: {note}" for data in plan.tasks.values() for note in data.notes],
         "versions": {name: _version(name) for name in PACKAGES},
         "machine": {
             "python": platform.python_version(),

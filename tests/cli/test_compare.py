@@ -132,8 +132,8 @@ def test_without_out_the_folder_is_under_runs(
     deltakit: Run, small: list[str], tmp_path: Path
 ) -> None:
     assert deltakit("compare", "--methods", "head", *small).code == 0
-    (folder,) = (tmp_path / "cwd" / "runs").iterdir()
+    (folder,) = Path("runs").iterdir()
     assert (folder / "report.html").is_file()
     ended = deltakit("compare", "--methods", "head", *small)
     assert "3 finished cells" in ended.out
-    assert len(list((tmp_path / "cwd" / "runs").iterdir())) == 1
+    assert len(list(Path("runs").iterdir())) == 1

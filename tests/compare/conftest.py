@@ -168,12 +168,12 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test in a folder of its own, its measurements repeated no more than needed."""
-    place = tmp_path / "cwd"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("DELTAKIT_CACHE", str(tmp_path / "cache"))
+    place = tmp_path_factory.mktemp("place")
+    (place / "cwd").mkdir()
+    monkeypatch.chdir(place / "cwd")
+    monkeypatch.setenv("DELTAKIT_CACHE", str(place / "cache"))
     light(monkeypatch)
     # Drawing takes longer than training these models; the session's finished run does draw.
     monkeypatch.setattr(report, "_plot", lambda *_: Plot(svg="<svg/>", png=b"png"))
