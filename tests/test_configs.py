@@ -6,6 +6,7 @@ import click
 import pytest
 
 import deltakit as dk
+from deltakit.cli import options
 from deltakit.cli.compare import compare
 from deltakit.cli.options import request
 from deltakit.compare.plan import Request
@@ -56,3 +57,22 @@ def test_brackets_survive_a_list(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("methods: ['lora[rank=8,targets=all]', adapter]\n")
     assert read(file).methods == ("lora[rank=8,targets=all]", "adapter")
+
+
+def test_a_configuration_by_its_name(config: Path) -> None:
+    assert read(Path(config.stem)) == read(config)
+
+
+def test_a_wheel_carries_the_configurations_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "deltakit"
+    (package / "_configs").mkdir(parents=True)
+    (package / "_configs" / "quick.yaml").write_text("methods: head\n")
+    monkeypatch.setattr(options, "__file__", str(package / "cli" / "options.py"))
+    assert read(Path("quick")).methods == ("head",)
+
+
+def test_a_configuration_that_is_not_shipped() -> None:
+    with pytest.raises(dk.DeltakitError, match=r"unknown --config 'quik'\. Did you mean 'quick'"):
+        read(Path("quik"))

@@ -18,6 +18,9 @@ from rich.progress import (
 if TYPE_CHECKING:
     from deltakit.compare.run import Outcome
 
+ENOUGH = 30
+"""Units to have done before the time left is worth a guess."""
+
 LOG_WIDTH = 120
 """Columns of a table that goes into a file or a pipe."""
 
@@ -125,7 +128,7 @@ class Live:
         self.bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _left(self) -> str:
-        if not self.done:
+        if self.done < ENOUGH:
             return ""
         seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
         return f" about {seconds / 60:.0f} min left" if seconds >= 60 else f" {seconds:.0f} s left"

@@ -34,12 +34,30 @@ def whole(value: str) -> int:
         raise click.BadParameter(f"{value!r} is no whole number.") from None
 
 
+def config_file(value: Path) -> Path:
+    """The file that ``--config`` names: a path, or the name of a plan that deltakit ships.
+
+    Raises:
+        UnknownName: neither.
+    """
+    if value.is_file():
+        return value
+    package = Path(__file__).parents[1]
+    # A wheel carries the plans in the package; a checkout has them beside it.
+    homes = [home for home in (package / "_configs", package.parent / "configs") if home.is_dir()]
+    shipped = {file.stem: file for home in reversed(homes) for file in home.glob("*.yaml")}
+    if str(value) not in shipped:
+        raise unknown("--config", str(value), shipped, hint="Or give a YAML file that exists.")
+    return shipped[str(value)]
+
+
 def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     """Makes a YAML file's keys the defaults of the options; the command line goes before it."""
     if value is None:
         return
     import yaml
 
+    value = config_file(value)
     try:
         content = yaml.safe_load(value.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -63,7 +81,8 @@ _OPTIONS = (
         is_eager=True,
         expose_value=False,
         callback=read_config,
-        help="YAML file with any of these options; the command line goes before it.",
+        help="YAML file with any of these options, or a shipped plan's name (quick); the command "
+        "line goes before it.",
     ),
     click.option(
         "--methods",

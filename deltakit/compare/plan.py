@@ -312,8 +312,8 @@ def _sources(
         if data is None:
             folders[name] = folder
         else:
-            budget = request.budget
-            tasks[name] = subsample(data, max_train=budget.max_train_samples, max_eval=1)
+            limit = request.budget.max_train_samples
+            tasks[name] = subsample(data, max_train=limit, max_eval=None)
     if target.name in {*tasks, *folders}:
         raise InvalidConfig(
             f"--source-tasks names the target task {target.name!r}; its own delta is a member "
