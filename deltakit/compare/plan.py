@@ -79,7 +79,7 @@ class Profile:
 
 PROFILES: dict[str, Profile] = {
     "quick": Profile(
-        budget=Budget(max_train_samples=1200, max_eval_samples=1000, epochs=2), seeds=1
+        budget=Budget(max_train_samples=1000, max_eval_samples=1000, epochs=2), seeds=1
     ),
     "standard": Profile(budget=Budget(max_train_samples=4000, epochs=3), seeds=3),
     "paper": Profile(budget=Budget(epochs=10, max_length=128), seeds=5),

@@ -86,17 +86,10 @@ class Leaf(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Total(Node):
-    """Several deltas that all read the same signal: the changes add up."""
+class Group(Node):
+    """Several nodes that act together at one site; how is its subclasses' to say."""
 
     parts: tuple[Node, ...]
-    weights: tuple[float, ...] | None = None
-
-    def change(self, signal: Signal, port: Port) -> Tensor:
-        changes = [part.change(signal, port) for part in self.parts]
-        if self.weights is not None:
-            changes = [weight * c for weight, c in zip(self.weights, changes, strict=True)]
-        return sum(changes[1:], changes[0])
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -108,10 +101,21 @@ class Total(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Chain(Node):
-    """Deltas one after the other: each reads the signal as the one before has left it."""
+class Total(Group):
+    """Several deltas that all read the same signal: the changes add up."""
 
-    parts: tuple[Node, ...]
+    weights: tuple[float, ...] | None = None
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        changes = [part.change(signal, port) for part in self.parts]
+        if self.weights is not None:
+            changes = [weight * c for weight, c in zip(self.weights, changes, strict=True)]
+        return sum(changes[1:], changes[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Group):
+    """Deltas one after the other: each reads the signal as the one before has left it."""
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         change = self.parts[0].change(signal, port)
@@ -121,14 +125,6 @@ class Chain(Node):
             change = part.change(signal, port)
             total = total + change
         return total
-
-    @property
-    def leaves(self) -> tuple[Leaf, ...]:
-        return tuple(leaf for part in self.parts for leaf in part.leaves)
-
-    @property
-    def combiners(self) -> tuple[Combiner, ...]:
-        return tuple(c for part in self.parts for c in part.combiners)
 
 
 @dataclass(frozen=True, eq=False)
