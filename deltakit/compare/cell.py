@@ -64,9 +64,15 @@ class Workshop:
 
         set_seed(seed)
         labels = len(self.plan.tasks[task].labels)
-        model = self.plan.model.load(labels, self.tokenizer.pad_token_id)
+        loaded = self.plan.model.load(labels, self.tokenizer.pad_token_id)
+        if loaded.fresh:
+            self.folder.note(
+                f"{self.plan.model.name}: the checkpoint has no values for "
+                f"{', '.join(loaded.fresh)}; they are drawn from the seed, and stay so in every "
+                "method that freezes the base."
+            )
         set_seed(seed)  # the deltas' initialisation does not depend on what loading draws
-        return model.to(self.device)
+        return loaded.model.to(self.device)
 
     @cached_property
     def train_batch(self) -> measure.Batch:

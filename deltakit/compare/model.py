@@ -24,6 +24,20 @@ _TIMEOUT = 5.0
 DEFAULT_MODEL = "minilm"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A model that has been read.
+
+    Attributes:
+        model: with a fresh head.
+        fresh: parameters of its *base* that the checkpoint has no values for (a pooler, often):
+            they are as freshly drawn as the head.
+    """
+
+    model: "PreTrainedModel"
+    fresh: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """A pretrained model that has been found.
@@ -77,7 +91,7 @@ class ModelSource:
                 "Give a folder that save_pretrained wrote."
             )
 
-    def load(self, labels: int, pad_token_id: int | None) -> "PreTrainedModel":
+    def load(self, labels: int, pad_token_id: int | None) -> "Loaded":
         """The model with a fresh classification head of `labels` classes, in fp32.
 
         Raises:
@@ -87,11 +101,12 @@ class ModelSource:
         from transformers import AutoModelForSequenceClassification
 
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, found = AutoModelForSequenceClassification.from_pretrained(
                 self.location,
                 num_labels=labels,
                 dtype=torch.float32,
                 local_files_only=self.local_only,
+                output_loading_info=True,
             )
         except ValueError as error:
             raise InvalidConfig(
@@ -99,7 +114,9 @@ class ModelSource:
             ) from None
         if model.config.pad_token_id is None:
             model.config.pad_token_id = pad_token_id
-        return model
+        base = f"{model.base_model_prefix}."
+        fresh = sorted(key for key in found["missing_keys"] if key.startswith(base))
+        return Loaded(model=model, fresh=tuple(fresh))
 
     def skeleton(self, labels: int) -> "PreTrainedModel":
         """The model without its weights, on the meta device, to try methods on.

@@ -89,6 +89,14 @@ class RunFolder:
             ) from None
         return dict(content)
 
+    def note(self, text: str) -> None:
+        """Adds a sentence to the run's notes, once; the report prints them."""
+        run = self.description()
+        notes = run.setdefault("notes", [])
+        if text not in notes:
+            notes.append(text)
+            write_text(self.path / RUN, json.dumps(run, indent=2) + "\n")
+
     def deltas(self) -> "DeltaStore":
         """The deltas that were trained for this comparison."""
         return DeltaStore(self.path / "deltas")

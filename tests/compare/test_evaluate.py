@@ -21,7 +21,7 @@ def ready(request: pytest.FixtureRequest, tasks: SimpleNamespace) -> SimpleNames
     source = find_model(str(request.getfixturevalue(request.param)))
     tokenizer = source.tokenizer()
     torch.manual_seed(0)
-    model = source.load(6, tokenizer.pad_token_id)
+    model = source.load(6, tokenizer.pad_token_id).model
     data = encode(load_task(str(tasks.six)).test, tokenizer, 24)
     return SimpleNamespace(model=model, tokenizer=tokenizer, data=data)
 

@@ -46,14 +46,14 @@ def test_a_changed_setting_changes_the_fingerprint(
 
 @pytest.mark.parametrize("labels", [2, 6])
 def test_loading_gives_fp32_with_a_fresh_head(source: ModelSource, labels: int) -> None:
-    loaded = source.load(labels, 0)
+    loaded = source.load(labels, 0).model
     assert loaded.config.num_labels == labels
     assert loaded.classifier.weight.shape == (labels, 16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
 def test_a_skeleton_has_shapes_and_no_weights(source: ModelSource) -> None:
-    skeleton, loaded = source.skeleton(3), source.load(3, 0)
+    skeleton, loaded = source.skeleton(3), source.load(3, 0).model
     assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
     shapes = {name: parameter.shape for name, parameter in loaded.named_parameters()}
     assert {name: p.shape for name, p in skeleton.named_parameters()} == shapes
@@ -63,13 +63,13 @@ def test_a_model_without_a_padding_token_gets_one(llama: Path) -> None:
     found = find_model(str(llama))
     tokenizer = found.tokenizer()
     assert tokenizer.pad_token == tokenizer.eos_token == "[SEP]"
-    assert found.load(2, tokenizer.pad_token_id).config.pad_token_id == tokenizer.pad_token_id
+    assert found.load(2, tokenizer.pad_token_id).model.config.pad_token_id == tokenizer.pad_token_id
 
 
 def test_a_models_own_padding_token_stays(source: ModelSource) -> None:
     tokenizer = source.tokenizer()
     assert tokenizer.pad_token == "[PAD]"
-    assert source.load(2, 7).config.pad_token_id == 0
+    assert source.load(2, 7).model.config.pad_token_id == 0
 
 
 def test_a_missing_tokenizer_is_said(bert: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_model_that_cannot_classify(how: str, tmp_path: Path) -> None:
     found = find_model(str(tmp_path))
     calls: dict[str, Any] = {
         "skeleton": lambda: found.skeleton(2),
-        "load": lambda: found.load(2, 0),
+        "load": lambda: found.load(2, 0).model,
     }
     with pytest.raises(InvalidConfig, match="cannot classify"):
         calls[how]()
@@ -107,6 +107,20 @@ def test_names_of_nothing(name: str) -> None:
 
 
 def test_loading_again_gives_the_same_base(source: ModelSource) -> None:
-    before, after = source.load(2, 0).state_dict(), source.load(6, 0).state_dict()
+    before, after = source.load(2, 0).model.state_dict(), source.load(6, 0).model.state_dict()
     base = [name for name in before if name.startswith("bert.") and "pooler" not in name]
     assert base and all(torch.equal(before[name], after[name]) for name in base)
+
+
+def test_what_the_checkpoint_lacks_of_the_base_is_named(
+    source: ModelSource, bert: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    assert source.load(2, 0).fresh == ()
+    folder = copied(bert, tmp_path / "headless")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {key: tensor for key, tensor in tensors.items() if "pooler" not in key}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    fresh = find_model(str(folder)).load(6, 0).fresh
+    assert fresh == ("bert.pooler.dense.bias", "bert.pooler.dense.weight")

@@ -186,3 +186,13 @@ def test_where_shared_deltas_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert shared_deltas().path == tmp_path / ".cache" / "deltakit" / "deltas"
+
+
+def test_a_note_is_added_once(plan: Plan, tmp_path: Path) -> None:
+    folder = open_run(plan, tmp_path / "run", describe(plan))
+    before = folder.description()
+    for text in ("it has no pooler", "it has no pooler", "it is small"):
+        folder.note(text)
+    after = folder.description()
+    assert after["notes"] == [*before["notes"], "it has no pooler", "it is small"]
+    assert {**after, "notes": None} == {**before, "notes": None}

@@ -39,7 +39,7 @@ def go(bert: Any, tasks: SimpleNamespace) -> Callable[..., tuple[Any, TrainingRe
         method: dk.Method, *, seed: int = 0, lr: float = 1e-2, progress: Any = None
     ) -> tuple[Any, TrainingRecord]:
         torch.manual_seed(0)
-        model = source.load(2, tokenizer.pad_token_id)
+        model = source.load(2, tokenizer.pad_token_id).model
         dk.attach(model, method)
         record = train(
             model,
