@@ -26,7 +26,7 @@ class BitFit(Method):
         venue="Annual Meeting of the Association for Computational Linguistics",
         arxiv="2106.10199",
     )
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
 
     def trains(self, name: str, owner: nn.Module) -> bool:
         del owner

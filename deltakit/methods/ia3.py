@@ -72,7 +72,7 @@ class IA3(Method):
         venue="Advances in Neural Information Processing Systems",
         arxiv="2205.05638",
     )
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-2
 
     def __post_init__(self) -> None:
         check_choice(self, tuple(_FEEDFORWARD), feedforward=self.feedforward)

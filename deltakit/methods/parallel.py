@@ -87,7 +87,7 @@ class ParallelAdapter(Method):
     dropout: float = 0.0
 
     paper: ClassVar[Paper] = UNIFIED_VIEW
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-4
 
     def __post_init__(self) -> None:
         check_positive(self, reduction=self.reduction, scale=self.scale)
