@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.resolve import resolve
     from deltakit.core.compose import Mean, Stack
-    from deltakit.core.delta import Combiner, Delta, Mergeable, Regularised
+    from deltakit.core.delta import Attending, Combiner, Delta, Mergeable, Regularised, Scaling
     from deltakit.core.method import Method, Paper, Placement, register_method
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
@@ -43,7 +43,14 @@ _HOMES = {
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.resolve": ("resolve",),
     "deltakit.core.compose": ("Mean", "Stack"),
-    "deltakit.core.delta": ("Combiner", "Delta", "Mergeable", "Regularised"),
+    "deltakit.core.delta": (
+        "Attending",
+        "Combiner",
+        "Delta",
+        "Mergeable",
+        "Regularised",
+        "Scaling",
+    ),
     "deltakit.core.method": ("Method", "Paper", "Placement", "register_method"),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
@@ -66,6 +73,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "IA3",
     "AdapterFusion",
+    "Attending",
     "BitFit",
     "Combiner",
     "Delta",
@@ -86,6 +94,7 @@ __all__ = [
     "ParallelAdapter",
     "Placement",
     "Regularised",
+    "Scaling",
     "SequentialAdapter",
     "Site",
     "Stack",

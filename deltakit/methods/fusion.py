@@ -22,16 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltakit.core.checks import check_bool, check_fraction, check_not_negative
 from deltakit.core.delta import Attending, Combiner, Regularised
-from deltakit.core.method import (
-    CombiningMethod,
-    Method,
-    Paper,
-    check_bool,
-    check_fraction,
-    check_not_negative,
-    register_method,
-)
+from deltakit.core.method import CombiningMethod, Method, Paper, register_method
 from deltakit.core.site import Handle
 from deltakit.errors import InvalidConfig
 from deltakit.methods.adapter import PFEIFFER, SequentialAdapter

@@ -27,8 +27,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from deltakit.core.checks import check_choice
 from deltakit.core.delta import Delta, Scaling
-from deltakit.core.method import Method, Paper, Placement, check_choice, register_method
+from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 _FEEDFORWARD = {"post_activation": Site.FFN_MID, "pre_activation": Site.FFN_UP}

@@ -25,19 +25,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltakit.core.delta import Delta
-from deltakit.core.method import (
-    UNIFIED_VIEW,
-    Method,
-    Paper,
-    Placement,
+from deltakit.core.checks import (
     check_bool,
     check_choice,
     check_fraction,
     check_positive,
     check_whole,
-    register_method,
 )
+from deltakit.core.delta import Delta
+from deltakit.core.method import UNIFIED_VIEW, Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.methods.adapter import (
     ACTIVATIONS,

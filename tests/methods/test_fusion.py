@@ -329,15 +329,14 @@ def test_trainer_step_is_that_of_loss_plus_penalty(
 def test_trainer_adds_the_penalty_once_a_step_however_many_micro_batches(
     kit: SimpleNamespace, tmp_path: Any, kind: str
 ) -> None:
-    own = False
     model, batch = fused(kit, "llama", kind), kit.make_batch(rows=4, length=8, labels=True)
     if kind == "causal":
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     start = {k: v.clone() for k, v in model.state_dict().items()}
     with without_penalty(model):
-        plain = one_step(model, batch, tmp_path, accumulation=2, own=own)
+        plain = one_step(model, batch, tmp_path, accumulation=2, own=False)
     model.load_state_dict(start)
-    steps = one_step(model, batch, tmp_path, accumulation=2, own=own)
+    steps = one_step(model, batch, tmp_path, accumulation=2, own=False)
     for name, step in steps.items():
         if name.startswith("deltakit.") and "value" in name:
             expected = 0.02 * (start[name] - torch.eye(16))

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deltakit.compare.network import HUB_TIMEOUT, hub_answers
 from deltakit.compare.tasks.base import TASKS, TaskData
 from deltakit.compare.tasks.tables import Columns
 from deltakit.compare.tasks.tabular import (
@@ -20,9 +21,6 @@ from deltakit.errors import InvalidConfig, UnknownName
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-
-_TIMEOUT = 5.0
-"""Seconds to wait for the Hub's first answer; its own client would retry for half a minute."""
 
 _VALIDATION = ("validation", "valid", "val", "dev", "validation_matched")
 
@@ -229,15 +227,6 @@ def _offline_unless_reachable(repo: str) -> Iterator[None]:
 
 
 def _reachable(repo: str) -> bool:
-    """Whether the Hub answers at all; "there is no such data set" is an answer."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
-        HfApi().dataset_info(repo, timeout=_TIMEOUT)
-    except (HfHubHTTPError, HFValidationError):
-        return True
-    except Exception:
-        # No network, a proxy's refusal, offline mode: the HTTP client has a class for each.
-        return False
-    return True
+    return hub_answers(lambda: HfApi().dataset_info(repo, timeout=HUB_TIMEOUT))

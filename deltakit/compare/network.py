@@ -1,0 +1,20 @@
+"""Whether the Hub answers, asked once and briefly: its own clients retry for half a minute."""
+
+from collections.abc import Callable
+
+HUB_TIMEOUT = 5.0
+"""Seconds that the Hub has to answer, before only the local cache is looked into."""
+
+
+def hub_answers(ask: Callable[[], object]) -> bool:
+    """Whether `ask` gets an answer at all; "there is no such thing" is one."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        ask()
+    except (HfHubHTTPError, HFValidationError):
+        return True
+    except Exception:
+        # No network, a proxy's refusal, offline mode: the HTTP client has a class for each.
+        return False
+    return True
