@@ -21,12 +21,22 @@ if TYPE_CHECKING:
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.resolve import resolve
     from deltakit.core.compose import Mean, Stack
-    from deltakit.core.delta import Attending, Combiner, Delta, Mergeable, Regularised, Scaling
+    from deltakit.core.delta import (
+        Attending,
+        Combiner,
+        Delta,
+        Mergeable,
+        Positions,
+        Regularised,
+        Reparametrised,
+        Scaling,
+    )
     from deltakit.core.method import Method, Paper, Placement, register_method
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
     from deltakit.errors import DeltakitError, NotMergeable
     from deltakit.inject.attach import activate, attach, detach, disabled
+    from deltakit.inject.change import deploy, drop
     from deltakit.inject.merge import merge, unmerge
     from deltakit.inject.observe import fusion_attention
     from deltakit.inject.state import load, save
@@ -34,10 +44,14 @@ if TYPE_CHECKING:
     from deltakit.methods.adapter import SequentialAdapter
     from deltakit.methods.baselines import FullFineTuning, HeadOnly
     from deltakit.methods.bitfit import BitFit
+    from deltakit.methods.drop import AdapterDrop
     from deltakit.methods.fusion import AdapterFusion
     from deltakit.methods.ia3 import IA3
     from deltakit.methods.lora import LoRA
+    from deltakit.methods.mam import MAM
     from deltakit.methods.parallel import ParallelAdapter
+    from deltakit.methods.prefix import PrefixTuning
+    from deltakit.methods.prompt import PromptTuning
 
 _HOMES = {
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
@@ -48,7 +62,9 @@ _HOMES = {
         "Combiner",
         "Delta",
         "Mergeable",
+        "Positions",
         "Regularised",
+        "Reparametrised",
         "Scaling",
     ),
     "deltakit.core.method": ("Method", "Paper", "Placement", "register_method"),
@@ -56,6 +72,7 @@ _HOMES = {
     "deltakit.core.spec": ("parse_method",),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
+    "deltakit.inject.change": ("deploy", "drop"),
     "deltakit.inject.merge": ("merge", "unmerge"),
     "deltakit.inject.observe": ("fusion_attention",),
     "deltakit.inject.state": ("load", "save"),
@@ -63,15 +80,21 @@ _HOMES = {
     "deltakit.methods.adapter": ("SequentialAdapter",),
     "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
     "deltakit.methods.bitfit": ("BitFit",),
+    "deltakit.methods.drop": ("AdapterDrop",),
     "deltakit.methods.fusion": ("AdapterFusion",),
     "deltakit.methods.ia3": ("IA3",),
     "deltakit.methods.lora": ("LoRA",),
+    "deltakit.methods.mam": ("MAM",),
     "deltakit.methods.parallel": ("ParallelAdapter",),
+    "deltakit.methods.prefix": ("PrefixTuning",),
+    "deltakit.methods.prompt": ("PromptTuning",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "IA3",
+    "MAM",
+    "AdapterDrop",
     "AdapterFusion",
     "Attending",
     "BitFit",
@@ -93,7 +116,11 @@ __all__ = [
     "Paper",
     "ParallelAdapter",
     "Placement",
+    "Positions",
+    "PrefixTuning",
+    "PromptTuning",
     "Regularised",
+    "Reparametrised",
     "Scaling",
     "SequentialAdapter",
     "Site",
@@ -101,8 +128,10 @@ __all__ = [
     "__version__",
     "activate",
     "attach",
+    "deploy",
     "detach",
     "disabled",
+    "drop",
     "fusion_attention",
     "load",
     "merge",

@@ -81,7 +81,7 @@ def help_texts(tree: ast.Module) -> set[int]:
     }
 
 
-ENGLISH = {"full", "head"}
+ENGLISH = {"full", "head", "prefix", "prompt"}
 """Short names that are plain words too: a variable may have them, a string may not."""
 
 

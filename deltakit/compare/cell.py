@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -139,12 +140,9 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
     test = shop.encoded(cell.task, "test")
     predictions = predict(model, test, shop.tokenizer)
     shop.progress.note("measuring")
-    size = shop.store_for(cell.training).size(cell.training)
-    result = _scored(shop, cell, predictions)
     result = dataclasses.replace(
-        result,
+        _scored(shop, cell, predictions),
         lr=cell.training.lr,
-        delta_bytes=size,
         train_seconds=record.seconds,
         stage1_seconds=_stage1_seconds(shop, cell.training),
         train_steps=record.steps,
@@ -152,8 +150,9 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
         final_loss=_mean(record.losses[-10:]),
         **_counts(model),
         **_training_cost(shop, model, cell.training.method),
-        **_inference_cost(shop, model),
     )
+    size = deployed_size(shop, cell.training, model)
+    result = dataclasses.replace(result, delta_bytes=size, **_inference_cost(shop, model))
     if cell.training.method.role is Role.CEILING:
         # As large as the base itself, and what it costs on disk is in the result.
         shop.folder.deltas().discard(cell.training)
@@ -195,6 +194,16 @@ def ensure(shop: Workshop, training: Training) -> TrainingRecord:
     """A first-stage delta in the store, trained if it is not there."""
     record = shop.store_for(training).record(training)
     return trained(shop, training)[1] if record is None else record
+
+
+def deployed_size(shop: Workshop, training: Training, model: "PreTrainedModel") -> int:
+    """Bytes on disk of the delta as it is used, which the model's delta is turned into."""
+    if training.method.deployed() == training.method:
+        return shop.store_for(training).size(training)
+    dk.deploy(model, TRAINED)
+    with tempfile.TemporaryDirectory() as folder:
+        _save(model, Path(folder))
+        return sum(file.stat().st_size for file in Path(folder).iterdir())
 
 
 def _save(model: "PreTrainedModel", folder: Path) -> None:

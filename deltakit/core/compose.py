@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from deltakit.core.delta import Combiner, Delta, compute_dtype
@@ -37,7 +38,52 @@ class Port(ABC):
 
     @abstractmethod
     def advance(self, signal: Signal, change: Tensor) -> Signal:
-        """The signal after `change` has been added."""
+        """The signal after `change` has been made."""
+
+    @abstractmethod
+    def join(self, changes: Sequence[Tensor]) -> Tensor:
+        """Several changes made at once, as one."""
+
+
+class AddingPort(Port, ABC):
+    """A site whose changes are added: h <- h + Δh."""
+
+    def join(self, changes: Sequence[Tensor]) -> Tensor:
+        return sum(changes[1:], changes[0])
+
+
+class PositionsPort(Port, ABC):
+    """A site whose changes are positions beside its own, ``(..., l, d)``: they line up.
+
+    A softmax over the longer sequence is what composes them with the rest, so a change takes its
+    share of the attention (He et al. 2022, eq. 7: h <- (1 - λ) h + λ Δh) and cannot be weighed.
+    """
+
+    def advance(self, signal: Signal, change: Tensor) -> Signal:
+        del change
+        return signal
+
+    def join(self, changes: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(changes), dim=-2)
+
+
+@dataclass(eq=False)
+class Gate:
+    """How many of the lowest layers go without their deltas in this forward pass.
+
+    AdapterDrop draws the number anew for every batch that is trained on (Rücklé et al. 2021).
+    """
+
+    up_to: int
+    dropped: int = 0
+
+    def draw(self) -> None:
+        """Takes a number from 0 to `up_to`, each equally often."""
+        self.dropped = int(torch.randint(self.up_to + 1, ()))
+
+    def open(self) -> None:
+        """Drops nothing."""
+        self.dropped = 0
 
 
 class Node(ABC):
@@ -58,6 +104,21 @@ class Node(ABC):
         return ()
 
     @property
+    def weighs(self) -> bool:
+        """Whether it multiplies changes, so that it has no meaning for positions."""
+        return False
+
+    @property
+    def present(self) -> bool:
+        """Whether any of the deltas takes part in this forward pass."""
+        return any(leaf.present for leaf in self.leaves)
+
+    def visible(self, device: torch.device) -> Tensor | None:
+        """``(rows, l)``: which of its positions each row has, where they differ by row."""
+        del device
+        return None
+
+    @property
     def reads_input(self) -> bool:
         """Whether any of the deltas reads x."""
         return any(leaf.insertion is Insertion.PARALLEL for leaf in self.leaves)
@@ -70,6 +131,8 @@ class Leaf(Node):
     delta: Delta
     insertion: Insertion
     scale: float = 1.0
+    gate: Gate | None = None
+    layer: int = 0
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         del port
@@ -83,6 +146,10 @@ class Leaf(Node):
     @property
     def leaves(self) -> "tuple[Leaf, ...]":
         return (self,)
+
+    @property
+    def present(self) -> bool:  # ends the recursion
+        return self.gate is None or self.layer >= self.gate.dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,15 +169,19 @@ class Group(Node):
 
 @dataclass(frozen=True, eq=False)
 class Total(Group):
-    """Several deltas that all read the same signal: the changes add up."""
+    """Several deltas that all read the same signal: the changes are made at once."""
 
     weights: tuple[float, ...] | None = None
 
     def change(self, signal: Signal, port: Port) -> Tensor:
-        changes = [part.change(signal, port) for part in self.parts]
-        if self.weights is not None:
-            changes = [weight * c for weight, c in zip(self.weights, changes, strict=True)]
-        return sum(changes[1:], changes[0])
+        weights = self.weights or (1.0,) * len(self.parts)
+        present = [(w, part) for w, part in zip(weights, self.parts, strict=True) if part.present]
+        changes = [(w, part.change(signal, port)) for w, part in present]
+        return port.join([c if w == 1.0 else w * c for w, c in changes])
+
+    @property
+    def weighs(self) -> bool:
+        return self.weights is not None or any(part.weighs for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +189,17 @@ class Chain(Group):
     """Deltas one after the other: each reads the signal as the one before has left it."""
 
     def change(self, signal: Signal, port: Port) -> Tensor:
-        change = self.parts[0].change(signal, port)
-        total = change
-        for part in self.parts[1:]:
+        first, *rest = [part for part in self.parts if part.present]
+        change = total = first.change(signal, port)
+        for part in rest:
             signal = port.advance(signal, change)
             change = part.change(signal, port)
-            total = total + change
+            total = port.join([total, change])
         return total
+
+    @property
+    def weighs(self) -> bool:
+        return any(part.weighs for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +224,10 @@ class Combined(Node):
     @property
     def combiners(self) -> tuple[Combiner, ...]:
         return (self.combiner, *(c for member in self.members for c in member.combiners))
+
+    @property
+    def weighs(self) -> bool:
+        return True
 
 
 # ---------------------------------------------------------------- the algebra that users write

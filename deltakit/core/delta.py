@@ -23,6 +23,26 @@ class Delta(nn.Module, ABC):
         """Δh for the input `x`."""
 
 
+class Positions(Delta, ABC):
+    """A change that is positions beside those of the sequence: ``(..., length, d)``.
+
+    It depends on no input; what it is given has no elements.
+
+    Attributes:
+        length: how many positions.
+    """
+
+    length: int
+
+
+class Reparametrised(ABC):
+    """A delta that is trained as more than it is: what it comes to is kept, the rest is not."""
+
+    @abstractmethod
+    def deployed(self) -> Delta:
+        """The delta without what only training needs; it gives the same change."""
+
+
 class Combiner(nn.Module, ABC):
     """What several deltas at one site become together, as a module with parameters of its own."""
 

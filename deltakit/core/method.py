@@ -54,6 +54,8 @@ class Placement:
         insertion: what the form reads.
         scale: the s of h <- h + s Δh.
         optional: whether a model without this site is fine (it is an error otherwise).
+        omitted: the layers that go without, of every stack.
+        drop_up_to: in training, each batch leaves the lowest n layers out, n drawn from 0 to this.
     """
 
     site: Site
@@ -61,6 +63,8 @@ class Placement:
     insertion: Insertion
     scale: float = 1.0
     optional: bool = False
+    omitted: frozenset[int] = frozenset()
+    drop_up_to: int = 0
 
 
 class Role(Enum):
@@ -93,6 +97,10 @@ class Method(ABC):
         """Whether the base's own parameter `name` (of the module `owner`) is trained too."""
         del name, owner
         return False
+
+    def deployed(self) -> Method:
+        """The method as it is when training is over: without what only training needs."""
+        return self
 
     def __add__(self, other: Method) -> Sum:
         """Both methods at once (this is how MAM is made)."""
@@ -146,6 +154,9 @@ class Sum(Method):
 
     def trains(self, name: str, owner: nn.Module) -> bool:
         return any(part.trains(name, owner) for part in self.parts)
+
+    def deployed(self) -> Method:
+        return Sum(parts=tuple(part.deployed() for part in self.parts))
 
 
 UNIFIED_VIEW = Paper(

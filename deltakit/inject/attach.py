@@ -2,17 +2,17 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from deltakit.arch.resolve import resolve
-from deltakit.core.compose import Composition, Leaf, Node, One
+from deltakit.core.compose import Composition, Gate, Leaf, Node, One
 from deltakit.core.delta import Delta, Regularised
 from deltakit.core.method import CombiningMethod, Method, Placement, Role
-from deltakit.core.site import Handle
+from deltakit.core.site import Handle, Site, Tap
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, SiteNotFound, unknown
 from deltakit.inject.bank import (
     CHILD,
@@ -24,7 +24,7 @@ from deltakit.inject.bank import (
     head_names,
     need_bank,
 )
-from deltakit.inject.ports import install, install_penalty
+from deltakit.inject.ports import install, install_gates, install_penalty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,15 +65,17 @@ def attach(
         raise NameInUse(f"a delta called {name!r} is attached already; detach it or take another.")
     before = deactivate(model, bank)
     try:
-        attached = _build(model, bank, method, name, dtype)
+        bank.add(_build(model, bank, method, name, dtype))
+        bank.train(model.training)
+        _apply(model, bank, One(name), (name,))
     except BaseException:
+        deactivate(model, bank)
+        if name in bank.attached:
+            bank.remove(name)
         reactivate(model, bank, before)
         raise
     if old is None:
         model.add_module(CHILD, bank)
-    bank.add(attached)
-    bank.train(model.training)
-    _apply(model, bank, One(name), (name,))
 
 
 def activate(
@@ -102,9 +104,16 @@ def activate(
         if bank.get(name).name not in taking_part:
             raise unknown("name to train", name, taking_part, hint="It is not in what is active.")
     _check_owners(model, bank, names)
-    deactivate(model, bank)
     if composition is not None:
-        _apply(model, bank, composition, names if train is None else tuple(train))
+        _nodes(bank, composition)  # what cannot be composed says so before anything changes
+    before = deactivate(model, bank)
+    try:
+        if composition is not None:
+            _apply(model, bank, composition, names if train is None else tuple(train))
+    except BaseException:
+        deactivate(model, bank)
+        reactivate(model, bank, before)
+        raise
 
 
 @contextlib.contextmanager
@@ -231,10 +240,17 @@ def _build(
 def _build_leaves(
     bank: Bank, method: Method, attached: Attached, dtype: torch.dtype | None
 ) -> None:
+    gates: dict[int, Gate] = {}
     for placement in method.placements():
         for handle in _handles(bank, placement):
-            delta = _make(placement, handle, dtype)
-            leaf = Leaf(delta, placement.insertion, placement.scale)
+            up_to = placement.drop_up_to
+            leaf = Leaf(
+                _make(placement, handle, dtype),
+                placement.insertion,
+                placement.scale,
+                gate=gates.setdefault(up_to, Gate(up_to)) if up_to else None,
+                layer=handle.layer,
+            )
             attached.leaves[handle.key] = (*attached.leaves.get(handle.key, ()), leaf)
 
 
@@ -243,9 +259,37 @@ def _handles(bank: Bank, placement: Placement) -> list[Handle]:
     if not found and not placement.optional:
         sites = sorted({handle.site.value for handle in bank.handles.values()})
         raise SiteNotFound(
-            f"this model has no site {placement.site.value!r}. It has: {', '.join(sites)}."
+            f"this model has no site {placement.site.value!r}{_why(placement.site)}. It has: "
+            f"{', '.join(sites)}."
         )
-    return found
+    check_layers(bank, {*placement.omitted, placement.drop_up_to - 1} - {-1})
+    return [handle for handle in found if not left_out(handle, placement.omitted)]
+
+
+def left_out(handle: Handle, layers: frozenset[int]) -> bool:
+    """Whether the handle is in one of `layers`; the sequence of tokens is in none."""
+    return handle.layer in layers and handle.tap is not Tap.SEQUENCE
+
+
+def check_layers(bank: Bank, layers: Iterable[int]) -> None:
+    """Raises `InvalidConfig` unless some stack of the model has every one of `layers`."""
+    depth = 1 + max(handle.layer for handle in bank.handles.values())
+    for layer in sorted(layers):
+        if not 0 <= layer < depth:
+            raise InvalidConfig(
+                f"layer {layer} cannot be dropped: this model has layers 0 to {depth - 1}."
+            )
+
+
+def _why(site: Site) -> str:
+    """What a site takes that not every architecture has."""
+    match site:
+        case Site.ATTN_KV:
+            return ": its attention does not call transformers' attention interface"
+        case Site.TOKENS:
+            return ": it is not given a sequence of tokens"
+        case _:
+            return ""
 
 
 def _make(placement: Placement, handle: Handle, dtype: torch.dtype | None) -> Delta:
@@ -278,6 +322,11 @@ def _build_combiners(
     attached.members = method.names
     for key in members[0].leaves:
         handle = bank.handles[key]
+        if handle.tap in (Tap.ATTENTION, Tap.SEQUENCE):
+            raise IncompatibleDeltas(
+                f"{kind} weighs changes, and those at {key!r} are positions of a sequence, which "
+                f"cannot be weighed. Members with {handle.site.value!r} cannot be fused."
+            )
         with torch.device(handle.device):
             combiner = method.combiner(handle, method.names)
         attached.combiners[key] = combiner.to(dtype or handle.dtype)
@@ -330,6 +379,9 @@ def _apply(
     )
     if penalties:
         bank.hooks.append(install_penalty(model, penalties))
+    gates = {leaf.gate for node in nodes.values() for leaf in node.leaves if leaf.gate is not None}
+    if gates:
+        bank.hooks.append(install_gates(model, tuple(gates)))
     _take_own_values(model, bank, composition.names)
     _set_flags(model, bank, trained)
     bank.active, bank.trained = composition, trained
@@ -352,9 +404,18 @@ def _nodes(bank: Bank, composition: Composition) -> dict[str, Node]:
     for key in bank.handles:
         parts = [(name, bank.node(name, key)) for name in composition.names]
         present = [(name, node) for name, node in parts if node is not None]
-        if present:
+        if present and not left_out(bank.handles[key], bank.dropped):
             nodes[key] = composition.node(present)
+            _check_joins(bank.handles[key], nodes[key])
     return nodes
+
+
+def _check_joins(handle: Handle, node: Node) -> None:
+    if node.weighs and handle.tap in (Tap.ATTENTION, Tap.SEQUENCE):
+        raise IncompatibleDeltas(
+            f"changes at {handle.key!r} are positions of a sequence: they stand side by side and "
+            "cannot be weighed. Use Stack, or leave these deltas out."
+        )
 
 
 def _take_own_values(model: nn.Module, bank: Bank, names: tuple[str, ...]) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from deltakit.core.compose import Combined, Composition, Leaf, Node, Total
 from deltakit.core.delta import Combiner
@@ -20,6 +19,8 @@ from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from deltakit.inject.ports import Removable
 
 CHILD = "deltakit"
 """The name of the record among the model's child modules."""
@@ -94,7 +95,9 @@ class Bank(nn.Module):
         self.attached: dict[str, Attached] = {}
         self.active: Composition | None = None
         self.trained: tuple[str, ...] = ()
-        self.hooks: list[RemovableHandle] = []
+        self.dropped: frozenset[int] = frozenset()
+        """The layers, of every stack, that run without deltas."""
+        self.hooks: list[Removable] = []
         self.displaced: dict[str, tuple[str, Tensor]] = {}
         """While a delta is active: parameter -> (the delta whose value it has, its original)."""
         self.merged: dict[str, Tensor] = {}
@@ -107,11 +110,12 @@ class Bank(nn.Module):
         return self.attached[name]
 
     def add(self, attached: Attached) -> None:
-        """Records a delta, its modules among the model's."""
+        """Records a delta, its modules among the model's; one of the same name is replaced."""
         group = nn.Module()
         for key, module in attached.modules():
             group.add_module(key.replace(".", "_"), module)
-        self.add_module(_child(attached.name), group)
+        self._modules.pop(_child(attached.name), None)
+        self.add_module(_child(attached.name), group.train(self.training))
         self.attached[attached.name] = attached
 
     def remove(self, name: str) -> None:

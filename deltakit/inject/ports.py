@@ -5,19 +5,21 @@ pickled. With nothing active there is no hook: the base runs as if deltakit were
 """
 
 from collections.abc import Iterable
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from deltakit.core.compose import Node, Port, Signal
+from deltakit.core.compose import AddingPort, Gate, Node, Signal
 from deltakit.core.delta import Regularised
 from deltakit.core.site import Handle, Tap
+from deltakit.inject.attention import AttentionPort, Switch
+from deltakit.inject.tokens import SequencePort
 
 
-class OutputPort(Port):
+class OutputPort(AddingPort):
     """h is what the module returns, x what it was given (or what `reader` was given)."""
 
     def __init__(self, handle: Handle, node: Node, reader: "Reader | None") -> None:
@@ -26,13 +28,14 @@ class OutputPort(Port):
         self.reader = reader
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if not self.node.present:
+            return output
         whole = output[0] if isinstance(output, tuple) else output
         x = _first(args, kwargs) if self.reader is None else self.reader.take()
-        h = whole if self.columns is None else whole[..., slice(*self.columns)]
+        h = whole if self.columns is None else self.columns.read(whole)
         changed = h + self.node.change(Signal(x, h, h), self)
         if self.columns is not None:
-            first, end = self.columns
-            changed = whole.slice_scatter(changed, dim=-1, start=first, end=end)
+            changed = self.columns.write(whole, changed)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:
@@ -40,13 +43,15 @@ class OutputPort(Port):
         return Signal(signal.x, h, h)
 
 
-class InputPort(Port):
+class InputPort(AddingPort):
     """h is what the module is given."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
 
     def __call__(self, module: nn.Module, args: Any) -> Any:
+        if not self.node.present:
+            return args
         h = args[0]
         return (h + self.node.change(Signal(h, h, h), self), *args[1:])
 
@@ -55,7 +60,7 @@ class InputPort(Port):
         return Signal(h, h, h)
 
 
-class NormPort(Port):
+class NormPort(AddingPort):
     """h = norm(s): the change is made to the stream s, and the norm runs again."""
 
     def __init__(self, norm: nn.Module, node: Node) -> None:
@@ -63,6 +68,8 @@ class NormPort(Port):
         self.node = node
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if not self.node.present:
+            return output
         stream = _first(args, kwargs)
         changed = stream + self.node.change(Signal(stream, output, stream), self)
         return self.norm.forward(changed)  # not __call__: this hook is on it
@@ -89,6 +96,20 @@ class Reader:
         held, self.held = self.held, None
         assert held is not None, "the module that holds x ran after the one that needs it"
         return held
+
+
+class GatePort:
+    """Draws, once for every batch that is trained on, how many layers go without their deltas."""
+
+    def __init__(self, gates: tuple[Gate, ...]) -> None:
+        self.gates = gates
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        for gate in self.gates:
+            if module.training:
+                gate.draw()
+            else:
+                gate.open()
 
 
 class PenaltyPort:
@@ -158,7 +179,14 @@ def _with_penalty(output: Any, penalty: Tensor) -> Any:
     return tree_unflatten(leaves, shape)
 
 
-def install(handle: Handle, node: Node) -> Iterable[RemovableHandle]:
+class Removable(Protocol):
+    """Something on a model that can be taken off again."""
+
+    def remove(self) -> None:
+        """Takes it off."""
+
+
+def install(handle: Handle, node: Node) -> Iterable[Removable]:
     """Puts `node` at a site of the model, and says how to take it away again."""
     module = handle.module
     match handle.tap:
@@ -173,8 +201,23 @@ def install(handle: Handle, node: Node) -> Iterable[RemovableHandle]:
             yield module.register_forward_pre_hook(InputPort(node))
         case Tap.NORM:
             yield module.register_forward_hook(NormPort(module, node), with_kwargs=True)
+        case Tap.ATTENTION:
+            switch = Switch(module, AttentionPort(node))
+            yield switch
+            yield module.register_forward_pre_hook(switch)
+        case Tap.SEQUENCE:
+            tokens = SequencePort(handle, node)
+            yield module.register_forward_pre_hook(tokens.lengthen, with_kwargs=True)
+            yield module.register_forward_hook(tokens.shorten, with_kwargs=True)
+            if handle.reader is not None:
+                yield handle.reader.register_forward_pre_hook(tokens.widen, with_kwargs=True)
         case _:
             assert_never(handle.tap)
+
+
+def install_gates(model: nn.Module, gates: tuple[Gate, ...]) -> RemovableHandle:
+    """Makes each batch that is trained on draw which layers take part."""
+    return model.register_forward_pre_hook(GatePort(gates))
 
 
 def install_penalty(model: nn.Module, parts: tuple[Regularised, ...]) -> RemovableHandle:

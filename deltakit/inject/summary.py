@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from deltakit.inject.bank import Bank, bank_of, base_parameters, head_names
+from deltakit.core.delta import Reparametrised
+from deltakit.inject.bank import Attached, Bank, bank_of, base_parameters, head_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteRow:
-    """One line of the table: the parameters of one delta at one site, over all layers."""
+    """One line of the table: the parameters of one delta at one site, over all layers.
+
+    `deployed` are those that are left when what only training needs is gone (see `deploy`).
+    """
 
     delta: str
     site: str
     layers: int
     params: int
+    deployed: int
     trained: bool
 
 
@@ -55,11 +60,18 @@ class Summary:
         from tabulate import tabulate
 
         table = [
-            (row.delta, row.site, row.layers, f"{row.params:,}", "yes" if row.trained else "frozen")
+            (
+                row.delta,
+                row.site,
+                row.layers,
+                f"{row.params:,}",
+                f"{row.deployed:,}",
+                "yes" if row.trained else "frozen",
+            )
             for row in self.rows
         ]
-        headers = ("delta", "site", "layers", "parameters", "trained")
-        align = ("left", "left", "right", "right", "left")
+        headers = ("delta", "site", "layers", "parameters", "deployed", "trained")
+        align = ("left", "left", "right", "right", "right", "left")
         totals = (
             f"trained {self.trained_params:,} ({self.trained_pct:.3f} % of the base's "
             f"{self.base_params:,}) · deployed {self.deployed_params:,} "
@@ -79,54 +91,78 @@ def summary(model: "PreTrainedModel") -> Summary:
     parameters = base_parameters(model)
     base = [p for name, p in parameters.items() if name not in head]
     base_buffers = [b for name, b in model.named_buffers() if not name.startswith("deltakit.")]
-    deployed = list(_deployed(bank, head))
+    trained, deployed = _trained(bank, head), list(_deployed(bank, head))
     return Summary(
-        trained_params=_count(t for t, trained in deployed if trained),
-        deployed_params=_count(t for t, _ in deployed),
+        trained_params=_count(trained),
+        deployed_params=_count(deployed),
         head_params=_count(p for name, p in parameters.items() if name in head),
         base_params=_count(base),
-        delta_bytes=_bytes(t for t, _ in deployed),
+        delta_bytes=_bytes(deployed),
         base_bytes=_bytes([*base, *base_buffers]),
         rows=_rows(bank, head),
     )
 
 
-def _deployed(bank: Bank | None, head: frozenset[str]) -> Iterable[tuple[Tensor, bool]]:
-    """Each tensor that the active deltas need, and whether it is trained."""
-    if bank is None or bank.active is None:
-        return
-    for attached in bank.closure(bank.active.names):
-        trained = attached.name in bank.trained
-        for parameter in attached.parameters():
-            yield parameter, trained
-        if attached.name in bank.active.names:
-            for name, tensor in attached.own.items():
-                if name not in head:
-                    yield tensor, trained
+def _active(bank: Bank | None) -> tuple[Attached, ...]:
+    """The active deltas, and those that they are composed of."""
+    return () if bank is None or bank.active is None else bank.closure(bank.active.names)
+
+
+def _trained(bank: Bank | None, head: frozenset[str]) -> list[Tensor]:
+    """Each tensor that training changes."""
+    assert bank is not None or not _active(bank)
+    return [
+        tensor
+        for attached in _active(bank)
+        if bank is not None and attached.name in bank.trained
+        for tensor in (*attached.parameters(), *_own(bank, attached, head))
+    ]
+
+
+def _deployed(bank: Bank | None, head: frozenset[str]) -> Iterable[Tensor]:
+    """Each tensor that is kept beside the base to run the active deltas."""
+    for attached in _active(bank):
+        assert bank is not None
+        for _, module in attached.modules():
+            yield from deployed_module(module).parameters()
+        yield from _own(bank, attached, head)
+
+
+def deployed_module(module: nn.Module) -> nn.Module:
+    """A delta's module without what only training needs."""
+    return module.deployed() if isinstance(module, Reparametrised) else module
+
+
+def _own(bank: Bank, attached: Attached, head: frozenset[str]) -> list[Tensor]:
+    """The delta's own values of the base's parameters, the task head left out."""
+    if bank.active is None or attached.name not in bank.active.names:
+        return []
+    return [tensor for name, tensor in attached.own.items() if name not in head]
 
 
 def _rows(bank: Bank | None, head: frozenset[str]) -> tuple[SiteRow, ...]:
     rows: list[SiteRow] = []
-    if bank is None or bank.active is None:
-        return ()
-    for attached in bank.closure(bank.active.names):
-        layers, params = Counter[str](), Counter[str]()
+    for attached in _active(bank):
+        assert bank is not None
+        layers, params, deployed = Counter[str](), Counter[str](), Counter[str]()
         for key, module in attached.modules():
             stack, _, rest = key.partition(".")
             site = f"{stack} {rest.partition('.')[2].partition('#')[0]}"
             layers[site] += "#" not in key
             params[site] += _count(module.parameters())
-        own = sum(t.numel() for name, t in attached.own.items() if name not in head)
-        if own and attached.name in bank.active.names:
-            layers["the base's own"], params["the base's own"] = 0, own
-        trained = attached.name in bank.trained
+            deployed[site] += _count(deployed_module(module).parameters())
+        own = _count(_own(bank, attached, head))
+        if own:
+            layers["the base's own"] = 0
+            params["the base's own"] = deployed["the base's own"] = own
         rows.extend(
             SiteRow(
                 delta=attached.name,
                 site=site,
                 layers=layers[site],
                 params=params[site],
-                trained=trained,
+                deployed=deployed[site],
+                trained=attached.name in bank.trained,
             )
             for site in params
         )

@@ -102,15 +102,17 @@ class Bottleneck(Delta):
         activation: str,
         initialisation: Initialisation,
         dropout: float = 0.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        self.down = nn.Linear(d_in, bottleneck)
+        self.down = nn.Linear(d_in, bottleneck, bias=bias)
         self.activation = ACTIVATIONS[activation]
-        self.up = nn.Linear(bottleneck, d_out)
+        self.up = nn.Linear(bottleneck, d_out, bias=bias)
         self.dropout = dropout
         initialise(self.down.weight, self.up.weight, initialisation)
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.bias)
+        if bias:
+            nn.init.zeros_(self.down.bias)
+            nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         change = self.up(self.activation(self.down(x)))
@@ -161,6 +163,7 @@ class SequentialAdapter(Method):
             "truncated_normal"); "lora" starts exactly at the identity.
         scale: the s of h + s Δh.
         dropout: on Δh, in training.
+        bias: whether the two projections have one.
         train_norms: train the base's norm layers too, as Houlsby et al. do.
 
     Raises:
@@ -174,6 +177,7 @@ class SequentialAdapter(Method):
     initialisation: Initialisation | None = None
     scale: float = 1.0
     dropout: float = 0.0
+    bias: bool = True
     train_norms: bool = False
 
     learning_rate: ClassVar[float] = 3e-3
@@ -182,7 +186,7 @@ class SequentialAdapter(Method):
         check_choice(self, tuple(_PRESETS), placement=self.placement)
         check_positive(self, reduction=self.reduction, scale=self.scale)
         check_fraction(self, dropout=self.dropout)
-        check_bool(self, train_norms=self.train_norms)
+        check_bool(self, bias=self.bias, train_norms=self.train_norms)
         if self.bottleneck is not None:
             check_whole(self, bottleneck=self.bottleneck)
         if self.activation is not None:
@@ -211,6 +215,7 @@ class SequentialAdapter(Method):
             activation=self.activation or preset.activation,
             initialisation=self.initialisation or preset.initialisation,
             dropout=self.dropout,
+            bias=self.bias,
         )
 
     def trains(self, name: str, owner: nn.Module) -> bool:

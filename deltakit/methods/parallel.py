@@ -69,6 +69,7 @@ class ParallelAdapter(Method):
         activation: the nonlinearity f.
         initialisation: "lora" starts with Δh = 0.
         dropout: on Δh, in training.
+        bias: whether the two projections have one.
 
     Raises:
         InvalidConfig: a value out of range.
@@ -81,6 +82,7 @@ class ParallelAdapter(Method):
     activation: str = "relu"
     initialisation: Initialisation = "lora"
     dropout: float = 0.0
+    bias: bool = True
 
     paper: ClassVar[Paper] = UNIFIED_VIEW
     learning_rate: ClassVar[float] = 3e-4
@@ -88,7 +90,7 @@ class ParallelAdapter(Method):
     def __post_init__(self) -> None:
         check_positive(self, reduction=self.reduction, scale=self.scale)
         check_fraction(self, dropout=self.dropout)
-        check_bool(self, learned_scale=self.learned_scale)
+        check_bool(self, learned_scale=self.learned_scale, bias=self.bias)
         check_choice(self, tuple(ACTIVATIONS), activation=self.activation)
         check_choice(self, INITIALISATIONS, initialisation=self.initialisation)
         if self.bottleneck is not None:
@@ -113,5 +115,6 @@ class ParallelAdapter(Method):
             activation=self.activation,
             initialisation=self.initialisation,
             dropout=self.dropout,
+            bias=self.bias,
         )
         return ScaledDelta(bottleneck, self.scale) if self.learned_scale else bottleneck

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import deltakit as dk
-from deltakit.core.compose import Chain, Leaf, One, Port, Signal, Total
+from deltakit.core.compose import AddingPort, Chain, Leaf, One, Signal, Total
 from deltakit.core.site import Insertion
 from deltakit.errors import InvalidConfig
 
@@ -25,7 +25,7 @@ class Times(dk.Delta):
         return self.factor * x
 
 
-class Plain(Port):
+class Plain(AddingPort):
     """h and stream are one; x stays."""
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:

@@ -135,10 +135,12 @@ def test_summary_is_a_table(kit: SimpleNamespace) -> None:
     assert "trained 0" in plain and "\n" not in plain
     dk.attach(model, dk.LoRA(rank=4), name="mine")
     text = str(dk.summary(model))
-    assert text.splitlines()[0].split() == ["delta", "site", "layers", "parameters", "trained"]
+    headers = ["delta", "site", "layers", "parameters", "deployed", "trained"]
+    assert text.splitlines()[0].split() == headers
     assert "mine" in text and "encoder attn.q" in text
     row = dk.summary(model).rows[0]
-    assert (row.site, row.layers, row.params, row.trained) == ("encoder attn.q", 2, 256, True)
+    assert (row.site, row.layers, row.trained) == ("encoder attn.q", 2, True)
+    assert row.params == row.deployed == 256
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert", "gpt2", "llama"])

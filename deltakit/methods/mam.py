@@ -1,0 +1,68 @@
+"""MAM, the mix-and-match adapter (He et al. 2022, arXiv:2110.04366).
+
+A short prefix in the attention and a wide scaled parallel adapter beside the feed-forward::
+
+    MAM(length=30, bottleneck=512)  =  PrefixTuning(length=30) + ParallelAdapter(bottleneck=512)
+
+The paper's text fixes s = 4 (2 on GLUE); the `adapters` library takes a bottleneck of d / 2 for the
+adapter and of 800 for the prefix's network.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from deltakit.core.method import UNIFIED_VIEW, Method, Paper, Placement, register_method
+from deltakit.methods.parallel import ParallelAdapter
+from deltakit.methods.prefix import PrefixTuning
+
+
+@register_method("mam")
+@dataclass(frozen=True, kw_only=True)
+class MAM(Method):
+    """A prefix in every attention and a parallel adapter beside every feed-forward.
+
+    Args:
+        length: of the prefix.
+        prefix_bottleneck: of the network that the prefix is trained through; None for none.
+        reduction: d / m of the adapter.
+        bottleneck: m itself; overrides `reduction`.
+        scale: s of the adapter.
+        bias: whether the adapter's two projections have one.
+        dropout: on both changes, in training.
+
+    Raises:
+        InvalidConfig: a value out of range.
+    """
+
+    length: int = 30
+    prefix_bottleneck: int | None = 512
+    reduction: float = 2
+    bottleneck: int | None = None
+    scale: float = 4.0
+    bias: bool = True
+    dropout: float = 0.0
+
+    paper: ClassVar[Paper] = UNIFIED_VIEW
+    learning_rate: ClassVar[float] = 3e-4
+
+    def __post_init__(self) -> None:
+        self.sum()
+
+    def sum(self) -> Method:
+        """The same, as the sum that it is."""
+        prefix = PrefixTuning(
+            length=self.length, bottleneck=self.prefix_bottleneck, dropout=self.dropout
+        )
+        return prefix + ParallelAdapter(
+            reduction=self.reduction,
+            bottleneck=self.bottleneck,
+            scale=self.scale,
+            bias=self.bias,
+            dropout=self.dropout,
+        )
+
+    def placements(self) -> tuple[Placement, ...]:
+        return self.sum().placements()
+
+    def deployed(self) -> Method:
+        return self.sum().deployed()
