@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.resolve import resolve
-    from deltakit.core.compose import Mean, Stack
+    from deltakit.core.algebra import Composition, Mean, PerRow, Stack
     from deltakit.core.delta import (
         Attending,
         Combiner,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.resolve": ("resolve",),
-    "deltakit.core.compose": ("Mean", "Stack"),
+    "deltakit.core.algebra": ("Composition", "Mean", "PerRow", "Stack"),
     "deltakit.core.delta": (
         "Attending",
         "Combiner",
@@ -99,6 +99,7 @@ __all__ = [
     "Attending",
     "BitFit",
     "Combiner",
+    "Composition",
     "Delta",
     "DeltakitError",
     "Family",
@@ -115,6 +116,7 @@ __all__ = [
     "NotMergeable",
     "Paper",
     "ParallelAdapter",
+    "PerRow",
     "Placement",
     "Positions",
     "PrefixTuning",

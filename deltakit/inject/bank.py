@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from deltakit.core.compose import Combined, Composition, Leaf, Node, Total
+from deltakit.core.algebra import Composition
+from deltakit.core.compose import Combined, Leaf, Node, Total
 from deltakit.core.delta import Combiner
 from deltakit.core.method import Method
 from deltakit.core.site import Handle
