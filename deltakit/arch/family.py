@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltakit._registry import Registry
-from deltakit.core.site import Site, Tap
+from deltakit.core.site import Columns, Site, Tap
 
-Columns = Callable[[Any], tuple[int, int]]
-"""From a model's config to the span of columns, first and one past the last."""
+ColumnsOf = Callable[[Any], Columns]
+"""From a model's config to the columns of one site in a fused projection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +19,16 @@ class Location:
         path: dotted path of the module; "" is the layer itself.
         tap: how the site is reached in it.
         reads: dotted path of the module whose input is x, where it is not the same module.
-        columns: the span of the module's output, where projections are fused.
+        columns: the part of the module's output, where projections are fused.
     """
 
     path: str
     tap: Tap = Tap.OUTPUT
     reads: str | None = None
-    columns: Columns | None = None
+    columns: ColumnsOf | None = None
 
 
-def output(path: str, *, reads: str | None = None, columns: Columns | None = None) -> Location:
+def output(path: str, *, reads: str | None = None, columns: ColumnsOf | None = None) -> Location:
     """The site is what the module at `path` returns."""
     return Location(path=path, reads=reads, columns=columns)
 
@@ -43,11 +43,31 @@ def norm(path: str) -> Location:
     return Location(path=path, tap=Tap.NORM)
 
 
-def thirds(index: int) -> Columns:
-    """The columns of query (0), key (1) or value (2) in a projection that fuses all three."""
+def attention(path: str) -> Location:
+    """The site is the keys and values in the attention module at `path`.
 
-    def columns(config: Any) -> tuple[int, int]:
-        return index * config.hidden_size, (index + 1) * config.hidden_size
+    That module must call transformers' attention interface.
+    """
+    return Location(path=path, tap=Tap.ATTENTION)
+
+
+def thirds(index: int) -> ColumnsOf:
+    """Query (0), key (1) or value (2) in a projection of all three, one after the other."""
+
+    def columns(config: Any) -> Columns:
+        return Columns(first=index * config.hidden_size, width=config.hidden_size)
+
+    return columns
+
+
+def head_thirds(index: int) -> ColumnsOf:
+    """Query (0), key (1) or value (2) in a projection that has all three of each head together."""
+
+    def columns(config: Any) -> Columns:
+        width = config.hidden_size // config.num_attention_heads
+        return Columns(
+            first=index * width, width=width, stride=3 * width, count=config.num_attention_heads
+        )
 
     return columns
 
@@ -58,13 +78,37 @@ class LayerStack:
 
     Attributes:
         name: what the stack is called in keys and tables, for example "encoder".
-        layers: dotted path of the list of layers, relative to the base model.
-        sites: where each site is in a layer.
+        layers: dotted path of the list of layers, relative to the base model; "*" stands for every
+            item of a list.
+        sites: where each site is in a layer, or a function of the config where models differ.
+        config: the part of the model's config that is this stack's, for example "text_config".
+        activation: the config's key for the nonlinearity of a plain feed-forward, ``f(x W) W'``;
+            None where it is gated.
+        optional: some models of the family do without this stack.
     """
 
     name: str
     layers: str
-    sites: Mapping[Site, Location]
+    sites: Mapping[Site, Location] | Callable[[Any], Mapping[Site, Location]]
+    config: str | None = None
+    activation: str | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Where the sequence of input embeddings is.
+
+    Attributes:
+        path: dotted path of the module that is given the tokens, relative to the base model.
+        position: how many tokens stay in front of those that a delta adds: 1 where the first one
+            is pooled.
+        reader: dotted path of the module that attends to this one's output across, if any.
+    """
+
+    path: str = ""
+    position: int = 0
+    reader: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +118,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     stacks: tuple[LayerStack, ...]
+    tokens: Tokens | None = None
 
 
 FAMILIES: Registry[Family] = Registry("model type")

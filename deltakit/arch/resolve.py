@@ -1,13 +1,14 @@
 """From a model to its handles: the family's data file applied to the model's own modules."""
 
 import importlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from deltakit.arch.family import FAMILIES, Family, LayerStack, Location
+from deltakit.arch.family import FAMILIES, Family, LayerStack, Location, Tokens
 from deltakit.core.delta import compute_dtype
 from deltakit.core.site import LINEAR_SITES, Handle, Site, Tap
 from deltakit.errors import UnknownArchitecture, UnknownName
@@ -47,23 +48,48 @@ def resolve(model: "PreTrainedModel") -> tuple[Handle, ...]:
         UnknownArchitecture: the model's family is unknown, or its modules are not where the
             family's data file says.
     """
-    family = family_of(model)
+    return handles_of(model, family_of(model))
+
+
+def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
+    """The family's data applied to the modules of `model`. Raises `UnknownArchitecture`."""
     names = {module: name for name, module in model.named_modules()}
-    return tuple(
-        handle for stack in family.stacks for handle in _stack_handles(model, stack, names)
+    tokens = () if family.tokens is None else (_tokens(model, family.tokens, names),)
+    return (*tokens, *(h for stack in family.stacks for h in _stack_handles(model, stack, names)))
+
+
+def _tokens(model: "PreTrainedModel", tokens: Tokens, names: dict[nn.Module, str]) -> Handle:
+    module = _submodule(model.base_model, tokens.path, model)
+    embeddings = model.get_input_embeddings()
+    width = embeddings.embedding_dim
+    return Handle(
+        site=Site.TOKENS,
+        stack="input",
+        layer=0,
+        path=names[module],
+        module=module,
+        tap=Tap.SEQUENCE,
+        reader=None if tokens.reader is None else _submodule(model.base_model, tokens.reader, model),
+        d_in=width,
+        d_out=width,
+        position=tokens.position,
+        embeddings=embeddings,
+        dtype=_dtype(embeddings, embeddings, model.dtype),
+        device=_device(embeddings, embeddings),
     )
 
 
 def _stack_handles(
     model: "PreTrainedModel", stack: LayerStack, names: dict[nn.Module, str]
 ) -> Iterator[Handle]:
-    layers = _submodule(model.base_model, stack.layers, model)
-    assert isinstance(layers, nn.ModuleList)
-    for index, layer in enumerate(layers):
-        for site, location in stack.sites.items():
+    config = model.config if stack.config is None else getattr(model.config, stack.config)
+    sites = stack.sites if isinstance(stack.sites, Mapping) else stack.sites(config)
+    for index, layer in enumerate(_layers(model, stack)):
+        measure = _Widths(model, layer, sites, config)
+        for site, location in sites.items():
             module = _submodule(layer, location.path, model)
             reader = None if location.reads is None else _submodule(layer, location.reads, model)
-            d_in, d_out = _widths(site, location, module, model)
+            d_in, d_out = measure.of(site, location)
             yield Handle(
                 site=site,
                 stack=stack.name,
@@ -74,10 +100,27 @@ def _stack_handles(
                 reader=reader,
                 d_in=d_in,
                 d_out=d_out,
-                columns=None if location.columns is None else location.columns(model.config),
+                columns=None if location.columns is None else location.columns(config),
                 dtype=_dtype(module, layer, model.dtype),
                 device=_device(module, layer),
             )
+
+
+def _layers(model: "PreTrainedModel", stack: LayerStack) -> list[nn.Module]:
+    """The stack's layers, in order; none where the model does without the stack."""
+    found: list[nn.Module] = [model.base_model]
+    for word in stack.layers.split("."):
+        try:
+            found = [
+                each
+                for module in found
+                for each in (module.children() if word == "*" else (_submodule(module, word, model),))
+            ]
+        except UnknownArchitecture:
+            if stack.optional:
+                return []
+            raise
+    return [layer for layers in found for layer in layers.children()]
 
 
 def _submodule(root: nn.Module, path: str, model: "PreTrainedModel") -> nn.Module:
@@ -91,19 +134,36 @@ def _submodule(root: nn.Module, path: str, model: "PreTrainedModel") -> nn.Modul
         ) from None
 
 
-def _widths(
-    site: Site, location: Location, module: nn.Module, model: "PreTrainedModel"
-) -> tuple[int, int]:
-    """What a parallel delta reads, and what is changed."""
-    if site not in LINEAR_SITES and location.tap is not Tap.INPUT:
-        return model.config.hidden_size, model.config.hidden_size
-    d_in, d_out = linear_widths(module)
-    if location.tap is Tap.INPUT:
-        return d_in, d_in
-    if location.columns is not None:
-        first, end = location.columns(model.config)
-        return d_in, end - first
-    return d_in, d_out
+@dataclass(frozen=True, eq=False)
+class _Widths:
+    """How wide each site of one layer is, read off its projections."""
+
+    model: "PreTrainedModel"
+    layer: nn.Module
+    sites: Mapping[Site, Location]
+    config: Any
+
+    def of(self, site: Site, location: Location) -> tuple[int, int]:
+        """What a parallel delta reads, and what is changed."""
+        if location.tap is Tap.INPUT:
+            return (self._projection(location)[0],) * 2
+        if location.tap is Tap.ATTENTION:
+            return self._stream(), self._projection(self.sites[Site.ATTN_K])[1]
+        if site in LINEAR_SITES:
+            return self._projection(location)
+        return self._stream(), self._stream()
+
+    def _stream(self) -> int:
+        """The width of the residual stream: what the projections of the block read."""
+        projections = (self.sites.get(Site.ATTN_Q), self.sites.get(Site.FFN_UP))
+        first = next((each for each in projections if each is not None), None)
+        return self.config.hidden_size if first is None else self._projection(first)[0]
+
+    def _projection(self, location: Location) -> tuple[int, int]:
+        d_in, d_out = linear_widths(_submodule(self.layer, location.path, self.model))
+        if location.columns is None:
+            return d_in, d_out
+        return d_in, location.columns(self.config).total
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def _known(model: "PreTrainedModel") -> str:
     rows = []
     for handle in handles:
         if handle.layer == 0:
-            span = "" if handle.columns is None else "[{}:{}]".format(*handle.columns)
+            span = "" if handle.columns is None else str(handle.columns)
             rows.append(
                 (
                     handle.stack,

@@ -9,7 +9,7 @@ from enum import Enum, StrEnum
 from typing import assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Site(StrEnum):
@@ -19,6 +19,8 @@ class Site(StrEnum):
     ATTN_K = "attn.k"
     ATTN_V = "attn.v"
     ATTN_O = "attn.o"
+    ATTN_KV = "attn.kv"
+    """The keys and values that the heads attend to, as the attention function is given them."""
     ATTN_OUT = "attn.out"
     """What the attention sub-module adds to the residual stream."""
     FFN_GATE = "ffn.gate"
@@ -30,6 +32,8 @@ class Site(StrEnum):
     """What the feed-forward sub-module adds to the residual stream."""
     BLOCK_OUT = "block.out"
     """The residual stream that leaves the block; in a post-LN model, around its last norm."""
+    TOKENS = "tokens"
+    """The sequence of input embeddings, before any block."""
 
 
 LINEAR_SITES = (
@@ -53,6 +57,51 @@ class Tap(Enum):
     """h is what the module is given."""
     NORM = "norm"
     """The module is the norm of a post-LN block: h = norm(s), and a change is made to s."""
+    ATTENTION = "attention"
+    """The module calls the attention function: a change is keys and values beside its own."""
+    SEQUENCE = "sequence"
+    """The module is given the sequence of tokens: a change is positions beside its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Some columns of a fused projection: `count` spans of `width`, one every `stride` columns.
+
+    One span is a plain slice (GPT-2's c_attn); several are heads that are fused one by one
+    (GPT-NeoX, BLOOM), in which query, key and value of each head lie side by side.
+    """
+
+    first: int
+    width: int
+    stride: int = 0
+    count: int = 1
+
+    @property
+    def total(self) -> int:
+        """How many columns there are."""
+        return self.width * self.count
+
+    def read(self, whole: Tensor) -> Tensor:
+        """The columns of `whole`, ``(..., d)`` to ``(..., total)``."""
+        end = self.first + self.width
+        if self.count == 1:
+            return whole[..., self.first : end]
+        spans = whole.unflatten(-1, (self.count, self.stride))
+        return spans[..., self.first : end].flatten(-2)
+
+    def write(self, whole: Tensor, part: Tensor) -> Tensor:
+        """`whole` with these columns replaced by `part`."""
+        end = self.first + self.width
+        if self.count == 1:
+            return whole.slice_scatter(part, dim=-1, start=self.first, end=end)
+        spans = whole.unflatten(-1, (self.count, self.stride))
+        part = part.unflatten(-1, (self.count, self.width))
+        return spans.slice_scatter(part, dim=-1, start=self.first, end=end).flatten(-2)
+
+    def __str__(self) -> str:
+        end = self.first + self.width
+        every = f" of each {self.stride}" if self.count > 1 else ""
+        return f"[{self.first}:{end}{every}]"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +120,9 @@ class Handle:
         d_out: width of what is changed, and of what a sequential delta reads.
         dtype: the dtype the module computes in.
         device: where the module is.
-        columns: the span of `module`'s output that is this site, where projections are fused.
+        columns: the part of `module`'s output that is this site, where projections are fused.
+        position: at the sequence of tokens, how many stay in front of those that a delta adds.
+        embeddings: at the sequence of tokens, the module that turns ids into vectors.
     """
 
     site: Site
@@ -84,8 +135,10 @@ class Handle:
     d_out: int
     dtype: torch.dtype
     device: torch.device
-    columns: tuple[int, int] | None = None
+    columns: Columns | None = None
     reader: nn.Module | None = None
+    position: int = 0
+    embeddings: nn.Module | None = None
 
     @property
     def key(self) -> str:

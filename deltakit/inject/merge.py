@@ -67,12 +67,12 @@ class _Fold:
         weight = _floating(self.handle, "weight")
         transposed = not isinstance(linear, nn.Linear)  # transformers' Conv1D is (in, out)
         folded = (weight.T if transposed else weight).float().clone()
-        rows = folded[slice(*(self.handle.columns or (0, None)))]
         if self.handle.tap is Tap.INPUT:
             folded *= 1.0 if self.factor is None else self.factor
         else:
-            rows *= 1.0 if self.factor is None else self.factor[:, None]
-            rows += 0.0 if self.change is None else self.change
+            rows = self._rows(folded)
+            rows = rows if self.factor is None else rows * self.factor[:, None]
+            folded = self._with_rows(folded, rows if self.change is None else rows + self.change)
         yield f"{self.handle.path}.weight", (folded.T if transposed else folded).to(weight.dtype)
         if self.factor is not None and self.handle.tap is Tap.OUTPUT:
             yield from self._bias(self.factor)
@@ -81,15 +81,27 @@ class _Fold:
         if self.handle.module._parameters.get("bias") is None:
             return
         bias = _floating(self.handle, "bias")
-        folded = bias.float().clone()
-        folded[slice(*(self.handle.columns or (0, None)))] *= factor
+        folded = self._with_rows(bias.float(), self._rows(bias.float()) * factor)
         yield f"{self.handle.path}.bias", folded.to(bias.dtype)
+
+    def _rows(self, whole: Tensor) -> Tensor:
+        columns = self.handle.columns
+        return whole if columns is None else _swap(columns.read(_swap(whole)))
+
+    def _with_rows(self, whole: Tensor, rows: Tensor) -> Tensor:
+        columns = self.handle.columns
+        return rows if columns is None else _swap(columns.write(_swap(whole), _swap(rows)))
+
+
+def _swap(tensor: Tensor) -> Tensor:
+    """The first axis last, and back; a bias has only one."""
+    return tensor.transpose(0, -1)
 
 
 def _fold(handle: Handle, node: Node) -> _Fold:
     """All deltas at a site read the same h and x, so factors and changes add up apart."""
     leaves = _terms(node)
-    if leaves is None or handle.tap is Tap.NORM:
+    if leaves is None or handle.tap not in (Tap.OUTPUT, Tap.INPUT):
         parts = {type(part).__name__ for part in (*node.combiners, *(x.delta for x in node.leaves))}
         raise NotMergeable(
             f"{' over '.join(sorted(parts, reverse=True))} at {handle.key!r} does not fold into a "

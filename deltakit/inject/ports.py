@@ -28,11 +28,10 @@ class OutputPort(Port):
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         whole = output[0] if isinstance(output, tuple) else output
         x = _first(args, kwargs) if self.reader is None else self.reader.take()
-        h = whole if self.columns is None else whole[..., slice(*self.columns)]
+        h = whole if self.columns is None else self.columns.read(whole)
         changed = h + self.node.change(Signal(x, h, h), self)
         if self.columns is not None:
-            first, end = self.columns
-            changed = whole.slice_scatter(changed, dim=-1, start=first, end=end)
+            changed = self.columns.write(whole, changed)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:

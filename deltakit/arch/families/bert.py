@@ -1,6 +1,15 @@
 """BERT and the encoders that share its layer, post-LN: RoBERTa, XLM-R, ELECTRA."""
 
-from deltakit.arch.family import Family, LayerStack, input_of, norm, output, register_family
+from deltakit.arch.family import (
+    Family,
+    LayerStack,
+    Tokens,
+    attention,
+    input_of,
+    norm,
+    output,
+    register_family,
+)
 from deltakit.core.site import Site
 
 register_family(
@@ -11,11 +20,13 @@ register_family(
             LayerStack(
                 name="encoder",
                 layers="encoder.layer",
+                activation="hidden_act",
                 sites={
                     Site.ATTN_Q: output("attention.self.query"),
                     Site.ATTN_K: output("attention.self.key"),
                     Site.ATTN_V: output("attention.self.value"),
                     Site.ATTN_O: output("attention.output.dense"),
+                    Site.ATTN_KV: attention("attention.self"),
                     Site.ATTN_OUT: output("attention.output.dropout", reads="attention.self.query"),
                     Site.FFN_UP: output("intermediate.dense"),
                     Site.FFN_MID: input_of("output.dense"),
@@ -25,5 +36,6 @@ register_family(
                 },
             ),
         ),
+        tokens=Tokens(position=1),
     )
 )

@@ -1,6 +1,15 @@
 """DistilBERT, post-LN."""
 
-from deltakit.arch.family import Family, LayerStack, input_of, norm, output, register_family
+from deltakit.arch.family import (
+    Family,
+    LayerStack,
+    Tokens,
+    attention,
+    input_of,
+    norm,
+    output,
+    register_family,
+)
 from deltakit.core.site import Site
 
 register_family(
@@ -11,11 +20,13 @@ register_family(
             LayerStack(
                 name="encoder",
                 layers="transformer.layer",
+                activation="activation",
                 sites={
                     Site.ATTN_Q: output("attention.q_lin"),
                     Site.ATTN_K: output("attention.k_lin"),
                     Site.ATTN_V: output("attention.v_lin"),
                     Site.ATTN_O: output("attention.out_lin"),
+                    Site.ATTN_KV: attention("attention"),
                     Site.ATTN_OUT: output("attention.out_lin", reads="attention.q_lin"),
                     Site.FFN_UP: output("ffn.lin1"),
                     Site.FFN_MID: input_of("ffn.lin2"),
@@ -25,5 +36,6 @@ register_family(
                 },
             ),
         ),
+        tokens=Tokens(position=1),
     )
 )

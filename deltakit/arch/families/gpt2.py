@@ -3,6 +3,8 @@
 from deltakit.arch.family import (
     Family,
     LayerStack,
+    Tokens,
+    attention,
     input_of,
     output,
     register_family,
@@ -18,11 +20,13 @@ register_family(
             LayerStack(
                 name="decoder",
                 layers="h",
+                activation="activation_function",
                 sites={
                     Site.ATTN_Q: output("attn.c_attn", columns=thirds(0)),
                     Site.ATTN_K: output("attn.c_attn", columns=thirds(1)),
                     Site.ATTN_V: output("attn.c_attn", columns=thirds(2)),
                     Site.ATTN_O: output("attn.c_proj"),
+                    Site.ATTN_KV: attention("attn"),
                     Site.ATTN_OUT: output("attn.resid_dropout", reads="attn.c_attn"),
                     Site.FFN_UP: output("mlp.c_fc"),
                     Site.FFN_MID: input_of("mlp.c_proj"),
@@ -32,5 +36,6 @@ register_family(
                 },
             ),
         ),
+        tokens=Tokens(),
     )
 )

@@ -1,6 +1,14 @@
 """Llama and the decoders that share its layer, pre-LN with a gated FFN: Mistral, Qwen2, Qwen3."""
 
-from deltakit.arch.family import Family, LayerStack, input_of, output, register_family
+from deltakit.arch.family import (
+    Family,
+    LayerStack,
+    Tokens,
+    attention,
+    input_of,
+    output,
+    register_family,
+)
 from deltakit.core.site import Site
 
 register_family(
@@ -16,6 +24,7 @@ register_family(
                     Site.ATTN_K: output("self_attn.k_proj"),
                     Site.ATTN_V: output("self_attn.v_proj"),
                     Site.ATTN_O: output("self_attn.o_proj"),
+                    Site.ATTN_KV: attention("self_attn"),
                     Site.ATTN_OUT: output("self_attn.o_proj", reads="self_attn.q_proj"),
                     Site.FFN_GATE: output("mlp.gate_proj"),
                     Site.FFN_UP: output("mlp.up_proj"),
@@ -26,5 +35,6 @@ register_family(
                 },
             ),
         ),
+        tokens=Tokens(),
     )
 )
