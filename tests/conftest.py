@@ -177,6 +177,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": _DECODER,
     "gemma2": {**_DECODER, "head_dim": 4, "query_pre_attn_scalar": 4, "sliding_window": 8},
     "gemma3_text": {**_DECODER, "head_dim": 4, "query_pre_attn_scalar": 4, "sliding_window": 8},
+    "gemma3": {
+        "text_config": {**_DECODER, "head_dim": 4, "query_pre_attn_scalar": 4},
+        "vision_config": {**_VISION, "model_type": "siglip_vision_model"},
+        "mm_tokens_per_image": 4,
+        "image_token_id": 63,
+    },
     "mixtral": _EXPERTS,
     "qwen2_moe": {**_EXPERTS, "mlp_only_layers": [1]},
     "qwen3_moe": {**_EXPERTS, "head_dim": 4},

@@ -55,7 +55,14 @@ def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
     """The family's data applied to the modules of `model`. Raises `UnknownArchitecture`."""
     names = {module: name for name, module in model.named_modules()}
     tokens = () if family.tokens is None else _tokens(model, family.tokens, names)
-    return (*tokens, *(h for stack in family.stacks for h in _stack_handles(model, stack, names)))
+    layers = [h for stack in family.stacks for h in _stack_handles(model, stack, names)]
+    if not layers:
+        paths = ", ".join(repr(stack.layers) for stack in family.stacks)
+        raise UnknownArchitecture(
+            f"{type(model).__name__} says model_type={model.config.model_type!r}, but has layers "
+            f"in none of {paths}. `deltakit sites MODEL` prints the modules that it has."
+        )
+    return (*tokens, *layers)
 
 
 def _tokens(

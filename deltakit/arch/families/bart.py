@@ -1,4 +1,6 @@
-"""BART (post-LN), mBART and Whisper (pre-LN): encoder, decoder, the decoder's attention across.
+"""BART and Marian (post-LN), mBART, Pegasus, M2M-100 (NLLB), BlenderBot and Whisper (pre-LN).
+
+Encoder, decoder, and the decoder's attention across as a stack of its own.
 
 The dropouts before the residual additions are no modules, so attn.out and ffn.out are before them.
 """
@@ -59,12 +61,17 @@ _TOKENS = Tokens(path="encoder", reader="decoder")
 register_family(
     Family(
         name="bart",
-        model_types=("bart",),
+        model_types=("bart", "marian", "plbart", "blenderbot-small"),
         stacks=_stacks(norm("final_layer_norm")),
         tokens=_TOKENS,
     )
 )
 register_family(
-    Family(name="mbart", model_types=("mbart",), stacks=_stacks(output("")), tokens=_TOKENS)
+    Family(
+        name="mbart",
+        model_types=("mbart", "m2m_100", "pegasus", "blenderbot"),
+        stacks=_stacks(output("")),
+        tokens=_TOKENS,
+    )
 )
 register_family(Family(name="whisper", model_types=("whisper",), stacks=_stacks(output(""))))

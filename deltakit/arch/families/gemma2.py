@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: what each sub-module adds to the stream is the output of a norm behind it.
+"""Gemma 2 and 3, OLMo 2 and 3, EXAONE 4: what is added to the stream leaves a norm of its own.
 
 The models that see and read (gemma3) have the same layers one level down.
 """
@@ -32,7 +32,7 @@ _SITES = {
 register_family(
     Family(
         name="gemma2",
-        model_types=("gemma2", "gemma3_text"),
+        model_types=("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"),
         stacks=(LayerStack(name="decoder", layers="layers", sites=_SITES),),
         tokens=Tokens(),
     )

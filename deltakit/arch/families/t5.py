@@ -1,4 +1,4 @@
-"""T5 and mT5: pre-LN, encoder, decoder and the decoder's attention across, FFN plain or gated."""
+"""T5, mT5, UMT5: pre-LN; encoder, decoder, the decoder's attention across; FFN plain or gated."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,7 +51,7 @@ def _sites(ffn: str) -> Callable[[Any], Mapping[Site, Location]]:
 register_family(
     Family(
         name="t5",
-        model_types=("t5", "mt5"),
+        model_types=("t5", "mt5", "umt5"),
         stacks=(
             LayerStack(
                 name="encoder",
