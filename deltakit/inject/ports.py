@@ -36,7 +36,7 @@ class OutputPort(AddingPort):
         whole = output[0] if isinstance(output, tuple) else output
         x = _first(args, kwargs) if self.reader is None else self.reader.take()
         h = whole if self.columns is None else self.columns.read(whole)
-        changed = h + self.node.change(Signal(x, h, h), self)
+        changed = self.node.applied(Signal(x, h, h), self)
         if self.columns is not None:
             changed = self.columns.write(whole, changed)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -56,7 +56,7 @@ class InputPort(AddingPort):
         if not self.node.present:
             return args
         h = args[0]
-        return (h + self.node.change(Signal(h, h, h), self), *args[1:])
+        return (self.node.applied(Signal(h, h, h), self), *args[1:])
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:
         h = signal.stream + change
@@ -74,7 +74,7 @@ class NormPort(AddingPort):
         if not self.node.present:
             return output
         stream = _first(args, kwargs)
-        changed = stream + self.node.change(Signal(stream, output, stream), self)
+        changed = self.node.applied(Signal(stream, output, stream), self)
         return self.norm.forward(changed)  # not __call__: this hook is on it
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:
