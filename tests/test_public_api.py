@@ -14,7 +14,7 @@ PUBLIC = [
     "Family", "FullFineTuning", "Handle", "HeadOnly", "Insertion", "LayerStack", "LoRA",
     "Location", "Mean", "Mergeable", "Method", "NotMergeable", "Paper", "ParallelAdapter",
     "Placement", "Regularised", "Scaling", "SequentialAdapter", "Site", "Stack", "__version__",
-    "activate", "attach", "detach", "disabled", "fusion_attention", "load", "merge",
+    "activate", "attach", "detach", "disabled", "fusion_attention", "infer_family", "load", "merge",
     "parse_method", "register_family", "register_method", "resolve", "save", "summary",
     "unmerge",
 ]  # fmt: skip
