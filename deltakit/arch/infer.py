@@ -176,6 +176,14 @@ class _Reading:
         odd = sorted({name for linears in each for name in linears} - set(common))
         if odd:
             self._note(", ".join(odd), "left out, not in all layers, or not of one width")
+        loose = [
+            f"{name}.{parameter}".removeprefix(".")
+            for name, module in self.layers[0].named_modules()
+            for parameter, _ in module.named_parameters(recurse=False)
+            if name not in each[0] and not _is_norm(module)
+        ]
+        if loose:
+            self._note(", ".join(loose), "in no projection or norm; what it does is not seen")
         return common
 
     def _split(
