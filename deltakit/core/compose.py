@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltakit.core.delta import Combiner, Delta, Positions, compute_dtype
+from deltakit.core.delta import Adding, Combiner, Delta, Positions, compute_dtype
 from deltakit.core.site import Insertion
 
 
@@ -73,6 +73,10 @@ class Node(ABC):
     def change(self, signal: Signal, port: Port) -> Tensor:
         """Δh at this site, in the dtype of ``signal.stream``."""
 
+    def applied(self, signal: Signal, port: Port) -> Tensor:
+        """The stream with Δh added to it."""
+        return signal.stream + self.change(signal, port)
+
     @property
     @abstractmethod
     def leaves(self) -> "tuple[Leaf, ...]":
@@ -121,12 +125,22 @@ class Leaf(Node):
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         del port
-        source = signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
-        dtype = compute_dtype(self.delta)
+        dtype, source = compute_dtype(self.delta), self._source(signal)
         change = self.delta(source if dtype is None else source.to(dtype))
         if self.scale != 1.0:
             change = change * self.scale
         return change.to(signal.stream.dtype)
+
+    def applied(self, signal: Signal, port: Port) -> Tensor:
+        stream, source = signal.stream, self._source(signal)
+        one_dtype = stream.dtype == source.dtype == compute_dtype(self.delta)
+        # Autocast would compute the sum in its own dtype too.
+        if not isinstance(self.delta, Adding) or not one_dtype or _autocasts(stream):
+            return stream + self.change(signal, port)
+        return self.delta.added(stream, source, self.scale)
+
+    def _source(self, signal: Signal) -> Tensor:
+        return signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
 
     @property
     def leaves(self) -> "tuple[Leaf, ...]":
@@ -135,6 +149,10 @@ class Leaf(Node):
     @property
     def present(self) -> bool:  # ends the recursion
         return self.gate is None or self.layer >= self.gate.dropped
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,14 @@ class Delta(nn.Module, ABC):
         """Δh for the input `x`."""
 
 
+class Adding(ABC):
+    """A delta that knows a cheaper way to ``stream + scale · f(x)`` than one step after another."""
+
+    @abstractmethod
+    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
+        """``stream + scale · f(x)``, all of one dtype."""
+
+
 class Positions(Delta, ABC):
     """A change that is positions beside those of the sequence: ``(..., length, d)``.
 
@@ -85,6 +93,12 @@ class Scaling(ABC):
     @abstractmethod
     def factor(self) -> Tensor:
         """l of shape ``(d,)``, so that h + f(h) = h ⊙ l."""
+
+
+def add_product(stream: Tensor, x: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """``stream + scale · x weightᵀ`` in one pass over the stream."""
+    flat = torch.addmm(stream.flatten(0, -2), x.flatten(0, -2), weight.T, alpha=scale)
+    return flat.view(stream.shape)
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype | None:

@@ -19,7 +19,13 @@ class AddingPort(Port, ABC):
 
     def rows(self, node: Node, signal: Signal) -> Tensor:
         assert isinstance(node, Rows)
-        node.check(signal.stream.shape[0])
+        flat = signal.stream.ndim == 2 and signal.stream.shape[0] > len(node.choice)
+        if flat:  # some models run their feed-forward on (rows · tokens, d)
+            signal = Signal(*(t.unflatten(0, (len(node.choice), -1)) for t in signal))
+            return self._by_row(node, signal).flatten(0, 1)
+        return self._by_row(node, signal)
+
+    def _by_row(self, node: Rows, signal: Signal) -> Tensor:
         groups = node.groups()
         if len(groups) == 1 and len(groups[0][1]) == len(node.choice):
             return change_of_rows(groups[0][0], signal, self)

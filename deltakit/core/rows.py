@@ -12,7 +12,6 @@ from torch.func import functional_call, vmap
 from deltakit.core.compose import Leaf, Node, Port, Signal
 from deltakit.core.delta import Combiner, compute_dtype
 from deltakit.core.site import Insertion
-from deltakit.errors import IncompatibleDeltas
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +24,6 @@ class Rows(Node):
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         return port.rows(self, signal)
-
-    def check(self, rows: int) -> None:
-        """Raises `IncompatibleDeltas` unless the batch has as many rows as there are choices."""
-        if rows != len(self.choice):
-            raise IncompatibleDeltas(
-                f"PerRow has entries for {len(self.choice)} rows, but the batch has {rows}. "
-                "Activate a PerRow with one entry for each row of this batch."
-            )
 
     def groups(self) -> list[tuple[tuple[Node, ...], tuple[int, ...]]]:
         """Parts that are computed together, and the rows that they are for, a part each."""

@@ -27,7 +27,13 @@ from deltakit.inject.bank import (
     head_names,
     need_bank,
 )
-from deltakit.inject.ports import install, install_gates, install_heads, install_penalty
+from deltakit.inject.ports import (
+    install,
+    install_gates,
+    install_heads,
+    install_penalty,
+    install_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -398,6 +404,7 @@ def _apply(
     if gates:
         bank.hooks.append(install_gates(model, tuple(gates)))
     if isinstance(composition, PerRow):
+        bank.hooks.append(install_rows(model, len(composition.rows)))
         bank.hooks.extend(install_heads(model, _heads(model, bank, composition)))
     else:
         _take_own_values(model, bank, composition.names)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from deltakit.core.compose import Node, Signal
 from deltakit.core.ports import PositionsPort
-from deltakit.core.rows import Rows
 from deltakit.errors import IncompatibleDeltas
 
 _SLOT = "_deltakit_attention"
@@ -32,8 +31,6 @@ class AttentionPort(PositionsPort):
 
     def memory(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """The delta's ``(2, rows, heads, l, width)``, and which of it each row sees (or None)."""
-        if isinstance(self.node, Rows):
-            self.node.check(key.shape[0])
         nothing = key.new_empty(0)
         change = self.node.change(Signal(nothing, nothing, nothing), self)
         visible = self.node.visible(key.device)

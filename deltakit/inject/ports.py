@@ -18,6 +18,7 @@ from deltakit.core.compose import Gate, Node, Signal
 from deltakit.core.delta import Regularised
 from deltakit.core.ports import AddingPort
 from deltakit.core.site import Handle, Tap
+from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attention import AttentionPort, Switch
 from deltakit.inject.tokens import SequencePort
 
@@ -36,7 +37,7 @@ class OutputPort(AddingPort):
         whole = output[0] if isinstance(output, tuple) else output
         x = _first(args, kwargs) if self.reader is None else self.reader.take()
         h = whole if self.columns is None else self.columns.read(whole)
-        changed = h + self.node.change(Signal(x, h, h), self)
+        changed = self.node.applied(Signal(x, h, h), self)
         if self.columns is not None:
             changed = self.columns.write(whole, changed)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -56,7 +57,7 @@ class InputPort(AddingPort):
         if not self.node.present:
             return args
         h = args[0]
-        return (h + self.node.change(Signal(h, h, h), self), *args[1:])
+        return (self.node.applied(Signal(h, h, h), self), *args[1:])
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:
         h = signal.stream + change
@@ -74,7 +75,7 @@ class NormPort(AddingPort):
         if not self.node.present:
             return output
         stream = _first(args, kwargs)
-        changed = stream + self.node.change(Signal(stream, output, stream), self)
+        changed = self.node.applied(Signal(stream, output, stream), self)
         return self.norm.forward(changed)  # not __call__: this hook is on it
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:
@@ -99,6 +100,21 @@ class Reader:
         held, self.held = self.held, None
         assert held is not None, "the module that holds x ran after the one that needs it"
         return held
+
+
+class RowsPort:
+    """Checks that a batch has the rows that the active composition says."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        first = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim > 0)
+        if first.shape[0] != self.rows:
+            raise IncompatibleDeltas(
+                f"PerRow has entries for {self.rows} rows, but the batch has {first.shape[0]}. "
+                "Activate a PerRow with one entry for each row of this batch."
+            )
 
 
 Head = tuple[dict[str, Tensor], tuple[int, ...]]
@@ -257,6 +273,11 @@ def install(handle: Handle, node: Node) -> Iterable[Removable]:
 def install_gates(model: nn.Module, gates: tuple[Gate, ...]) -> RemovableHandle:
     """Makes each batch that is trained on draw which layers take part."""
     return model.register_forward_pre_hook(GatePort(gates))
+
+
+def install_rows(model: nn.Module, rows: int) -> RemovableHandle:
+    """Makes the model refuse a batch of another size."""
+    return model.register_forward_pre_hook(RowsPort(rows), with_kwargs=True)
 
 
 def install_heads(model: nn.Module, heads: list[Head]) -> Iterable[RemovableHandle]:

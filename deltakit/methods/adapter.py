@@ -40,7 +40,7 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta
+from deltakit.core.delta import Adding, Delta
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
@@ -87,7 +87,7 @@ Initialisation = Literal["truncated_normal", "normal", "lora"]
 INITIALISATIONS: tuple[Initialisation, ...] = ("truncated_normal", "normal", "lora")
 
 
-class Bottleneck(Delta):
+class Bottleneck(Delta, Adding):
     """f(x W_down + b_down) W_up + b_up, with dropout on the result.
 
     Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., bottleneck)``.
@@ -117,6 +117,17 @@ class Bottleneck(Delta):
     def forward(self, x: Tensor) -> Tensor:
         change = self.up(self.activation(self.down(x)))
         return F.dropout(change, self.dropout, self.training) if self.dropout else change
+
+    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
+        inner = self.activation(self.down(x))  # narrow: cheaper to scale than the change
+        if scale != 1.0:
+            inner = inner * scale
+        change = F.linear(inner, self.up.weight, _scaled(self.up.bias, scale))
+        return stream + (F.dropout(change, self.dropout, self.training) if self.dropout else change)
+
+
+def _scaled(tensor: Tensor | None, scale: float) -> Tensor | None:
+    return tensor if tensor is None or scale == 1.0 else tensor * scale
 
 
 def initialise(down: Tensor, up: Tensor, how: Initialisation) -> None:

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.core.checks import check_choice
-from deltakit.core.delta import Delta, Scaling
+from deltakit.core.delta import Adding, Delta, Scaling
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 _FEEDFORWARD = {"post_activation": Site.FFN_MID, "pre_activation": Site.FFN_UP}
 
 
-class Rescale(Delta, Scaling):
+class Rescale(Delta, Adding, Scaling):
     """h ⊙ (l - 1). Shapes: ``(..., d)`` to ``(..., d)``."""
 
     def __init__(self, d: int) -> None:
@@ -44,6 +44,10 @@ class Rescale(Delta, Scaling):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (self.vector - 1)
+
+    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
+        assert stream is x  # a sequential delta at a site whose stream is h
+        return x * (1 + scale * (self.vector - 1) if scale != 1.0 else self.vector)
 
     def factor(self) -> Tensor:
         return self.vector

@@ -34,7 +34,7 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta, Mergeable
+from deltakit.core.delta import Adding, Delta, Mergeable, add_product
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
@@ -42,7 +42,7 @@ from deltakit.errors import InvalidConfig, unknown
 Initialisation = Literal["gaussian", "kaiming"]
 
 
-class LowRank(Delta, Mergeable):
+class LowRank(Delta, Adding, Mergeable):
     """drop(x) Aᵀ Bᵀ. Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., rank)``."""
 
     def __init__(
@@ -67,6 +67,11 @@ class LowRank(Delta, Mergeable):
     def forward(self, x: Tensor) -> Tensor:
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        low = F.linear(x, self.lora_A)
+        return add_product(stream, low, self.lora_B, scale)
 
     def weight_change(self) -> Tensor:
         return self.lora_B @ self.lora_A

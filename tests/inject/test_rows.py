@@ -53,7 +53,7 @@ def alone(kit: SimpleNamespace, model: Any, batch: dict[str, Any], rows: list[An
 
 @pytest.mark.parametrize("kind", ["bare", "classify"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "llama"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "llama", "opt"])
 def test_each_row_is_its_own(
     kit: SimpleNamespace, family: str, kind: str, implementation: str
 ) -> None:
