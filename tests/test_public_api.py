@@ -12,9 +12,9 @@ import deltakit as dk
 PUBLIC = [
     "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Attending", "BitFit", "Combiner", "Composition",
     "Delta", "DeltakitError", "Family", "FullFineTuning", "Handle", "HeadOnly", "Insertion",
-    "LayerStack", "LoRA", "Location", "Mean", "Mergeable", "Method", "NormTuning",
-    "NotMergeable", "Paper", "ParallelAdapter", "PerRow", "Placement", "Positions", "PrefixTuning",
-    "PromptTuning", "Regularised", "Reparametrised", "Scaling", "SequentialAdapter", "Site", "Stack",
+    "LayerStack", "LoRA", "Location", "Mean", "Mergeable", "Method", "NormTuning", "NotMergeable",
+    "Paper", "ParallelAdapter", "PerRow", "Placement", "Positions", "PrefixTuning", "PromptTuning",
+    "Regularised", "Reparametrised", "Scaling", "SequentialAdapter", "Site", "Stack",
     "__version__", "activate", "attach", "deploy", "detach", "disabled", "drop",
     "fusion_attention", "infer_family", "load", "merge", "parse_method", "register_family",
     "register_method", "resolve", "save", "summary", "unmerge",
