@@ -254,6 +254,24 @@ def test_in_evaluation_it_is_computed_once(
     assert count.since() == 2
 
 
+@pytest.mark.parametrize("change", ["fused", "data"])
+def test_each_evaluation_begins_anew(kit: SimpleNamespace, change: str) -> None:
+    """Fused optimisers and averages of weights change values without autograd's counting it."""
+    model, batch = prefixed(kit, "bert", "classify"), kit.make_batch(labels=True)
+    own = list(model.deltakit.parameters())
+    optimiser = torch.optim.AdamW(own, lr=0.5, fused=True)
+    model(**batch).loss.backward()
+    first = kit.out(model.eval(), batch)
+    if change == "fused":
+        optimiser.step()
+    else:
+        for parameter in own:
+            parameter.data.mul_(0.5)
+    second = kit.out(model.eval(), batch)
+    assert not torch.equal(first, second)
+    assert torch.equal(second, model(**batch).logits)
+
+
 def test_another_delta_and_back_is_computed_anew_or_the_same(kit: SimpleNamespace) -> None:
     model, batch = prefixed(kit, "bert"), kit.make_batch()
     first = kit.out(model, batch)

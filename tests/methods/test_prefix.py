@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import deltakit as dk
-from deltakit.errors import InvalidConfig
+from deltakit.errors import DeltakitError, InvalidConfig, UnknownName
 from deltakit.methods.prefix import Trunk
 
 LENGTH = 5
@@ -188,6 +188,17 @@ def test_dropout_is_of_training_only(kit: SimpleNamespace, bottleneck: int | Non
     model.train()
     one, two = (model(**batch).last_hidden_state for _ in range(2))
     assert not torch.equal(one, two)
+
+
+def test_deploying_an_unknown_delta(kit: SimpleNamespace) -> None:
+    model = kit.make_model("bert")
+    with pytest.raises(DeltakitError, match="nothing is attached"):
+        dk.deploy(model)
+    dk.attach(model, dk.PrefixTuning(length=3, bottleneck=4))
+    before = kit.snapshot(model)
+    with pytest.raises(UnknownName, match="unknown delta 'x'.*Known: default"):
+        dk.deploy(model, "x")
+    kit.assert_same(before, kit.snapshot(model))
 
 
 @pytest.mark.parametrize(
