@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deltakit.arch.resolve import resolve
     from deltakit.core.compose import Mean, Stack
     from deltakit.core.delta import (
+        Additive,
         Attending,
         Combiner,
         Delta,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
     from deltakit.errors import DeltakitError, NotMergeable
+    from deltakit.inject.arithmetic import task_arithmetic
     from deltakit.inject.attach import activate, attach, detach, disabled
     from deltakit.inject.change import deploy, drop
     from deltakit.inject.merge import merge, unmerge
@@ -58,6 +60,7 @@ _HOMES = {
     "deltakit.arch.resolve": ("resolve",),
     "deltakit.core.compose": ("Mean", "Stack"),
     "deltakit.core.delta": (
+        "Additive",
         "Attending",
         "Combiner",
         "Delta",
@@ -71,6 +74,7 @@ _HOMES = {
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
+    "deltakit.inject.arithmetic": ("task_arithmetic",),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
     "deltakit.inject.change": ("deploy", "drop"),
     "deltakit.inject.merge": ("merge", "unmerge"),
@@ -96,6 +100,7 @@ __all__ = [
     "MAM",
     "AdapterDrop",
     "AdapterFusion",
+    "Additive",
     "Attending",
     "BitFit",
     "Combiner",
@@ -141,6 +146,7 @@ __all__ = [
     "resolve",
     "save",
     "summary",
+    "task_arithmetic",
     "unmerge",
 ]
 

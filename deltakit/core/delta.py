@@ -5,7 +5,7 @@ can do is a small abstract class of its own (`Mergeable`, `Regularised`), never 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,20 @@ class Scaling(ABC):
     @abstractmethod
     def factor(self) -> Tensor:
         """l of shape ``(d,)``, so that h + f(h) = h ⊙ l."""
+
+
+class Additive(ABC):
+    """A delta whose weighted sum with others is not that of their parameters."""
+
+    @abstractmethod
+    def weighted_sum(
+        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
+    ) -> dict[str, Tensor]:
+        """The parameters with which this form computes Σ w f(x).
+
+        Args:
+            terms: a weight and the parameters by name, for each form f that is summed.
+        """
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype | None:
