@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         Regularised,
         Reparametrised,
         Scaling,
+        Units,
+        Widening,
     )
     from deltakit.core.method import Method, Paper, Placement, register_method
     from deltakit.core.site import Handle, Insertion, Site
@@ -69,6 +71,8 @@ _HOMES = {
         "Regularised",
         "Reparametrised",
         "Scaling",
+        "Units",
+        "Widening",
     ),
     "deltakit.core.method": ("Method", "Paper", "Placement", "register_method"),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
@@ -130,6 +134,8 @@ __all__ = [
     "SequentialAdapter",
     "Site",
     "Stack",
+    "Units",
+    "Widening",
     "__version__",
     "activate",
     "attach",

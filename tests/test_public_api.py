@@ -14,10 +14,10 @@ PUBLIC = [
     "Delta", "DeltakitError", "Family", "FullFineTuning", "Handle", "HeadOnly", "Insertion",
     "LayerStack", "LoRA", "Location", "Mean", "Mergeable", "Method", "NotMergeable", "Paper",
     "ParallelAdapter", "Placement", "Positions", "PrefixTuning", "PromptTuning", "Regularised",
-    "Reparametrised", "Scaling", "SequentialAdapter", "Site", "Stack", "__version__", "activate",
-    "attach", "deploy", "detach", "disabled", "drop", "fusion_attention", "load", "merge",
-    "parse_method", "register_family", "register_method", "resolve", "save", "summary",
-    "task_arithmetic", "unmerge",
+    "Reparametrised", "Scaling", "SequentialAdapter", "Site", "Stack", "Units", "Widening",
+    "__version__", "activate", "attach", "deploy", "detach", "disabled", "drop", "fusion_attention",
+    "load", "merge", "parse_method", "register_family", "register_method", "resolve", "save",
+    "summary", "task_arithmetic", "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

@@ -86,6 +86,7 @@ def _stack_handles(
 ) -> Iterator[Handle]:
     config = model.config if stack.config is None else getattr(model.config, stack.config)
     sites = stack.sites if isinstance(stack.sites, Mapping) else stack.sites(config)
+    activation = None if stack.activation is None else getattr(config, stack.activation)
     for index, layer in enumerate(_layers(model, stack)):
         measure = _Widths(model, layer, sites, config)
         for site, location in sites.items():
@@ -100,6 +101,7 @@ def _stack_handles(
                 module=module,
                 tap=location.tap,
                 reader=reader,
+                activation=activation if isinstance(activation, str) else None,
                 d_in=d_in,
                 d_out=d_out,
                 columns=None if location.columns is None else location.columns(config),
@@ -185,6 +187,18 @@ def linear_widths(module: nn.Module) -> tuple[int, int]:
                 f"{type(module).__name__} is no linear projection that deltakit knows (nn.Linear "
                 "and its subclasses, transformers' Conv1D)."
             )
+
+
+def fit_linear(module: nn.Module) -> None:
+    """Makes the widths that a linear projection says it has those of its weight."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight = module.get_parameter("weight")
+    match module:
+        case nn.Linear():
+            module.out_features, module.in_features = weight.shape
+        case Conv1D():
+            module.nx, module.nf = weight.shape
 
 
 def _dtype(module: nn.Module, layer: nn.Module, default: torch.dtype) -> torch.dtype:

@@ -6,6 +6,7 @@ can do is a small abstract class of its own (`Mergeable`, `Regularised`), never 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,32 @@ class Scaling(ABC):
         """l of shape ``(d,)``, so that h + f(h) = h ⊙ l."""
 
 
+class Units(NamedTuple):
+    """Hidden units of a feed-forward: f(x W_downᵀ + b_down) W_upᵀ + b_up.
+
+    `down` is ``(units, d)`` and `up` ``(d_out, units)``, with a bias each; `activation` is f by
+    transformers' name.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    activation: str
+
+    def scaled(self, scale: float | Tensor) -> "Units":
+        """The units whose output is `scale` times this one's."""
+        return self._replace(up=scale * self.up, up_bias=scale * self.up_bias)
+
+
+class Widening(ABC):
+    """A parallel delta that is a feed-forward itself, so it makes the one beside it wider."""
+
+    @abstractmethod
+    def units(self) -> Units:
+        """The units that compute what it does when dropout is off."""
+
+
 class Additive(ABC):
     """A delta whose weighted sum with others is not that of their parameters."""
 
@@ -104,3 +131,8 @@ class Additive(ABC):
 def compute_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of the module's floating parameters, or None where it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in single precision at least, for sums that are rounded once."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

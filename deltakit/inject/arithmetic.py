@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltakit.core.checks import check_whole
 from deltakit.core.compose import Leaf
-from deltakit.core.delta import Additive, Reparametrised
+from deltakit.core.delta import Additive, Reparametrised, precise
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.inject.attach import attach, current, deactivate, detach, reactivate
@@ -114,8 +114,8 @@ def _fill(model: "PreTrainedModel", bank: Bank, new: Attached, terms: _Terms) ->
     for key, parameter in base_parameters(model).items():
         if key in new.own:
             own = [(weight, term.own[key].to(parameter.device)) for weight, term in terms]
-            base = _precise(parameter.data)
-            total = base + _total([(weight, _precise(value) - base) for weight, value in own])
+            base = precise(parameter.data)
+            total = base + _total([(weight, precise(value) - base) for weight, value in own])
             new.own[key] = total.to(new.own[key].dtype)
     reactivate(model, bank, before)
 
@@ -125,7 +125,7 @@ def _fill_leaf(new: Leaf, terms: Sequence[tuple[float, Leaf]]) -> None:
     given = [
         (
             weight * leaf.scale / new.scale,
-            {name: _precise(tensor) for name, tensor in leaf.delta.state_dict().items()},
+            {name: precise(tensor) for name, tensor in leaf.delta.state_dict().items()},
         )
         for weight, leaf in terms
     ]
@@ -141,8 +141,3 @@ def _fill_leaf(new: Leaf, terms: Sequence[tuple[float, Leaf]]) -> None:
 
 def _total(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     return torch.stack([weight * tensor for weight, tensor in terms]).sum(0)
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    """The tensor in single precision at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -161,7 +161,9 @@ def _tensors(
     parameters = base_parameters(model)
     for parameter, stored in top.own.items():
         owner, _ = bank.displaced.get(parameter, (None, None))
-        value = parameters[parameter] if owner == top.name else stored
+        value = stored
+        if owner == top.name:  # a value that deltas were merged into is kept beside it
+            value = bank.merged.get(parameter, parameters[parameter])
         yield f"{top.name}/own/{parameter}", _plain(value)
 
 
