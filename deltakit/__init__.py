@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from deltakit.errors import DeltakitError, NotMergeable
     from deltakit.inject.arithmetic import task_arithmetic
     from deltakit.inject.attach import activate, attach, detach, disabled
-    from deltakit.inject.change import deploy, drop
+    from deltakit.inject.change import deploy, drop, prune
     from deltakit.inject.merge import merge, unmerge
     from deltakit.inject.observe import fusion_attention
     from deltakit.inject.state import load, save
@@ -80,7 +80,7 @@ _HOMES = {
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
     "deltakit.inject.arithmetic": ("task_arithmetic",),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
-    "deltakit.inject.change": ("deploy", "drop"),
+    "deltakit.inject.change": ("deploy", "drop", "prune"),
     "deltakit.inject.merge": ("merge", "unmerge"),
     "deltakit.inject.observe": ("fusion_attention",),
     "deltakit.inject.state": ("load", "save"),
@@ -147,6 +147,7 @@ __all__ = [
     "load",
     "merge",
     "parse_method",
+    "prune",
     "register_family",
     "register_method",
     "resolve",

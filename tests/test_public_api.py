@@ -16,8 +16,8 @@ PUBLIC = [
     "ParallelAdapter", "Placement", "Positions", "PrefixTuning", "PromptTuning", "Regularised",
     "Reparametrised", "Scaling", "SequentialAdapter", "Site", "Stack", "Units", "Widening",
     "__version__", "activate", "attach", "deploy", "detach", "disabled", "drop", "fusion_attention",
-    "load", "merge", "parse_method", "register_family", "register_method", "resolve", "save",
-    "summary", "task_arithmetic", "unmerge",
+    "load", "merge", "parse_method", "prune", "register_family", "register_method", "resolve",
+    "save", "summary", "task_arithmetic", "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 
