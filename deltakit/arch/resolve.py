@@ -86,7 +86,6 @@ def _stack_handles(
 ) -> Iterator[Handle]:
     config = model.config if stack.config is None else getattr(model.config, stack.config)
     sites = stack.sites if isinstance(stack.sites, Mapping) else stack.sites(config)
-    activation = None if stack.activation is None else getattr(config, stack.activation)
     for index, layer in enumerate(_layers(model, stack)):
         measure = _Widths(model, layer, sites, config)
         for site, location in sites.items():
@@ -101,13 +100,19 @@ def _stack_handles(
                 module=module,
                 tap=location.tap,
                 reader=reader,
-                activation=activation if isinstance(activation, str) else None,
+                activation=_activation(config, stack),
                 d_in=d_in,
                 d_out=d_out,
                 columns=None if location.columns is None else location.columns(config),
                 dtype=_dtype(module, layer, model.dtype),
                 device=_device(module, layer),
             )
+
+
+def _activation(config: Any, stack: LayerStack) -> str | None:
+    """The name of the feed-forward's nonlinearity; None where it is gated or has no name."""
+    given = None if stack.activation is None else getattr(config, stack.activation)
+    return given if isinstance(given, str) else None
 
 
 def _layers(model: "PreTrainedModel", stack: LayerStack) -> list[nn.Module]:
