@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deltakit.arch.resolve import resolve
     from deltakit.core.algebra import Composition, Mean, PerRow, Stack
     from deltakit.core.delta import (
+        Additive,
         Attending,
         Combiner,
         Delta,
@@ -31,13 +32,16 @@ if TYPE_CHECKING:
         Regularised,
         Reparametrised,
         Scaling,
+        Units,
+        Widening,
     )
     from deltakit.core.method import Method, Paper, Placement, register_method
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
     from deltakit.errors import DeltakitError, NotMergeable
+    from deltakit.inject.arithmetic import task_arithmetic
     from deltakit.inject.attach import activate, attach, detach, disabled
-    from deltakit.inject.change import deploy, drop
+    from deltakit.inject.change import deploy, drop, prune
     from deltakit.inject.merge import merge, unmerge
     from deltakit.inject.observe import fusion_attention
     from deltakit.inject.state import load, save
@@ -60,6 +64,7 @@ _HOMES = {
     "deltakit.arch.resolve": ("resolve",),
     "deltakit.core.algebra": ("Composition", "Mean", "PerRow", "Stack"),
     "deltakit.core.delta": (
+        "Additive",
         "Attending",
         "Combiner",
         "Delta",
@@ -68,13 +73,16 @@ _HOMES = {
         "Regularised",
         "Reparametrised",
         "Scaling",
+        "Units",
+        "Widening",
     ),
     "deltakit.core.method": ("Method", "Paper", "Placement", "register_method"),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
+    "deltakit.inject.arithmetic": ("task_arithmetic",),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
-    "deltakit.inject.change": ("deploy", "drop"),
+    "deltakit.inject.change": ("deploy", "drop", "prune"),
     "deltakit.inject.merge": ("merge", "unmerge"),
     "deltakit.inject.observe": ("fusion_attention",),
     "deltakit.inject.state": ("load", "save"),
@@ -98,6 +106,7 @@ __all__ = [
     "MAM",
     "AdapterDrop",
     "AdapterFusion",
+    "Additive",
     "Attending",
     "BitFit",
     "Combiner",
@@ -129,6 +138,8 @@ __all__ = [
     "SequentialAdapter",
     "Site",
     "Stack",
+    "Units",
+    "Widening",
     "__version__",
     "activate",
     "attach",
@@ -141,11 +152,13 @@ __all__ = [
     "load",
     "merge",
     "parse_method",
+    "prune",
     "register_family",
     "register_method",
     "resolve",
     "save",
     "summary",
+    "task_arithmetic",
     "unmerge",
 ]
 
