@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from deltakit.methods.ia3 import IA3
     from deltakit.methods.lora import LoRA
     from deltakit.methods.mam import MAM
+    from deltakit.methods.norms import NormTuning
     from deltakit.methods.parallel import ParallelAdapter
     from deltakit.methods.prefix import PrefixTuning
     from deltakit.methods.prompt import PromptTuning
@@ -97,6 +98,7 @@ _HOMES = {
     "deltakit.methods.ia3": ("IA3",),
     "deltakit.methods.lora": ("LoRA",),
     "deltakit.methods.mam": ("MAM",),
+    "deltakit.methods.norms": ("NormTuning",),
     "deltakit.methods.parallel": ("ParallelAdapter",),
     "deltakit.methods.prefix": ("PrefixTuning",),
     "deltakit.methods.prompt": ("PromptTuning",),
@@ -126,6 +128,7 @@ __all__ = [
     "Mean",
     "Mergeable",
     "Method",
+    "NormTuning",
     "NotMergeable",
     "OnePass",
     "Paper",

@@ -133,8 +133,12 @@ class Switch:
     def __init__(self, module: nn.Module, port: AttentionPort) -> None:
         self.module = module
         self.config: Any = module.config
-        vars(module)[_SLOT] = port
         self()
+        vars(module)[_SLOT] = port
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _register()  # the process that unpickles a model may have attached nothing yet
 
     def __call__(self, *args: Any) -> None:
         name: str = self.config._attn_implementation
