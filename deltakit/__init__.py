@@ -23,21 +23,26 @@ if TYPE_CHECKING:
     from deltakit.arch.resolve import resolve
     from deltakit.core.algebra import Composition, Mean, PerRow, Stack
     from deltakit.core.delta import (
+        Additive,
         Attending,
         Combiner,
         Delta,
         Mergeable,
+        OnePass,
         Positions,
         Regularised,
         Reparametrised,
         Scaling,
+        Units,
+        Widening,
     )
     from deltakit.core.method import Method, Paper, Placement, register_method
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
     from deltakit.errors import DeltakitError, NotMergeable
+    from deltakit.inject.arithmetic import task_arithmetic
     from deltakit.inject.attach import activate, attach, detach, disabled
-    from deltakit.inject.change import deploy, drop
+    from deltakit.inject.change import deploy, drop, prune
     from deltakit.inject.merge import merge, unmerge
     from deltakit.inject.observe import fusion_attention
     from deltakit.inject.state import load, save
@@ -61,21 +66,26 @@ _HOMES = {
     "deltakit.arch.resolve": ("resolve",),
     "deltakit.core.algebra": ("Composition", "Mean", "PerRow", "Stack"),
     "deltakit.core.delta": (
+        "Additive",
         "Attending",
         "Combiner",
         "Delta",
         "Mergeable",
+        "OnePass",
         "Positions",
         "Regularised",
         "Reparametrised",
         "Scaling",
+        "Units",
+        "Widening",
     ),
     "deltakit.core.method": ("Method", "Paper", "Placement", "register_method"),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
+    "deltakit.inject.arithmetic": ("task_arithmetic",),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
-    "deltakit.inject.change": ("deploy", "drop"),
+    "deltakit.inject.change": ("deploy", "drop", "prune"),
     "deltakit.inject.merge": ("merge", "unmerge"),
     "deltakit.inject.observe": ("fusion_attention",),
     "deltakit.inject.state": ("load", "save"),
@@ -100,6 +110,7 @@ __all__ = [
     "MAM",
     "AdapterDrop",
     "AdapterFusion",
+    "Additive",
     "Attending",
     "BitFit",
     "Combiner",
@@ -119,6 +130,7 @@ __all__ = [
     "Method",
     "NormTuning",
     "NotMergeable",
+    "OnePass",
     "Paper",
     "ParallelAdapter",
     "PerRow",
@@ -132,6 +144,8 @@ __all__ = [
     "SequentialAdapter",
     "Site",
     "Stack",
+    "Units",
+    "Widening",
     "__version__",
     "activate",
     "attach",
@@ -144,11 +158,13 @@ __all__ = [
     "load",
     "merge",
     "parse_method",
+    "prune",
     "register_family",
     "register_method",
     "resolve",
     "save",
     "summary",
+    "task_arithmetic",
     "unmerge",
 ]
 

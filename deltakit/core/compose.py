@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltakit.core.delta import Adding, Combiner, Delta, Positions, compute_dtype
+from deltakit.core.delta import Combiner, Delta, OnePass, Positions, compute_dtype
 from deltakit.core.site import Insertion
 
 
@@ -135,7 +135,7 @@ class Leaf(Node):
         stream, source = signal.stream, self._source(signal)
         one_dtype = stream.dtype == source.dtype == compute_dtype(self.delta)
         # Autocast would compute the sum in its own dtype too.
-        if not isinstance(self.delta, Adding) or not one_dtype or _autocasts(stream):
+        if not isinstance(self.delta, OnePass) or not one_dtype or _autocasts(stream):
             return stream + self.change(signal, port)
         return self.delta.added(stream, source, self.scale)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from deltakit.arch.resolve import resolve
+from deltakit.arch.resolve import fit_linear, resolve
 from deltakit.core.algebra import Composition, One, PerRow
 from deltakit.core.compose import Gate, Leaf, Node
 from deltakit.core.delta import Delta, Regularised
@@ -176,10 +176,10 @@ def deactivate(model: nn.Module, bank: Bank) -> Active | None:
     """
     before = current(model, bank)
     take_hooks_off(bank)
-    parameters = base_parameters(model)
     for name, original in bank.merged.items():
-        parameters[name].data = original.to(parameters[name].device, parameters[name].dtype)
+        put(model, name, original)
     bank.merged.clear()
+    parameters = base_parameters(model)
     for name, (owner, original) in bank.displaced.items():
         parameter = parameters[name]
         bank.attached[owner].own[name] = parameter.data
@@ -199,9 +199,17 @@ def reactivate(model: "PreTrainedModel", bank: Bank, before: Active | None) -> N
     if before.folded:
         take_hooks_off(bank)
     for name, value in before.folded.items():
-        parameter = model.get_parameter(name)
-        bank.merged[name] = parameter.data
-        parameter.data = value.to(parameter.device, parameter.dtype)
+        bank.merged[name] = put(model, name, value)
+
+
+def put(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """Gives a parameter of the base another value, of another shape too; returns what it had."""
+    parameter = model.get_parameter(name)
+    before = parameter.data
+    parameter.data = value.to(parameter.device, parameter.dtype)
+    if value.shape != before.shape:
+        fit_linear(model.get_submodule(name.rpartition(".")[0]))
+    return before
 
 
 def take_hooks_off(bank: Bank) -> None:

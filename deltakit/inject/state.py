@@ -6,7 +6,7 @@ Reading is strict: every tensor is used exactly once or nothing is loaded. Nothi
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Part:
 
     name: str
     method: Method
+    kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def save(model: "PreTrainedModel", folder: str | Path, name: str | Composition =
         "format": "deltakit",
         "schema_version": SCHEMA_VERSION,
         "base": _base(model),
-        "deltas": [{"name": p.name, "method": method_to_dict(p.method)} for p in parts],
+        "deltas": [_described(part) for part in parts],
         "active": composition.to_plain(),
         "weights": {"file": WEIGHTS, "sha256": digest},
     }
@@ -151,7 +152,11 @@ def read(folder: Path) -> Checkpoint:
     config = _read_config(folder)
     try:
         parts = tuple(
-            Part(name=each["name"], method=method_from_dict(each["method"]))
+            Part(
+                name=each["name"],
+                method=method_from_dict(each["method"]),
+                kept=_read_kept(each.get("kept", {})),
+            )
             for each in config["deltas"]
         )
         for part in parts:
@@ -188,8 +193,15 @@ def _tensors(
     for name in composition.names:
         for parameter, stored in bank.get(name).own.items():
             owner, _ = bank.displaced.get(parameter, (None, None))
-            value = parameters[parameter] if owner == name else stored
+            value = stored
+            if owner == name:  # a value that deltas were merged into is kept beside it
+                value = bank.merged.get(parameter, parameters[parameter])
             yield f"{name}/own/{parameter}", _plain(value)
+
+
+def _described(part: Attached) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": part.name, "method": method_to_dict(part.method)}
+    return {**described, "kept": part.kept} if part.kept else described
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -239,6 +251,12 @@ def _from_first(config: dict[str, Any]) -> dict[str, Any]:
     """A config of the first schema: one delta, on a base described by its config's own keys."""
     base = {"model_type": config["base"]["model_type"]}
     return {**config, "base": base, "active": config["deltas"][-1]["name"]}
+
+
+def _read_kept(data: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(data, dict) or not all(isinstance(names, list) for names in data.values()):
+        raise TypeError("'kept'")
+    return {key: tuple(map(str, names)) for key, names in data.items()}
 
 
 def _what_it_is(folder: Path) -> str:
@@ -315,8 +333,26 @@ def _load_part(
     with torch.no_grad():
         for key, tensor in given.items():
             expected[key].copy_(tensor)
+    _keep(model, bank, attached, part, checkpoint)
     if is_top:
         _load_own(model, bank, attached, part, checkpoint, head=head)
+
+
+def _keep(
+    model: "PreTrainedModel", bank: Bank, attached: Attached, part: Part, checkpoint: Checkpoint
+) -> None:
+    """The members that the part kept at each site, where some were pruned."""
+    for key, names in part.kept.items():
+        known = tuple(name for name in attached.members if name in names)
+        if key not in attached.combiners or not names or known != names:
+            raise CheckpointError(
+                f"{checkpoint.folder / CONFIG}: {part.name!r} keeps {list(names)} at {key!r}, but "
+                f"it has {', '.join(attached.members)} at {', '.join(attached.combiners)}."
+            )
+    if part.kept:
+        before = deactivate(model, bank)
+        attached.keep(part.kept)
+        reactivate(model, bank, before)
 
 
 def _load_own(
@@ -384,7 +420,8 @@ def _named(what: str, keys: list[str]) -> str:
 
 def _check_same(attached: Attached, part: Part, checkpoint: Checkpoint) -> None:
     own = {f"{part.name}/{key}": tensor for key, tensor in attached.tensors()}
-    same = attached.method == part.method and all(
+    alike = (attached.method, attached.kept) == (part.method, part.kept)
+    same = alike and all(
         key in checkpoint.tensors and torch.equal(tensor.cpu(), checkpoint.tensors[key])
         for key, tensor in own.items()
     )

@@ -40,7 +40,7 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Adding, Delta
+from deltakit.core.delta import Delta, OnePass, Units, Widening
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
@@ -87,7 +87,7 @@ Initialisation = Literal["truncated_normal", "normal", "lora"]
 INITIALISATIONS: tuple[Initialisation, ...] = ("truncated_normal", "normal", "lora")
 
 
-class Bottleneck(Delta, Adding):
+class Bottleneck(Delta, OnePass, Widening):
     """f(x W_down + b_down) W_up + b_up, with dropout on the result.
 
     Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., bottleneck)``.
@@ -106,6 +106,7 @@ class Bottleneck(Delta, Adding):
     ) -> None:
         super().__init__()
         self.down = nn.Linear(d_in, bottleneck, bias=bias)
+        self.nonlinearity = activation
         self.activation = ACTIVATIONS[activation]
         self.up = nn.Linear(bottleneck, d_out, bias=bias)
         self.dropout = dropout
@@ -124,6 +125,14 @@ class Bottleneck(Delta, Adding):
             inner = inner * scale
         change = F.linear(inner, self.up.weight, _scaled(self.up.bias, scale))
         return stream + (F.dropout(change, self.dropout, self.training) if self.dropout else change)
+
+    def units(self) -> Units:
+        down, up = self.down, self.up
+        biases = (
+            layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+            for layer in (down, up)
+        )
+        return Units(down.weight, next(biases), up.weight, next(biases), self.nonlinearity)
 
 
 def _scaled(tensor: Tensor | None, scale: float) -> Tensor | None:

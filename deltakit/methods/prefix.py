@@ -149,7 +149,7 @@ class PrefixTuning(Method):
         venue="Annual Meeting of the Association for Computational Linguistics",
         arxiv="2101.00190",
     )
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
         check_whole(self, length=self.length)
