@@ -278,7 +278,7 @@ def _handles(bank: Bank, placement: Placement) -> list[Handle]:
         sites = sorted({handle.site.value for handle in bank.handles.values()})
         raise SiteNotFound(
             f"this model has no site {placement.site.value!r}{_why(placement.site)}. It has: "
-            f"{', '.join(sites)}."
+            f"{', '.join(sites)}. Take a method whose sites are among these."
         )
     check_layers(bank, {*placement.omitted, placement.drop_up_to - 1} - {-1})
     return [handle for handle in found if not left_out(handle, placement.omitted)]
@@ -295,7 +295,8 @@ def check_layers(bank: Bank, layers: Iterable[int]) -> None:
     for layer in sorted(layers):
         if not 0 <= layer < depth:
             raise InvalidConfig(
-                f"layer {layer} cannot be dropped: this model has layers 0 to {depth - 1}."
+                f"layer {layer} cannot be dropped: this model has layers 0 to {depth - 1}. "
+                "Name some of those."
             )
 
 

@@ -175,7 +175,8 @@ def _change(handles: Mapping[str, Handle], handle: Handle, node: Node) -> _Chang
         parts = {type(part).__name__ for part in (*node.combiners, *(x.delta for x in node.leaves))}
         raise NotMergeable(
             f"{' over '.join(sorted(parts, reverse=True))} at {handle.key!r} does not fold into a "
-            "weight; only a sum of linear changes of a linear projection does, such as LoRA's."
+            "weight; only a sum of linear changes of a linear projection does, such as LoRA's. "
+            "Activate without it, then merge."
         )
     if handle.site is Site.FFN_OUT and all(_is_wide(leaf) for leaf in leaves):
         return _wider(handles, handle, leaves)

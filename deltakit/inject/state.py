@@ -378,6 +378,7 @@ def _load_own(
     reactivate(model, bank, before)
 
 
+_AGAIN = " Copy the files again, as `save` wrote them."
 _HEAD_HINT = " To load the delta without its task head, pass head=False."
 
 
@@ -389,7 +390,7 @@ def _own_tensors(checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:
 
 
 def _check_keys(
-    folder: Path, expected: dict[str, Tensor], given: dict[str, Tensor], *, hint: str = ""
+    folder: Path, expected: dict[str, Tensor], given: dict[str, Tensor], *, hint: str = _AGAIN
 ) -> None:
     missing = [key for key in expected if key not in given]
     extra = [key for key in given if key not in expected]
