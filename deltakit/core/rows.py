@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from deltakit.core.compose import Leaf, Node, Port, Signal
+from deltakit.core.compose import Leaf, Node, Port, Signal, cast
 from deltakit.core.delta import ByRow, Combiner, compute_dtype
 from deltakit.core.site import Insertion
 
@@ -106,8 +106,7 @@ def change_of_rows(node: Rows, parts: tuple[Node, ...], signal: Signal, port: Po
         return first.change(signal, port)
     leaves = tuple(part for part in parts if isinstance(part, Leaf))
     source = signal.h if leaves[0].insertion is Insertion.SEQUENTIAL else signal.x
-    dtype = compute_dtype(leaves[0].delta)
-    source = source if dtype is None else source.to(dtype)
+    source = cast(source, compute_dtype(leaves[0].delta))
     return grouped(leaves, node.stacked(leaves), source).to(signal.stream.dtype)
 
 
