@@ -53,6 +53,55 @@ _DECODER = {
     "eos_token_id": 2,
     "attention_dropout": 0.0,
 }
+_ENCODER_DECODER = {
+    "vocab_size": 64,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 40,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+_T5 = {
+    "vocab_size": 64,
+    "d_model": 16,
+    "d_kv": 3,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "dropout_rate": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+_VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_CLIP_TEXT = {**_DECODER, "num_key_value_heads": 4, "projection_dim": 12}
+_EXPERTS = {
+    **_DECODER,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": _ENCODER,
     "roberta": {**_ENCODER, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
@@ -85,10 +134,80 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": _DECODER,
     "qwen2": _DECODER,
     "qwen3": {**_DECODER, "head_dim": 4},
+    # Two groups of layers, each used twice.
+    "albert": {**_ENCODER, "embedding_size": 12, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    "mpnet": _ENCODER,
+    "deberta-v2": {
+        **_ENCODER,
+        "relative_attention": True,
+        "share_att_key": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 4,
+        "pooler_hidden_size": 16,
+        "pooler_dropout": 0.0,
+        "pad_token_id": 0,
+    },
+    "modernbert": {
+        **_ENCODER,
+        "num_hidden_layers": 2,
+        "global_attn_every_n_layers": 2,
+        "local_attention": 8,
+        "pad_token_id": 0,
+        "attention_dropout": 0.0,
+        "mlp_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "classifier_dropout": 0.0,
+    },
+    "gpt_neox": {**_DECODER, "hidden_dropout": 0.0, "use_parallel_residual": True},
+    "opt": {
+        **_DECODER,
+        "ffn_dim": 32,
+        "word_embed_proj_dim": 16,
+        "dropout": 0.0,
+    },
+    "bloom": {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "n_layer": 2,
+        "n_head": 4,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "pad_token_id": 0,
+    },
+    "phi3": _DECODER,
+    "gemma2": {**_DECODER, "head_dim": 4, "query_pre_attn_scalar": 4, "sliding_window": 8},
+    "gemma3_text": {**_DECODER, "head_dim": 4, "query_pre_attn_scalar": 4, "sliding_window": 8},
+    "gemma3": {
+        "text_config": {**_DECODER, "head_dim": 4, "query_pre_attn_scalar": 4},
+        "vision_config": {**_VISION, "model_type": "siglip_vision_model"},
+        "mm_tokens_per_image": 4,
+        "image_token_id": 63,
+    },
+    "mixtral": _EXPERTS,
+    "qwen2_moe": {**_EXPERTS, "mlp_only_layers": [1]},
+    "qwen3_moe": {**_EXPERTS, "head_dim": 4},
+    "t5": {**_T5, "feed_forward_proj": "relu"},
+    "mt5": {**_T5, "feed_forward_proj": "gated-gelu"},
+    "bart": _ENCODER_DECODER,
+    "mbart": _ENCODER_DECODER,
+    "vit": {**_VISION, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "clip": {
+        "text_config": _CLIP_TEXT,
+        "vision_config": {**_VISION, "hidden_size": 24, "projection_dim": 12},
+        "projection_dim": 12,
+    },
+    "clip_text_model": _CLIP_TEXT,
+    "clip_vision_model": {**_VISION, "projection_dim": 12},
+    "whisper": {
+        **_ENCODER_DECODER,
+        "num_mel_bins": 8,
+        "max_source_positions": 6,
+        "max_target_positions": 40,
+    },
 }
-ENCODERS = ("bert", "roberta", "electra", "distilbert")
-DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
-FAMILIES = (*ENCODERS, *DECODERS)
+FAMILIES = tuple(CONFIGS)
+VISION = ("vit", "clip_vision_model")
+ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "whisper")
 
 
 @pytest.fixture(autouse=True)
@@ -122,28 +241,31 @@ def _fill(module: nn.Module, label: str, std: float) -> None:
 
 
 def make_model(family: str, kind: str = "bare", **config: Any) -> Any:
-    """A tiny model in eval mode: ``kind`` is "bare", "classify" (3 labels) or "causal"."""
+    """A tiny model in eval mode.
+
+    ``kind`` is "bare", "classify" (3 labels), "causal" or "seq2seq", as far as the family has it.
+    """
     return copy.deepcopy(_template(family, kind, tuple(config.items())))
 
 
 @functools.cache
 def _template(family: str, kind: str, config: tuple[tuple[str, Any], ...]) -> Any:
     """Building takes longer than copying, so each kind of model is built once."""
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-    )
+    import transformers
+    from transformers import AutoConfig
 
+    head = {"vit": "Image", "clip": "Image", "whisper": "Audio"}.get(family, "Sequence")
+    speech = "SpeechSeq2Seq" if family == "whisper" else "Seq2SeqLM"
     classes = {
-        "bare": AutoModel,
-        "classify": AutoModelForSequenceClassification,
-        "causal": AutoModelForCausalLM,
+        "bare": "AutoModel",
+        "classify": f"AutoModelFor{head}Classification",
+        "causal": "AutoModelForCausalLM",
+        "seq2seq": f"AutoModelFor{speech}",
     }
     labels = {"num_labels": 3} if kind == "classify" else {}
     full = AutoConfig.for_model(family, **{**CONFIGS[family], **labels, **dict(config)})
-    model = classes[kind].from_config(full, attn_implementation="eager")
+    auto = getattr(transformers, classes[kind])
+    model = auto.from_config(full, attn_implementation="eager")
     _fill(model, f"{family}/{kind}", std=0.3)
     return model.eval()
 
@@ -157,6 +279,27 @@ def make_batch(rows: int = 3, length: int = 7, *, labels: bool = False) -> dict[
     ids = torch.randint(5, 64, mask.shape, generator=draw).masked_fill(mask == 0, 0)
     batch = {"input_ids": ids, "attention_mask": mask}
     return {**batch, "labels": torch.arange(rows) % 3} if labels else batch
+
+
+def make_inputs(family: str, kind: str = "bare", rows: int = 3) -> dict[str, Tensor]:
+    """What a model of the family is called with: text padded on the right, images or sound."""
+    draw = _generator("inputs")
+    pixels = {"pixel_values": torch.randn(rows, 3, 8, 8, generator=draw)}
+    if family in VISION or (family, kind) == ("clip", "classify"):
+        return pixels
+    text = make_batch(rows)
+    if family == "clip":
+        return {**text, **pixels}
+    if family not in ENCODER_DECODERS:
+        return text
+    if family == "whisper":
+        source = {"input_features": torch.randn(rows, 8, 12, generator=draw)}
+    else:
+        ends = text["attention_mask"].sum(1) - 1  # the classifiers pool at the end token
+        source = {**text, "input_ids": text["input_ids"].scatter(1, ends[:, None], 2)}
+    if kind == "classify":
+        return source
+    return {**source, "decoder_input_ids": torch.randint(5, 64, (rows, 4), generator=draw)}
 
 
 @torch.no_grad()
@@ -175,8 +318,10 @@ def out(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def first(output: Any) -> Tensor:
-    """Hidden states of a bare model, logits of one with a head."""
-    return output.logits if "logits" in output else output.last_hidden_state
+    """Hidden states of a bare model (of CLIP: what tells texts and images apart), logits else."""
+    if "logits" in output:
+        return output.logits
+    return output.logits_per_text if "logits_per_text" in output else output.last_hidden_state
 
 
 def bank(model: Any) -> Bank:
@@ -236,12 +381,19 @@ def attach_fusion(model: Any, members: tuple[str, ...] = ("a", "b"), **fields: A
     randomise_deltas(model)
 
 
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each model type that there is a tiny model of, in turn."""
+    return request.param
+
+
 @pytest.fixture
 def kit() -> SimpleNamespace:
     """The helpers above: test modules are imported by path, so they take them from here."""
     helpers: tuple[Callable[..., Any], ...] = (
         make_model,
         make_batch,
+        make_inputs,
         randomise_deltas,
         out,
         first,

@@ -60,6 +60,27 @@ def thirds(index: int) -> ColumnsOf:
     return columns
 
 
+def grouped_thirds(index: int) -> ColumnsOf:
+    """Like `thirds`, where fewer heads have keys and values than queries."""
+
+    def columns(config: Any) -> Columns:
+        head = config.hidden_size // config.num_attention_heads
+        query, rest = config.num_attention_heads * head, config.num_key_value_heads * head
+        first = (0, query, query + rest)[index]
+        return Columns(first=first, width=rest if index else query)
+
+    return columns
+
+
+def halves(index: int) -> ColumnsOf:
+    """The first (0) or second (1) part of a projection of both inner activations of a gated FFN."""
+
+    def columns(config: Any) -> Columns:
+        return Columns(first=index * config.intermediate_size, width=config.intermediate_size)
+
+    return columns
+
+
 def head_thirds(index: int) -> ColumnsOf:
     """Query (0), key (1) or value (2) in a projection that has all three of each head together."""
 
@@ -83,7 +104,7 @@ class LayerStack:
         sites: where each site is in a layer, or a function of the config where models differ.
         config: the part of the model's config that is this stack's, for example "text_config".
         activation: the config's key for the nonlinearity of a plain feed-forward, ``f(x W) W'``;
-            None where it is gated.
+            None where it is gated. Means nothing in a layer that has `Site.FFN_GATE`.
         optional: some models of the family do without this stack.
     """
 
@@ -97,13 +118,14 @@ class LayerStack:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Where the sequence of input embeddings is.
+    """Where the sequence of input embeddings is. A model without that module has no such site.
 
     Attributes:
         path: dotted path of the module that is given the tokens, relative to the base model.
         position: how many tokens stay in front of those that a delta adds: 1 where the first one
             is pooled.
-        reader: dotted path of the module that attends to this one's output across, if any.
+        reader: dotted path of the module that attends to this one's output across, where the
+            model has it.
     """
 
     path: str = ""

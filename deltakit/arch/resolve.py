@@ -54,24 +54,33 @@ def resolve(model: "PreTrainedModel") -> tuple[Handle, ...]:
 def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
     """The family's data applied to the modules of `model`. Raises `UnknownArchitecture`."""
     names = {module: name for name, module in model.named_modules()}
-    tokens = () if family.tokens is None else (_tokens(model, family.tokens, names),)
-    return (*tokens, *(h for stack in family.stacks for h in _stack_handles(model, stack, names)))
+    tokens = () if family.tokens is None else _tokens(model, family.tokens, names)
+    layers = [h for stack in family.stacks for h in _stack_handles(model, stack, names)]
+    if not layers:
+        paths = ", ".join(repr(stack.layers) for stack in family.stacks)
+        raise UnknownArchitecture(
+            f"{type(model).__name__} says model_type={model.config.model_type!r}, but has layers "
+            f"in none of {paths}. `deltakit sites MODEL` prints the modules that it has."
+        )
+    return (*tokens, *layers)
 
 
-def _tokens(model: "PreTrainedModel", tokens: Tokens, names: dict[nn.Module, str]) -> Handle:
-    base = model.base_model
-    module = _submodule(base, tokens.path, model)
-    reader = None if tokens.reader is None else _submodule(base, tokens.reader, model)
+def _tokens(
+    model: "PreTrainedModel", tokens: Tokens, names: dict[nn.Module, str]
+) -> Iterator[Handle]:
+    module = _find(model.base_model, tokens.path)
+    if module is None:  # the decoder alone of an encoder-decoder
+        return
     embeddings = model.get_input_embeddings()
     width = embeddings.embedding_dim
-    return Handle(
+    yield Handle(
         site=Site.TOKENS,
         stack="input",
         layer=0,
         path=names[module],
         module=module,
         tap=Tap.SEQUENCE,
-        reader=reader,
+        reader=None if tokens.reader is None else _find(model.base_model, tokens.reader),
         d_in=width,
         d_out=width,
         position=tokens.position,
@@ -113,10 +122,13 @@ def _layers(model: "PreTrainedModel", stack: LayerStack) -> list[nn.Module]:
     found: list[nn.Module] = [model.base_model]
     for word in stack.layers.split("."):
         try:
-            if word == "*":
-                found = [each for module in found for each in module.children()]
-            else:
-                found = [_submodule(module, word, model) for module in found]
+            found = [
+                each
+                for module in found
+                for each in (
+                    module.children() if word == "*" else (_submodule(module, word, model),)
+                )
+            ]
         except UnknownArchitecture:
             if stack.optional:
                 return []
@@ -125,14 +137,21 @@ def _layers(model: "PreTrainedModel", stack: LayerStack) -> list[nn.Module]:
 
 
 def _submodule(root: nn.Module, path: str, model: "PreTrainedModel") -> nn.Module:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
+    module = _find(root, path)
+    if module is None:
         raise UnknownArchitecture(
             f"{type(model).__name__} says model_type={model.config.model_type!r}, but "
             f"{type(root).__name__} has no module {path!r}. `deltakit sites MODEL` prints the "
             "modules that it has."
-        ) from None
+        )
+    return module
+
+
+def _find(root: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 @dataclass(frozen=True, eq=False)

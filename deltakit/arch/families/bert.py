@@ -1,4 +1,4 @@
-"""BERT and the encoders that share its layer, post-LN: RoBERTa, XLM-R, ELECTRA."""
+"""BERT and the encoders that share its layer, post-LN: RoBERTa, XLM-R, ELECTRA, ERNIE, ..."""
 
 from deltakit.arch.family import (
     Family,
@@ -15,7 +15,18 @@ from deltakit.core.site import Site
 register_family(
     Family(
         name="bert",
-        model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+        model_types=(
+            "bert",
+            "roberta",
+            "xlm-roberta",
+            "camembert",
+            "electra",
+            "bert-generation",
+            "data2vec-text",
+            "ernie",
+            "layoutlm",
+            "splinter",
+        ),
         stacks=(
             LayerStack(
                 name="encoder",

@@ -1,4 +1,7 @@
-"""Llama and the decoders that share its layer, pre-LN with a gated FFN: Mistral, Qwen2, Qwen3."""
+"""Llama and the decoders that share its layer, pre-LN with a gated FFN: Mistral, Qwen, Gemma, ...
+
+In some (Cohere, StableLM) attention and FFN read the stream side by side: their sites are the same.
+"""
 
 from deltakit.arch.family import (
     Family,
@@ -14,7 +17,24 @@ from deltakit.core.site import Site
 register_family(
     Family(
         name="llama",
-        model_types=("llama", "mistral", "qwen2", "qwen3"),
+        model_types=(
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "cohere",
+            "cohere2",
+            "ernie4_5",
+            "gemma",
+            "helium",
+            "hunyuan_v1_dense",
+            "ministral",
+            "ministral3",
+            "olmo",
+            "seed_oss",
+            "smollm3",
+            "stablelm",
+        ),
         stacks=(
             LayerStack(
                 name="decoder",
