@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from deltakit.arch.family import Family, LayerStack, Location, register_family
+    from deltakit.arch.infer import infer_family
     from deltakit.arch.resolve import resolve
     from deltakit.core.compose import Mean, Stack
     from deltakit.core.delta import (
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
+    "deltakit.arch.infer": ("infer_family",),
     "deltakit.arch.resolve": ("resolve",),
     "deltakit.core.compose": ("Mean", "Stack"),
     "deltakit.core.delta": (
@@ -133,6 +135,7 @@ __all__ = [
     "disabled",
     "drop",
     "fusion_attention",
+    "infer_family",
     "load",
     "merge",
     "parse_method",

@@ -36,8 +36,9 @@ def family_of(model: "PreTrainedModel") -> Family:
         return FAMILIES.get(model_type)
     except UnknownName as error:
         raise UnknownArchitecture(
-            f"{error} `deltakit sites MODEL` prints this model's repeated modules, from which "
-            "`deltakit.register_family(Family(...))` makes it known."
+            f"{error} `deltakit sites MODEL --infer` shows what its modules say, which "
+            "`dk.register_family(dk.infer_family(model).family)` makes known; or describe it with "
+            "`dk.register_family(dk.Family(...))`."
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -9,32 +10,55 @@ import click
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from deltakit.core.site import Handle
+
 
 @click.command()
 @click.argument("model")
-def sites(model: str) -> None:
+@click.option(
+    "--infer",
+    is_flag=True,
+    help="Read the sites off the modules (of a model with its weights), and show the evidence.",
+)
+def sites(model: str, infer: bool) -> None:
     """Show the sites of MODEL: where each is, its widths, in how many layers.
 
     For an architecture that is not known it prints the repeated modules, from which a
-    deltakit.Family can be written.
+    deltakit.Family can be written; with --infer, what can be read off them, and why.
     """
     from deltakit.compare.model import find_model
+
+    source = find_model(model)
+    if infer:
+        click.echo(_inferred(source.load(labels=2, pad_token_id=None).model))
+    else:
+        _show(source.skeleton(labels=2))
+
+
+def _show(skeleton: "PreTrainedModel") -> None:
+    import deltakit as dk
     from deltakit.errors import UnknownArchitecture
 
-    skeleton = find_model(model).skeleton(labels=2)
     try:
-        click.echo(_known(skeleton))
+        click.echo(_table(dk.resolve(skeleton)))
     except UnknownArchitecture as error:
         click.echo(_repeated(skeleton))
         raise error from None
 
 
-def _known(model: "PreTrainedModel") -> str:
+def _inferred(model: "PreTrainedModel") -> str:
+    import deltakit as dk
+    from deltakit.arch.resolve import handles_of
+
+    inference = dk.infer_family(model)
+    evidence = "\n".join(inference.evidence)
+    return f"{evidence}\n\n{_table(handles_of(model, inference.family))}"
+
+
+def _table(handles: Iterable["Handle"]) -> str:
     from tabulate import tabulate
 
-    import deltakit as dk
-
-    handles = dk.resolve(model)
+    handles = tuple(handles)
     layers = Counter((handle.stack, handle.site) for handle in handles)
     rows = []
     for handle in handles:
@@ -44,7 +68,7 @@ def _known(model: "PreTrainedModel") -> str:
                 (
                     handle.stack,
                     handle.site.value,
-                    f"{handle.path}{span}",
+                    f"{handle.path or '(the model)'}{span}",
                     handle.tap.value,
                     handle.d_in,
                     handle.d_out,

@@ -132,16 +132,31 @@ def test_sites_of_a_known_model(
     assert query[0] == stack and query[2].endswith(module)
     assert query[-3:] == ["16", "16", "2"]
     assert {"attn.v", "ffn.up", "block.out"} <= {line[1] for line in lines}
+    tokens = next(line for line in lines if line[1] == "tokens")
+    assert tokens[0] == "input" and tokens[3:] == ["sequence", "16", "16", "1"]
 
 
 def test_sites_of_an_unknown_model_are_its_repeated_modules(
     deltakit: Run, make: SimpleNamespace, tmp_path: Path
 ) -> None:
-    make.model(tmp_path / "mpnet", "mpnet")
-    ended = deltakit("sites", tmp_path / "mpnet")
-    assert "mpnet" in ended.line and "register_family" in ended.line
-    assert "encoder.layer.*.attention.attn.q" in ended.out
+    make.model(tmp_path / "strange", "roberta-prelayernorm")
+    ended = deltakit("sites", tmp_path / "strange")
+    assert "roberta-prelayernorm" in ended.line and "infer_family" in ended.line
+    assert "encoder.layer.*.attention.self.query" in ended.out
     assert "Linear(in_features=16, out_features=16" in ended.out
+
+
+def test_sites_that_are_inferred_come_with_their_evidence(
+    deltakit: Run, make: SimpleNamespace, tmp_path: Path
+) -> None:
+    make.model(tmp_path / "strange", "roberta-prelayernorm")
+    ended = deltakit("sites", tmp_path / "strange", "--infer")
+    assert ended.code == 0
+    evidence, _, table = ended.out.partition("\n\n")
+    assert "attn.q: attention.self.query, 16 -> 16, by its name" in evidence
+    assert "block.out: the layer's output, as attention.LayerNorm is before attention" in evidence
+    assert {"attn.q", "ffn.up", "block.out"} <= {line.split()[1] for line in table.splitlines()}
+    assert "tokens" not in ended.out  # structure does not say how the model pools
 
 
 # --------------------------------------------------------------------------- summary and plan

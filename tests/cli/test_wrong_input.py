@@ -189,8 +189,8 @@ def test_an_architecture_that_is_not_known(
 ) -> None:
     folder = copy(bert, tmp_path / "strange", without="safetensors")
     (folder / "config.json").unlink()
-    make.model(folder, "mpnet")
-    says(refused("--model", folder), "mpnet", "deltakit sites")
+    make.model(folder, "roberta-prelayernorm")
+    says(refused("--model", folder), "roberta-prelayernorm", "deltakit sites")
 
 
 def test_a_model_that_cannot_classify(
