@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Reparametrised,
         Scaling,
     )
-    from deltakit.core.method import Method, Paper, Placement, register_method
+    from deltakit.core.method import Method, Paper, Placement, Start, register_method
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
     from deltakit.errors import DeltakitError, NotMergeable
@@ -69,7 +69,7 @@ _HOMES = {
         "Reparametrised",
         "Scaling",
     ),
-    "deltakit.core.method": ("Method", "Paper", "Placement", "register_method"),
+    "deltakit.core.method": ("Method", "Paper", "Placement", "Start", "register_method"),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
@@ -127,6 +127,7 @@ __all__ = [
     "SequentialAdapter",
     "Site",
     "Stack",
+    "Start",
     "__version__",
     "activate",
     "attach",

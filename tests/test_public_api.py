@@ -14,9 +14,9 @@ PUBLIC = [
     "DeltakitError", "Family", "FullFineTuning", "Handle", "HeadOnly", "Insertion", "LayerStack",
     "LoRA", "Location", "Mean", "Mergeable", "Method", "NotMergeable", "Paper", "ParallelAdapter",
     "Placement", "Positions", "PrefixTuning", "PromptTuning", "Regularised", "Reparametrised",
-    "Scaling", "SequentialAdapter", "Site", "Stack", "__version__", "activate", "attach", "deploy",
-    "detach", "disabled", "drop", "fusion_attention", "infer_family", "load", "merge", "parse_method",
-    "register_family", "register_method", "resolve", "save", "summary", "unmerge",
+    "Scaling", "SequentialAdapter", "Site", "Stack", "Start", "__version__", "activate", "attach",
+    "deploy", "detach", "disabled", "drop", "fusion_attention", "infer_family", "load", "merge",
+    "parse_method", "register_family", "register_method", "resolve", "save", "summary", "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

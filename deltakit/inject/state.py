@@ -170,10 +170,11 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _base(model: "PreTrainedModel") -> dict[str, Any]:
+    text = model.config.get_text_config()  # itself, where there is no other modality
     return {
         "model_type": model.config.model_type,
-        "hidden_size": model.config.hidden_size,
-        "num_hidden_layers": model.config.num_hidden_layers,
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
     }
 
 
