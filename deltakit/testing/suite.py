@@ -27,12 +27,17 @@ except ImportError:
 class Conformance:
     """One test a law, for each case that a subclass names."""
 
+    _cases: ClassVar[dict[str, Case]]
+
+    def __init_subclass__(cls) -> None:
+        cls._cases = {}
+
     def labels(self) -> tuple[str, ...]:
         """What the cases are called."""
         raise NotImplementedError
 
     def build(self, label: str) -> Case:
-        """The case of that name; made once for a class."""
+        """Makes the case of that name."""
         raise NotImplementedError
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
@@ -43,7 +48,13 @@ class Conformance:
     @pytest.fixture
     def case(self, label: str) -> Case:
         """The method on the model that the test is about."""
-        return _case(type(self), label)
+        return self.get(label)
+
+    def get(self, label: str) -> Case:
+        """The case of that name, which is built once for all tests of the class."""
+        if label not in self._cases:
+            self._cases[label] = self.build(label)
+        return self._cases[label]
 
     def test_refused_cleanly(self, case: Case) -> None:
         _hold(checks.check_refused_cleanly, case)
@@ -91,7 +102,7 @@ class Conformance:
         _hold(checks.check_compiles, case)
 
     def test_loads_elsewhere(self) -> None:
-        cases = [_case(type(self), label) for label in self.labels()]
+        cases = [self.get(label) for label in self.labels()]
         check_loads_elsewhere(cases, modules=[type(self).__module__])
 
 
@@ -141,22 +152,14 @@ class FamilyConformance(Conformance):
         return tuple(self.methods)
 
     def build(self, label: str) -> Case:
-        model = _template(type(self))
+        made = next(iter(self._cases.values()), None)
         return Case(
             method=self.methods[label],
-            make=functools.partial(copy.deepcopy, model),
+            make=functools.partial(copy.deepcopy, self.model().eval())
+            if made is None
+            else made.make,
             inputs=self.inputs(),
         )
-
-
-@functools.cache
-def _case(cls: Any, label: str) -> Case:  # not type[Conformance], which mypy calls unhashable
-    return cls().build(label)
-
-
-@functools.cache
-def _template(cls: Any) -> Any:
-    return cls().model().eval()
 
 
 def _hold(law: checks.Law, case: Case) -> None:

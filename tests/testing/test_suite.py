@@ -75,7 +75,7 @@ def test_a_broken_law_is_a_failure_and_one_that_says_nothing_is_skipped() -> Non
     def fails(case: Any) -> None:
         raise AssertionError("the law is broken")
 
-    case = suite._case(TestMethod, "gpt2")
+    case = TestMethod().get("gpt2")
     with pytest.raises(AssertionError, match="the law is broken"):
         suite._hold(fails, case)
     with pytest.raises(pytest.skip.Exception, match="it is not refused"):
