@@ -21,23 +21,28 @@ if TYPE_CHECKING:
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.infer import infer_family
     from deltakit.arch.resolve import resolve
-    from deltakit.core.compose import Mean, Stack
+    from deltakit.core.algebra import Composition, Mean, PerRow, Stack
     from deltakit.core.delta import (
+        Additive,
         Attending,
         Combiner,
         Delta,
         Mergeable,
+        OnePass,
         Positions,
         Regularised,
         Reparametrised,
         Scaling,
+        Units,
+        Widening,
     )
     from deltakit.core.method import Method, Paper, Placement, Start, register_method
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
     from deltakit.errors import DeltakitError, NotMergeable
+    from deltakit.inject.arithmetic import task_arithmetic
     from deltakit.inject.attach import activate, attach, detach, disabled
-    from deltakit.inject.change import deploy, drop
+    from deltakit.inject.change import deploy, drop, prune
     from deltakit.inject.merge import merge, unmerge
     from deltakit.inject.observe import fusion_attention
     from deltakit.inject.state import load, save
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     from deltakit.methods.ia3 import IA3
     from deltakit.methods.lora import LoRA
     from deltakit.methods.mam import MAM
+    from deltakit.methods.norms import NormTuning
     from deltakit.methods.parallel import ParallelAdapter
     from deltakit.methods.prefix import PrefixTuning
     from deltakit.methods.prompt import PromptTuning
@@ -58,23 +64,28 @@ _HOMES = {
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.infer": ("infer_family",),
     "deltakit.arch.resolve": ("resolve",),
-    "deltakit.core.compose": ("Mean", "Stack"),
+    "deltakit.core.algebra": ("Composition", "Mean", "PerRow", "Stack"),
     "deltakit.core.delta": (
+        "Additive",
         "Attending",
         "Combiner",
         "Delta",
         "Mergeable",
+        "OnePass",
         "Positions",
         "Regularised",
         "Reparametrised",
         "Scaling",
+        "Units",
+        "Widening",
     ),
     "deltakit.core.method": ("Method", "Paper", "Placement", "Start", "register_method"),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
+    "deltakit.inject.arithmetic": ("task_arithmetic",),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
-    "deltakit.inject.change": ("deploy", "drop"),
+    "deltakit.inject.change": ("deploy", "drop", "prune"),
     "deltakit.inject.merge": ("merge", "unmerge"),
     "deltakit.inject.observe": ("fusion_attention",),
     "deltakit.inject.state": ("load", "save"),
@@ -87,6 +98,7 @@ _HOMES = {
     "deltakit.methods.ia3": ("IA3",),
     "deltakit.methods.lora": ("LoRA",),
     "deltakit.methods.mam": ("MAM",),
+    "deltakit.methods.norms": ("NormTuning",),
     "deltakit.methods.parallel": ("ParallelAdapter",),
     "deltakit.methods.prefix": ("PrefixTuning",),
     "deltakit.methods.prompt": ("PromptTuning",),
@@ -98,9 +110,11 @@ __all__ = [
     "MAM",
     "AdapterDrop",
     "AdapterFusion",
+    "Additive",
     "Attending",
     "BitFit",
     "Combiner",
+    "Composition",
     "Delta",
     "DeltakitError",
     "Family",
@@ -114,9 +128,12 @@ __all__ = [
     "Mean",
     "Mergeable",
     "Method",
+    "NormTuning",
     "NotMergeable",
+    "OnePass",
     "Paper",
     "ParallelAdapter",
+    "PerRow",
     "Placement",
     "Positions",
     "PrefixTuning",
@@ -128,6 +145,8 @@ __all__ = [
     "Site",
     "Stack",
     "Start",
+    "Units",
+    "Widening",
     "__version__",
     "activate",
     "attach",
@@ -140,11 +159,13 @@ __all__ = [
     "load",
     "merge",
     "parse_method",
+    "prune",
     "register_family",
     "register_method",
     "resolve",
     "save",
     "summary",
+    "task_arithmetic",
     "unmerge",
 ]
 

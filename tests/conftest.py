@@ -9,7 +9,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +108,11 @@ class Golden:
         "output.dense": "ffn.down",
     }
     _NAMES = (("adapter_down.0.", "down."), ("adapter_up.", "up."))
+    _TRUNK = {  # noqa: RUF012
+        "wte.weight": "embedding",
+        "control_trans.0.weight": "down.weight",
+        "control_trans.0.bias": "down.bias",
+    }
 
     def __init__(self, base: str) -> None:
         from safetensors.torch import load_file
@@ -118,12 +123,12 @@ class Golden:
         self.description = json.loads((folder / "adapters_golden.json").read_text())
         self.batch = {key: self.tensors[key] for key in ("input_ids", "attention_mask")}
 
-    def model(self) -> Any:
+    def model(self, attention: str = "eager") -> Any:
         """The plain model, with the golden weights."""
         from transformers import AutoConfig, AutoModel
 
         config = AutoConfig.for_model(self.base, **self.description["bases"][self.base])
-        model = AutoModel.from_config(config, attn_implementation="eager")
+        model = AutoModel.from_config(config, attn_implementation=attention)
         model.load_state_dict(self._part("base."))
         return model.eval()
 
@@ -140,7 +145,11 @@ class Golden:
             for name, attached in need_bank(model).attached.items()
             for key, tensor in attached.tensors()
         }
-        theirs = {self._ours(k, ffn): t for k, t in self._part(f"{case}.state.").items()}
+        theirs = {
+            key: tensor
+            for name, whole in self._part(f"{case}.state.").items()
+            for key, tensor in self._ours(name, whole, ffn)
+        }
         assert ours.keys() == theirs.keys()
         with torch.no_grad():
             for key, tensor in theirs.items():
@@ -149,7 +158,30 @@ class Golden:
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
 
-    def _ours(self, key: str, ffn: str) -> tuple[str, str]:
+    def _ours(self, key: str, whole: Tensor, ffn: str) -> Iterator[tuple[tuple[str, str], Tensor]]:
+        """Our tensors that one of theirs holds: one, or those of all layers in a prefix."""
+        start = "prefix_tuning.prefix_tunings."
+        if not key.startswith(start):
+            yield self._key(key, ffn), whole
+            return
+        name, _, part = key.removeprefix(start).partition(".self_prefix.")
+        if part in self._TRUNK:
+            yield (name, f"encoder.0.attn.kv.trunk.{self._TRUNK[part]}"), whole
+            return
+        layers = self.description["bases"][self.base]["num_hidden_layers"]
+        if part == "control_trans":  # flat: position by position, key and value of each layer
+            length = self.description["cases"]["prefix_tuning_flat"]["adapters"]["a"][
+                "prefix_length"
+            ]
+            whole = whole.view(length, layers, 2, -1).permute(1, 2, 0, 3)
+            part = "memory"
+        else:
+            whole = whole.unflatten(0, (layers, -1))
+            part = part.replace("control_trans.2", "up")
+        for layer, tensor in enumerate(whole):
+            yield (name, f"encoder.{layer}.attn.kv.{part}"), tensor
+
+    def _key(self, key: str, ffn: str) -> tuple[str, str]:
         kind = next(k for k in ("adapters", "loras", "adapter_fusion_layer") if f".{k}." in key)
         where, what = key.split(f".{kind}.")
         layer, _, module = where.removeprefix("encoder.layer.").partition(".")

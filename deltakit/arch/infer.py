@@ -31,7 +31,7 @@ _QUERY, _KEY, _VALUE, _FUSED, _OUT, _GATE, _UP, _GATE_UP = (
         "q|query",
         "k|key",
         "v|value",
-        "c_attn|qkv|query_key_value|in",
+        "c_attn|qkv|query_key_value",
         "o|out|output|dense|c|proj|c_proj",
         "gate|wi_0|i_0|w1|1",
         "up|wi_1|i_1|w3|3",
@@ -176,6 +176,14 @@ class _Reading:
         odd = sorted({name for linears in each for name in linears} - set(common))
         if odd:
             self._note(", ".join(odd), "left out, not in all layers, or not of one width")
+        loose = [
+            f"{name}.{parameter}".removeprefix(".")
+            for name, module in self.layers[0].named_modules()
+            for parameter, _ in module.named_parameters(recurse=False)
+            if name not in each[0] and not _is_norm(module)
+        ]
+        if loose:
+            self._note(", ".join(loose), "in no projection or norm; what it does is not seen")
         return common
 
     def _split(
@@ -288,7 +296,7 @@ class _Reading:
     @torch.no_grad()
     def _run(self, values: dict[str, Tensor]) -> Tensor:
         """What the model returns with these values in the place of its own."""
-        inputs = self.model.dummy_inputs
+        inputs = {k: v.to(self.model.device) for k, v in self.model.dummy_inputs.items()}
         try:
             with torch.random.fork_rng():  # the same dropout each time, and none of it left behind
                 torch.manual_seed(0)
@@ -371,7 +379,7 @@ class _Reading:
                 self._note(site, f"left out, a norm follows {kept.pop(site).path}")
             elif site in sites:
                 at = sites[site]
-                self._note(site, f"the output of {at.path}, x is the input of {at.reads}")
+                self._note(site, f"what leaves {at.path}; x is what {at.reads} is given")
         return kept
 
     def _sandwich(self, sites: dict[Site, Location]) -> bool:

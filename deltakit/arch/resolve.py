@@ -110,6 +110,7 @@ def _stack_handles(
                 module=module,
                 tap=location.tap,
                 reader=reader,
+                activation=_activation(config, stack),
                 d_in=d_in,
                 d_out=d_out,
                 columns=None if location.columns is None else location.columns(config),
@@ -118,18 +119,21 @@ def _stack_handles(
             )
 
 
+def _activation(config: Any, stack: LayerStack) -> str | None:
+    """The name of the feed-forward's nonlinearity; None where it is gated or has no name."""
+    given = None if stack.activation is None else getattr(config, stack.activation)
+    return given if isinstance(given, str) else None
+
+
 def _layers(model: "PreTrainedModel", stack: LayerStack) -> list[nn.Module]:
     """The stack's layers, in order; none where the model does without the stack."""
     found: list[nn.Module] = [model.base_model]
     for word in stack.layers.split("."):
         try:
-            found = [
-                each
-                for module in found
-                for each in (
-                    module.children() if word == "*" else (_submodule(module, word, model),)
-                )
-            ]
+            if word == "*":
+                found = [each for module in found for each in module.children()]
+            else:
+                found = [_submodule(module, word, model) for module in found]
         except UnknownArchitecture:
             if stack.optional:
                 return []
@@ -205,6 +209,18 @@ def linear_widths(module: nn.Module) -> tuple[int, int]:
                 f"{type(module).__name__} is no linear projection that deltakit knows (nn.Linear "
                 "and its subclasses, transformers' Conv1D)."
             )
+
+
+def fit_linear(module: nn.Module) -> None:
+    """Makes the widths that a linear projection says it has those of its weight."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight = module.get_parameter("weight")
+    match module:
+        case nn.Linear():
+            module.out_features, module.in_features = weight.shape
+        case Conv1D():
+            module.nx, module.nf = weight.shape
 
 
 def _dtype(module: nn.Module, layer: nn.Module, default: torch.dtype) -> torch.dtype:

@@ -28,6 +28,15 @@ def methods() -> None:
 
 
 def _short(value: object) -> str:
-    if isinstance(value, tuple):
-        return "/".join(map(str, value)) or "none"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    from deltakit.core.method import Method
+    from deltakit.core.spec import format_method
+
+    match value:
+        case Method():
+            return format_method(value)
+        case tuple():
+            return "/".join(map(str, value)) or "none"
+        case None | bool():
+            return str(value).lower()
+        case _:
+            return str(value)

@@ -1,10 +1,9 @@
-"""Composition: how a change meets the representation, and how several deltas act at one site.
+"""How a change meets the representation, and how several changes make one.
 
-Two levels, as in He et al. (2022). Within a placement, ``h <- h + s Δh``. Across deltas, a small
-algebra over the *names* of attached deltas: ``Stack("lang", "task")``, ``Mean("a", "b")``.
-
-At run time every active composition is, at each site, one `Node`: an object that turns a `Signal`
-into Δh. Nodes are plain objects, not closures, so a model with deltas can be copied and pickled.
+Within a placement, ``h <- h + s Δh`` (He et al. 2022). Across deltas, what users compose by name
+(`deltakit.core.algebra`) is at each site, while the model runs, one `Node`: an object that turns a
+`Signal` into Δh. Nodes are plain objects, not closures, so a model with deltas can be copied and
+pickled.
 """
 
 from abc import ABC, abstractmethod
@@ -15,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltakit.core.delta import Combiner, Delta, compute_dtype
+from deltakit.core.delta import Combiner, Delta, OnePass, Positions, compute_dtype
 from deltakit.core.site import Insertion
-from deltakit.errors import InvalidConfig
 
 
 class Signal(NamedTuple):
@@ -44,27 +42,9 @@ class Port(ABC):
     def join(self, changes: Sequence[Tensor]) -> Tensor:
         """Several changes made at once, as one."""
 
-
-class AddingPort(Port, ABC):
-    """A site whose changes are added: h <- h + Δh."""
-
-    def join(self, changes: Sequence[Tensor]) -> Tensor:
-        return sum(changes[1:], changes[0])
-
-
-class PositionsPort(Port, ABC):
-    """A site whose changes are positions beside its own, ``(..., l, d)``: they line up.
-
-    A softmax over the longer sequence is what composes them with the rest, so a change takes its
-    share of the attention (He et al. 2022, eq. 7: h <- (1 - λ) h + λ Δh) and cannot be weighed.
-    """
-
-    def advance(self, signal: Signal, change: Tensor) -> Signal:
-        del change
-        return signal
-
-    def join(self, changes: Sequence[Tensor]) -> Tensor:
-        return torch.cat(tuple(changes), dim=-2)
+    @abstractmethod
+    def rows(self, node: "Node", signal: Signal) -> Tensor:
+        """The change where each row has its own (`deltakit.core.rows.Rows`)."""
 
 
 @dataclass(eq=False)
@@ -93,10 +73,19 @@ class Node(ABC):
     def change(self, signal: Signal, port: Port) -> Tensor:
         """Δh at this site, in the dtype of ``signal.stream``."""
 
+    def applied(self, signal: Signal, port: Port) -> Tensor:
+        """The stream with Δh added to it."""
+        return signal.stream + self.change(signal, port)
+
     @property
     @abstractmethod
     def leaves(self) -> "tuple[Leaf, ...]":
         """The deltas that take part."""
+
+    @property
+    def length(self) -> int:
+        """At a site of positions: how many it adds."""
+        return sum(leaf.delta.length for leaf in self.leaves if isinstance(leaf.delta, Positions))
 
     @property
     def combiners(self) -> tuple[Combiner, ...]:
@@ -136,12 +125,22 @@ class Leaf(Node):
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         del port
-        source = signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
-        dtype = compute_dtype(self.delta)
+        dtype, source = compute_dtype(self.delta), self._source(signal)
         change = self.delta(source if dtype is None else source.to(dtype))
         if self.scale != 1.0:
             change = change * self.scale
         return change.to(signal.stream.dtype)
+
+    def applied(self, signal: Signal, port: Port) -> Tensor:
+        stream, source = signal.stream, self._source(signal)
+        one_dtype = stream.dtype == source.dtype == compute_dtype(self.delta)
+        # Autocast would compute the sum in its own dtype too.
+        if not isinstance(self.delta, OnePass) or not one_dtype or _autocasts(stream):
+            return stream + self.change(signal, port)
+        return self.delta.added(stream, source, self.scale)
+
+    def _source(self, signal: Signal) -> Tensor:
+        return signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
 
     @property
     def leaves(self) -> "tuple[Leaf, ...]":
@@ -150,6 +149,10 @@ class Leaf(Node):
     @property
     def present(self) -> bool:  # ends the recursion
         return self.gate is None or self.layer >= self.gate.dropped
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,78 +231,3 @@ class Combined(Node):
     @property
     def weighs(self) -> bool:
         return True
-
-
-# ---------------------------------------------------------------- the algebra that users write
-
-
-@dataclass(frozen=True)
-class Composition(ABC):
-    """Names of attached deltas, and how they act together. Build one with its subclasses."""
-
-    names: tuple[str, ...]
-
-    @abstractmethod
-    def node(self, parts: Sequence[tuple[str, Node]]) -> Node:
-        """The node at a site where the named deltas in `parts` (at least one) have a placement."""
-
-
-@dataclass(frozen=True, init=False)
-class One(Composition):
-    """A single delta by its name. `activate(model, "a")` means ``One("a")``."""
-
-    def __init__(self, name: str) -> None:
-        object.__setattr__(self, "names", (name,))
-
-    def node(self, parts: Sequence[tuple[str, Node]]) -> Node:
-        return parts[0][1]
-
-
-@dataclass(frozen=True, init=False)
-class Stack(Composition):
-    """Deltas one on top of the other, the first one first (MAD-X: ``Stack("lang", "task")``).
-
-    At a linear's site, where LoRA reads x and not h, the changes add up.
-    """
-
-    def __init__(self, *names: str) -> None:
-        object.__setattr__(self, "names", _distinct("Stack", names))
-
-    def node(self, parts: Sequence[tuple[str, Node]]) -> Node:
-        return Chain(tuple(node for _, node in parts))
-
-
-@dataclass(frozen=True, init=False)
-class Mean(Composition):
-    """The weighted sum of the deltas' changes; equal weights that add to one by default.
-
-    Args:
-        names: deltas that are attached.
-        weights: one for each name; taken as they are, not normalised.
-    """
-
-    weights: tuple[float, ...]
-
-    def __init__(self, *names: str, weights: Sequence[float] | None = None) -> None:
-        names = _distinct("Mean", names)
-        given = tuple(weights) if weights is not None else (1.0 / len(names),) * len(names)
-        if len(given) != len(names):
-            raise InvalidConfig(
-                f"Mean has {len(names)} deltas ({', '.join(names)}) and {len(given)} weights. "
-                "Give one weight for each delta."
-            )
-        object.__setattr__(self, "names", names)
-        object.__setattr__(self, "weights", given)
-
-    def node(self, parts: Sequence[tuple[str, Node]]) -> Node:
-        by_name = dict(zip(self.names, self.weights, strict=True))
-        nodes = tuple(node for _, node in parts)
-        return Total(nodes, tuple(by_name[name] for name, _ in parts))
-
-
-def _distinct(kind: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    if not names:
-        raise InvalidConfig(f"{kind} needs at least one name of an attached delta.")
-    if len(set(names)) != len(names):
-        raise InvalidConfig(f"{kind} names a delta twice: {', '.join(names)}.")
-    return names

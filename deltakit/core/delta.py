@@ -5,7 +5,8 @@ can do is a small abstract class of its own (`Mergeable`, `Regularised`), never 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,14 @@ class Delta(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Δh for the input `x`."""
+
+
+class OnePass(ABC):
+    """A delta that knows a cheaper way to ``stream + scale · f(x)`` than one step after another."""
+
+    @abstractmethod
+    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
+        """``stream + scale · f(x)``, all of one dtype."""
 
 
 class Positions(Delta, ABC):
@@ -87,6 +96,57 @@ class Scaling(ABC):
         """l of shape ``(d,)``, so that h + f(h) = h ⊙ l."""
 
 
+def add_product(stream: Tensor, x: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """``stream + scale · x weightᵀ`` in one pass over the stream."""
+    flat = torch.addmm(stream.flatten(0, -2), x.flatten(0, -2), weight.T, alpha=scale)
+    return flat.view(stream.shape)
+
+
+class Units(NamedTuple):
+    """Hidden units of a feed-forward: f(x W_downᵀ + b_down) W_upᵀ + b_up.
+
+    `down` is ``(units, d)`` and `up` ``(d_out, units)``, with a bias each; `activation` is f by
+    transformers' name.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    activation: str
+
+    def scaled(self, scale: float | Tensor) -> "Units":
+        """The units whose output is `scale` times this one's."""
+        return self._replace(up=scale * self.up, up_bias=scale * self.up_bias)
+
+
+class Widening(ABC):
+    """A parallel delta that is a feed-forward itself, so it makes the one beside it wider."""
+
+    @abstractmethod
+    def units(self) -> Units:
+        """The units that compute what it does when dropout is off."""
+
+
+class Additive(ABC):
+    """A delta whose weighted sum with others is not that of their parameters."""
+
+    @abstractmethod
+    def weighted_sum(
+        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
+    ) -> dict[str, Tensor]:
+        """The parameters with which this form computes Σ w f(x).
+
+        Args:
+            terms: a weight and the parameters by name, for each form f that is summed.
+        """
+
+
 def compute_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of the module's floating parameters, or None where it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in single precision at least, for sums that are rounded once."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, ClassVar, TypeVar
@@ -115,6 +115,24 @@ class Method(ABC):
         """The method as it is when training is over: without what only training needs."""
         return self
 
+    def summed(self, others: Sequence[Method]) -> Method:
+        """The method of a weighted sum of deltas of this method and of `others`.
+
+        By default all of them must be equal, and so is the sum.
+
+        Raises:
+            IncompatibleDeltas: deltas of these methods cannot be summed.
+        """
+        for other in others:
+            if other != self:
+                raise IncompatibleDeltas(_why_no_sum(self, other))
+        return self
+
+    def truncated(self, rank: int) -> Method:
+        """The method with its low-rank products cut down to `rank`; without any, as it is."""
+        del rank
+        return self
+
     def __add__(self, other: Method) -> Sum:
         """Both methods at once (this is how MAM is made)."""
         if not isinstance(other, Method):
@@ -176,6 +194,16 @@ class Sum(Method):
     def deployed(self) -> Method:
         return Sum(parts=tuple(part.deployed() for part in self.parts))
 
+    def summed(self, others: Sequence[Method]) -> Method:
+        for other in others:
+            if _kind(other) != _kind(self):
+                raise IncompatibleDeltas(_why_no_sum(self, other))
+        columns = zip(self.parts, *map(_parts, others), strict=True)
+        return Sum(parts=tuple(first.summed(rest) for first, *rest in columns))
+
+    def truncated(self, rank: int) -> Method:
+        return Sum(parts=tuple(part.truncated(rank) for part in self.parts))
+
 
 UNIFIED_VIEW = Paper(
     key="he2022unified",
@@ -190,6 +218,21 @@ UNIFIED_VIEW = Paper(
 
 def _parts(method: Method) -> tuple[Method, ...]:
     return method.parts if isinstance(method, Sum) else (method,)
+
+
+def _why_no_sum(one: Method, other: Method) -> str:
+    if _kind(one) != _kind(other):
+        return f"{_kind(one)} and {_kind(other)} have no weighted sum: take deltas of one kind."
+    fields = [f.name for f in dataclasses.fields(one)]
+    name = next((n for n in fields if getattr(one, n) != getattr(other, n)), "")
+    return (
+        f"these {_kind(one)} deltas have no weighted sum: {name} is {getattr(one, name)!r} in one, "
+        f"{getattr(other, name)!r} in another. Take deltas of one setting."
+    )
+
+
+def _kind(method: Method) -> str:
+    return "+".join(type(part).__name__ for part in _parts(method))
 
 
 # ------------------------------------------------------------------------------- the registry

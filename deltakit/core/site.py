@@ -121,6 +121,8 @@ class Handle:
         dtype: the dtype the module computes in.
         device: where the module is.
         columns: the part of `module`'s output that is this site, where projections are fused.
+        activation: the nonlinearity of the layer's feed-forward, by transformers' name; None where
+            it is gated or not known.
         position: at the sequence of tokens, how many stay in front of those that a delta adds.
         embeddings: at the sequence of tokens, the module that turns ids into vectors.
     """
@@ -137,6 +139,7 @@ class Handle:
     device: torch.device
     columns: Columns | None = None
     reader: nn.Module | None = None
+    activation: str | None = None
     position: int = 0
     embeddings: nn.Module | None = None
 

@@ -31,6 +31,35 @@ def parse_method(spec: str) -> Method:
     return terms[0] if len(terms) == 1 else Sum(parts=tuple(terms))
 
 
+def format_method(method: Method) -> str:
+    """A spec of the method, with what differs from the defaults; the inverse of `parse_method`."""
+    if isinstance(method, Sum):
+        return "+".join(format_method(part) for part in method.parts)
+    names = [name for name in METHODS if METHODS.get(name).cls is type(method)]
+    if not names:
+        return repr(method)
+    return min((_described(method, name) for name in names), key=len)
+
+
+def _described(method: Method, name: str) -> str:
+    usual = METHODS.get(name).build()
+    pairs = [(f.name, getattr(method, f.name)) for f in dataclasses.fields(method)]
+    settings = [f"{k}={_written(v)}" for k, v in pairs if v != getattr(usual, k)]
+    return f"{name}[{','.join(settings)}]" if settings else name
+
+
+def _written(value: Any) -> str:
+    match value:
+        case Method():
+            return format_method(value)
+        case tuple():
+            return "/".join(map(_written, value))
+        case None | bool():
+            return str(value).lower()
+        case _:
+            return str(value)
+
+
 def split_outside_brackets(text: str, separator: str) -> list[str]:
     """Splits `text` at each `separator` that is not inside square brackets.
 

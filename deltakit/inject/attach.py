@@ -3,15 +3,18 @@
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from deltakit.arch.resolve import resolve
-from deltakit.core.compose import Composition, Gate, Leaf, Node, One
+from deltakit.arch.resolve import fit_linear, resolve
+from deltakit.core.algebra import Composition, One, PerRow
+from deltakit.core.compose import Gate, Leaf, Node
 from deltakit.core.delta import Delta, Regularised
 from deltakit.core.method import CombiningMethod, Method, Placement, Role
+from deltakit.core.rows import Rows
 from deltakit.core.site import Handle, Site, Tap
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, SiteNotFound, unknown
 from deltakit.inject.bank import (
@@ -24,7 +27,13 @@ from deltakit.inject.bank import (
     head_names,
     need_bank,
 )
-from deltakit.inject.ports import install, install_gates, install_penalty
+from deltakit.inject.ports import (
+    install,
+    install_gates,
+    install_heads,
+    install_penalty,
+    install_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,6 +114,7 @@ def activate(
             raise unknown("name to train", name, taking_part, hint="It is not in what is active.")
     _check_owners(model, bank, names)
     if composition is not None:
+        _check_rows(model, bank, composition)
         _nodes(bank, composition)  # what cannot be composed says so before anything changes
     before = deactivate(model, bank)
     try:
@@ -166,10 +176,10 @@ def deactivate(model: nn.Module, bank: Bank) -> Active | None:
     """
     before = current(model, bank)
     take_hooks_off(bank)
-    parameters = base_parameters(model)
     for name, original in bank.merged.items():
-        parameters[name].data = original.to(parameters[name].device, parameters[name].dtype)
+        put(model, name, original)
     bank.merged.clear()
+    parameters = base_parameters(model)
     for name, (owner, original) in bank.displaced.items():
         parameter = parameters[name]
         bank.attached[owner].own[name] = parameter.data
@@ -189,9 +199,17 @@ def reactivate(model: "PreTrainedModel", bank: Bank, before: Active | None) -> N
     if before.folded:
         take_hooks_off(bank)
     for name, value in before.folded.items():
-        parameter = model.get_parameter(name)
-        bank.merged[name] = parameter.data
-        parameter.data = value.to(parameter.device, parameter.dtype)
+        bank.merged[name] = put(model, name, value)
+
+
+def put(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """Gives a parameter of the base another value, of another shape too; returns what it had."""
+    parameter = model.get_parameter(name)
+    before = parameter.data
+    parameter.data = value.to(parameter.device, parameter.dtype)
+    if value.shape != before.shape:
+        fit_linear(model.get_submodule(name.rpartition(".")[0]))
+    return before
 
 
 def take_hooks_off(bank: Bank) -> None:
@@ -365,6 +383,17 @@ def _check_owners(model: "PreTrainedModel", bank: Bank, names: tuple[str, ...]) 
             owner[parameter] = attached.name
 
 
+def _check_rows(model: "PreTrainedModel", bank: Bank, composition: Composition) -> None:
+    """Rows of one batch share the base, so no delta of theirs may have values of its own for it."""
+    head = head_names(model)
+    for name in composition.names if isinstance(composition, PerRow) else ():
+        for parameter in bank.get(name).own.keys() - head:
+            raise IncompatibleDeltas(
+                f"{name!r} has values of its own for the base's {parameter!r}, which all rows of a "
+                "batch share. PerRow takes deltas that leave the base's parameters alone."
+            )
+
+
 def _apply(
     model: "PreTrainedModel", bank: Bank, composition: Composition, trained: tuple[str, ...]
 ) -> None:
@@ -382,7 +411,11 @@ def _apply(
     gates = {leaf.gate for node in nodes.values() for leaf in node.leaves if leaf.gate is not None}
     if gates:
         bank.hooks.append(install_gates(model, tuple(gates)))
-    _take_own_values(model, bank, composition.names)
+    if isinstance(composition, PerRow):
+        bank.hooks.append(install_rows(model, len(composition.rows)))
+        bank.hooks.extend(install_heads(model, _heads(model, bank, composition)))
+    else:
+        _take_own_values(model, bank, composition.names)
     _set_flags(model, bank, trained)
     bank.active, bank.trained = composition, trained
 
@@ -400,13 +433,13 @@ def reapply(model: "PreTrainedModel", bank: Bank) -> None:
 
 
 def _nodes(bank: Bank, composition: Composition) -> dict[str, Node]:
+    """What the composition does, by the handle's key. Raises `IncompatibleDeltas`."""
     nodes = {}
     for key in bank.handles:
-        parts = [(name, bank.node(name, key)) for name in composition.names]
-        present = [(name, node) for name, node in parts if node is not None]
-        if present and not left_out(bank.handles[key], bank.dropped):
-            nodes[key] = composition.node(present)
-            _check_joins(bank.handles[key], nodes[key])
+        node = composition.node(partial(bank.node, key=key))
+        if node is not None and not left_out(bank.handles[key], bank.dropped):
+            _check_joins(bank.handles[key], node)
+            nodes[key] = node
     return nodes
 
 
@@ -416,6 +449,24 @@ def _check_joins(handle: Handle, node: Node) -> None:
             f"changes at {handle.key!r} are positions of a sequence: they stand side by side and "
             "cannot be weighed. Use Stack, or leave these deltas out."
         )
+    if isinstance(node, Rows) and handle.tap is Tap.SEQUENCE:
+        raise IncompatibleDeltas(
+            f"PerRow cannot choose at {handle.key!r}: rows of one batch would have sequences of "
+            "different lengths. Use a prefix in place of a prompt, or one batch for each."
+        )
+
+
+def _heads(
+    model: "PreTrainedModel", bank: Bank, composition: PerRow
+) -> list[tuple[dict[str, Tensor], tuple[int, ...]]]:
+    """The values that deltas have for the head, and the rows that use them."""
+    heads = []
+    for row in dict.fromkeys(row for row in composition.rows if row is not None):
+        own = {p: value for name in row.names for p, value in bank.attached[name].own.items()}
+        values = {p: value.to(model.get_parameter(p)) for p, value in own.items()}
+        rows = tuple(index for index, each in enumerate(composition.rows) if each == row)
+        heads.append((values, rows))
+    return heads
 
 
 def _take_own_values(model: nn.Module, bank: Bank, names: tuple[str, ...]) -> None:

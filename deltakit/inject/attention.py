@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltakit.core.compose import Node, PositionsPort, Signal
+from deltakit.core.compose import Node, Signal
+from deltakit.core.ports import PositionsPort
 from deltakit.errors import IncompatibleDeltas
 
 _SLOT = "_deltakit_attention"
@@ -132,8 +133,12 @@ class Switch:
     def __init__(self, module: nn.Module, port: AttentionPort) -> None:
         self.module = module
         self.config: Any = module.config
-        vars(module)[_SLOT] = port
         self()
+        vars(module)[_SLOT] = port
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _register()  # the process that unpickles a model may have attached nothing yet
 
     def __call__(self, *args: Any) -> None:
         name: str = self.config._attn_implementation

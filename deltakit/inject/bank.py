@@ -6,14 +6,15 @@ changes its name.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from deltakit.core.compose import Combined, Composition, Leaf, Node, Total
-from deltakit.core.delta import Combiner
-from deltakit.core.method import Method
+from deltakit.core.algebra import Composition
+from deltakit.core.compose import Combined, Leaf, Node, Total
+from deltakit.core.delta import Attending, Combiner
+from deltakit.core.method import CombiningMethod, Method
 from deltakit.core.site import Handle
 from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
 
@@ -36,6 +37,7 @@ class Attached:
         leaves: its deltas, by the handle's key.
         combiners: the modules over its members, by the handle's key.
         members: the names of the deltas that it composes.
+        kept: those of them that are left at a site, by the handle's key, where some were pruned.
         own: the values it has for parameters of the base and the head while it is not active.
     """
 
@@ -44,11 +46,28 @@ class Attached:
     leaves: dict[str, tuple[Leaf, ...]] = field(default_factory=dict)
     combiners: dict[str, Combiner] = field(default_factory=dict)
     members: tuple[str, ...] = ()
+    kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
     own: dict[str, Tensor] = field(default_factory=dict)
 
     def sites(self) -> tuple[str, ...]:
         """Keys of the handles where it does something."""
         return (*self.leaves, *self.combiners)
+
+    def members_at(self, key: str) -> tuple[str, ...]:
+        """The names of the deltas that it composes at the handle `key`."""
+        return self.kept.get(key, self.members)
+
+    def keep(self, kept: dict[str, tuple[str, ...]]) -> None:
+        """Leaves the members named in `kept` at its sites; one that is left nowhere is none."""
+        assert isinstance(self.method, CombiningMethod)
+        left = {name for key in self.combiners for name in kept.get(key, self.members_at(key))}
+        kept = {**self.kept, **kept}
+        self.members = tuple(name for name in self.members if name in left)
+        self.method = replace(self.method, names=self.members)
+        self.kept = {key: names for key, names in kept.items() if names != self.members}
+        for key, combiner in self.combiners.items():
+            if isinstance(combiner, Attending):
+                combiner.members = self.members_at(key)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Its modules by key; a second delta at one site has ``#1`` after the key."""
@@ -138,7 +157,7 @@ class Bank(nn.Module):
         """What the delta called `name` does at the handle `key`, or None."""
         attached = self.get(name)
         if key in attached.combiners:
-            members = (self.node(member, key) for member in attached.members)
+            members = (self.node(member, key) for member in attached.members_at(key))
             return Combined(attached.combiners[key], tuple(m for m in members if m is not None))
         leaves = attached.leaves.get(key, ())
         if not leaves:

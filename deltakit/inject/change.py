@@ -1,14 +1,14 @@
-"""Changing what is attached: dropping layers, and leaving behind what only training needs."""
+"""Changing what is attached: dropping layers and members, and what only training needs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deltakit.core.compose import Leaf
 from deltakit.core.delta import Reparametrised
-from deltakit.errors import InvalidConfig
+from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.inject.attach import check_layers, deactivate, reactivate, reapply
-from deltakit.inject.bank import need_bank
+from deltakit.inject.bank import Attached, need_bank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +58,72 @@ def deploy(model: "PreTrainedModel", name: str = "default") -> None:
     }
     bank.add(attached)
     reactivate(model, bank, before)
+
+
+def prune(
+    model: "PreTrainedModel",
+    usage: Mapping[str, Mapping[str, float]],
+    name: str = "default",
+    *,
+    keep: int,
+) -> None:
+    """Leaves at each site of a fusion its most used members alone (Rücklé et al. 2021, §4).
+
+    ::
+
+        with dk.fusion_attention(model) as seen:
+            model(**batch)
+        dk.prune(model, seen.mean(), name="fused", keep=2)
+
+    Sites may keep different members; a member that no site keeps can be detached. The fusion's
+    matrices do not depend on the number of members, so they stay as they are.
+
+    Args:
+        model: a model with deltas.
+        usage: by site and member, how much it is used.
+        name: of the fusion.
+        keep: how many members are left at each site.
+
+    Raises:
+        UnknownName: no delta has the name.
+        IncompatibleDeltas: the delta of that name combines no others.
+        InvalidConfig: a number below one or above that of the members, or a site or a member that
+            `usage` lacks.
+        DeltakitError: nothing is attached.
+    """
+    bank = need_bank(model)
+    attached = bank.get(name)
+    if not attached.combiners:
+        raise IncompatibleDeltas(
+            f"{name!r} is no fusion ({type(attached.method).__name__}), so it has no members to "
+            "prune."
+        )
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        raise InvalidConfig(f"prune(keep={keep!r}): a whole number of members, one or above.")
+    kept = {key: _most_used(attached, key, usage, keep) for key in attached.combiners}
+    before = deactivate(model, bank)
+    attached.keep(kept)
+    reactivate(model, bank, before)
+
+
+def _most_used(
+    attached: Attached, key: str, usage: Mapping[str, Mapping[str, float]], keep: int
+) -> tuple[str, ...]:
+    members = attached.members_at(key)
+    if keep > len(members):
+        raise InvalidConfig(
+            f"prune(keep={keep}): {attached.name!r} has {len(members)} members at {key!r}: "
+            f"{', '.join(members)}."
+        )
+    used = usage.get(key, {})
+    missing = [member for member in members if member not in used]
+    if missing:
+        raise InvalidConfig(
+            f"usage says nothing of {', '.join(map(repr, missing))} at {key!r}. Take it from "
+            f"fusion_attention while {attached.name!r} is active."
+        )
+    best = set(sorted(members, key=lambda member: -used[member])[:keep])
+    return tuple(member for member in members if member in best)
 
 
 def _deployed(leaf: Leaf) -> Leaf:

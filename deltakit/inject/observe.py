@@ -22,11 +22,11 @@ class FusionAttention:
     """Attention over the members of a fusion, as seen during forward passes.
 
     Attributes:
-        members: the members' names, in the order of the last axis.
+        members: by site, the members' names in the order of the last axis.
         weights: by site, ``(batch, tokens, members)``, of the latest pass.
     """
 
-    members: tuple[str, ...]
+    members: dict[str, tuple[str, ...]]
     weights: dict[str, Tensor] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _tokens: dict[str, Tensor] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class FusionAttention:
     def mean(self) -> dict[str, dict[str, float]]:
         """By site and member, the mean over all tokens of all passes, padding left out."""
         return {
-            site: dict(zip(self.members, (total / self._tokens[site]).tolist(), strict=True))
+            site: dict(zip(self.members[site], (total / self._tokens[site]).tolist(), strict=True))
             for site, total in self._sums.items()
         }
 
@@ -92,7 +92,7 @@ def fusion_attention(model: "PreTrainedModel") -> Iterator[FusionAttention]:
             "no fusion is active, so there is no attention to record. Attach or activate one, for "
             "example attach(model, AdapterFusion('a', 'b'), name='fused')."
         )
-    seen = FusionAttention(members=next(iter(attending.values())).members)
+    seen = FusionAttention(members={key: each.members for key, each in attending.items()})
     hooks = [model.register_forward_pre_hook(_MaskHook(seen), with_kwargs=True)]
     hooks += [
         combiner.attention.register_forward_hook(_SiteHook(seen, key))

@@ -6,7 +6,7 @@ Reading is strict: every tensor is used exactly once or nothing is loaded. Nothi
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,20 @@ import torch
 from torch import Tensor
 
 from deltakit._files import atomic_path, write_text
+from deltakit.arch.resolve import resolve
+from deltakit.core.algebra import Composition, One, composition_from_plain
 from deltakit.core.method import Method, method_from_dict, method_to_dict
-from deltakit.errors import CheckpointError, DeltakitError, NameInUse
-from deltakit.inject.attach import attach, check_name, current, deactivate, detach, reactivate
+from deltakit.core.site import Tap
+from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NameInUse
+from deltakit.inject.attach import (
+    activate,
+    attach,
+    check_name,
+    current,
+    deactivate,
+    detach,
+    reactivate,
+)
 from deltakit.inject.bank import Attached, Bank, bank_of, base_parameters, head_names, need_bank
 
 if TYPE_CHECKING:
@@ -24,7 +35,7 @@ if TYPE_CHECKING:
 
 CONFIG = "delta.json"
 WEIGHTS = "delta.safetensors"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +44,7 @@ class Part:
 
     name: str
     method: Method
+    kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +53,26 @@ class Checkpoint:
 
     Attributes:
         folder: where it was read.
-        parts: the deltas, members first; the last one is the one that was saved.
-        base: what it was made on: model_type, hidden_size, layers.
+        parts: the deltas, members first.
+        base: what it was made on: model_type, and each stack's layers and width.
         tensors: by ``<part>/<site>.<parameter>``, or ``<part>/own/<parameter of the model>``.
+        composition: what was saved, and is active after loading: the last part, or several.
     """
 
     folder: Path
     parts: tuple[Part, ...]
     base: dict[str, Any]
     tensors: dict[str, Tensor]
+    composition: Composition
 
 
-def save(model: "PreTrainedModel", folder: str | Path, name: str = "default") -> None:
-    """Saves one attached delta, its members, and its task head.
+def save(model: "PreTrainedModel", folder: str | Path, name: str | Composition = "default") -> None:
+    """Saves an attached delta or a composition of several, with members and task heads.
 
     Args:
         model: a model with deltas.
         folder: made if needed; files of an earlier delta in it are replaced, each atomically.
-        name: which delta.
+        name: which delta, or which composition, for example ``Stack("lang", "task")``.
 
     Raises:
         UnknownName: no delta has the name.
@@ -67,9 +81,9 @@ def save(model: "PreTrainedModel", folder: str | Path, name: str = "default") ->
     from safetensors.torch import save_file
 
     bank = need_bank(model)
-    bank.get(name)
-    parts = bank.closure((name,))
-    tensors = dict(_tensors(model, bank, parts))
+    composition = One(name) if isinstance(name, str) else name
+    parts = bank.closure(composition.names)
+    tensors = dict(_tensors(model, bank, parts, composition))
     target = Path(folder)
     with atomic_path(target / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -78,7 +92,8 @@ def save(model: "PreTrainedModel", folder: str | Path, name: str = "default") ->
         "format": "deltakit",
         "schema_version": SCHEMA_VERSION,
         "base": _base(model),
-        "deltas": [{"name": p.name, "method": method_to_dict(p.method)} for p in parts],
+        "deltas": [_described(part) for part in parts],
+        "active": composition.to_plain(),
         "weights": {"file": WEIGHTS, "sha256": digest},
     }
     write_text(target / CONFIG, json.dumps(config, indent=2) + "\n")
@@ -104,12 +119,19 @@ def load(
     """
     checkpoint = read(Path(folder))
     _check_base(model, checkpoint)
+    if name is not None and not isinstance(checkpoint.composition, One):
+        raise InvalidConfig(
+            f"{folder} holds a composition of {', '.join(checkpoint.composition.names)}, which "
+            f"keep their names; load it without name={name!r}."
+        )
     bank = bank_of(model)
     before = None if bank is None else current(model, bank)
     added: list[str] = []
     try:
         for part in checkpoint.parts:
             _load_part(model, checkpoint, part, name, added, head=head)
+        if not isinstance(checkpoint.composition, One):
+            activate(model, checkpoint.composition)
     except BaseException as error:
         for each in reversed(added):
             detach(model, each)
@@ -130,12 +152,17 @@ def read(folder: Path) -> Checkpoint:
     config = _read_config(folder)
     try:
         parts = tuple(
-            Part(name=each["name"], method=method_from_dict(each["method"]))
+            Part(
+                name=each["name"],
+                method=method_from_dict(each["method"]),
+                kept=_read_kept(each.get("kept", {})),
+            )
             for each in config["deltas"]
         )
         for part in parts:
             check_name(part.name)
         base, digest = dict(config["base"]), config["weights"]["sha256"]
+        composition = composition_from_plain(config["active"])
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, DeltakitError) else f"bad or missing key {error}"
         raise CheckpointError(f"{folder / CONFIG}: {reason}") from None
@@ -145,24 +172,36 @@ def read(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder / WEIGHTS} holds tensors of no delta in {CONFIG}: {_named('', stray)}."
         )
-    return Checkpoint(folder=folder, parts=parts, base=base, tensors=tensors)
+    unknown = set(composition.names) - {part.name for part in parts}
+    if unknown:
+        raise CheckpointError(f"{folder / CONFIG}: 'active' names no delta of its own: {unknown}.")
+    return Checkpoint(
+        folder=folder, parts=parts, base=base, tensors=tensors, composition=composition
+    )
 
 
 # -------------------------------------------------------------------------------------- writing
 
 
 def _tensors(
-    model: "PreTrainedModel", bank: Bank, parts: tuple[Attached, ...]
+    model: "PreTrainedModel", bank: Bank, parts: tuple[Attached, ...], composition: Composition
 ) -> Iterator[tuple[str, Tensor]]:
     for part in parts:
         for key, tensor in part.tensors():
             yield f"{part.name}/{key}", _plain(tensor)
-    top = parts[-1]
     parameters = base_parameters(model)
-    for parameter, stored in top.own.items():
-        owner, _ = bank.displaced.get(parameter, (None, None))
-        value = parameters[parameter] if owner == top.name else stored
-        yield f"{top.name}/own/{parameter}", _plain(value)
+    for name in composition.names:
+        for parameter, stored in bank.get(name).own.items():
+            owner, _ = bank.displaced.get(parameter, (None, None))
+            value = stored
+            if owner == name:  # a value that deltas were merged into is kept beside it
+                value = bank.merged.get(parameter, parameters[parameter])
+            yield f"{name}/own/{parameter}", _plain(value)
+
+
+def _described(part: Attached) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": part.name, "method": method_to_dict(part.method)}
+    return {**described, "kept": part.kept} if part.kept else described
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -170,12 +209,15 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _base(model: "PreTrainedModel") -> dict[str, Any]:
-    text = model.config.get_text_config()  # itself, where there is no other modality
-    return {
-        "model_type": model.config.model_type,
-        "hidden_size": text.hidden_size,
-        "num_hidden_layers": text.num_hidden_layers,
-    }
+    """What a delta must find again: the architecture, and how deep and wide its stacks are."""
+    bank = bank_of(model)
+    handles = resolve(model) if bank is None else tuple(bank.handles.values())
+    sizes: dict[str, int] = {}
+    for handle in handles:
+        if handle.tap is not Tap.SEQUENCE:
+            sizes.setdefault(f"{handle.stack} width", handle.d_in)
+            sizes[f"{handle.stack} layers"] = handle.layer + 1
+    return {"model_type": model.config.model_type, **sizes}
 
 
 def _sha256(path: Path) -> str:
@@ -197,12 +239,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != "deltakit":
         raise CheckpointError(f"{path} is not a delta that deltakit saved (no format 'deltakit').")
     version = config.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in (1, SCHEMA_VERSION):
         raise CheckpointError(
-            f"{path} has schema_version {version!r}; this deltakit reads {SCHEMA_VERSION}. Load "
-            "it with the version that saved it, or save it anew."
+            f"{path} has schema_version {version!r}; this deltakit reads 1 and {SCHEMA_VERSION}. "
+            "Load it with the version that saved it, or save it anew."
         )
-    return config
+    return _from_first(config) if version == 1 else config
+
+
+def _from_first(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of the first schema: one delta, on a base described by its config's own keys."""
+    base = {"model_type": config["base"]["model_type"]}
+    return {**config, "base": base, "active": config["deltas"][-1]["name"]}
+
+
+def _read_kept(data: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(data, dict) or not all(isinstance(names, list) for names in data.values()):
+        raise TypeError("'kept'")
+    return {key: tuple(map(str, names)) for key, names in data.items()}
 
 
 def _what_it_is(folder: Path) -> str:
@@ -238,10 +292,11 @@ def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
 
 def _check_base(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
     here = _base(model)
-    for key, value in here.items():
-        if checkpoint.base.get(key) != value:
+    for key in checkpoint.base:
+        value = here.get(key)
+        if checkpoint.base[key] != value:
             raise CheckpointError(
-                f"{checkpoint.folder} was made on a base with {key}={checkpoint.base.get(key)!r}; "
+                f"{checkpoint.folder} was made on a base with {key}={checkpoint.base[key]!r}; "
                 f"this {type(model).__name__} has {key}={value!r}. Load it on a model like its own."
             )
 
@@ -255,10 +310,11 @@ def _load_part(
     *,
     head: bool,
 ) -> None:
-    is_top = part is checkpoint.parts[-1]
+    is_top = part.name in checkpoint.composition.names
     name = rename if is_top and rename is not None else part.name
+    alone = is_top and isinstance(checkpoint.composition, One)
     bank = bank_of(model)
-    if not is_top and bank is not None and name in bank.attached:
+    if not alone and bank is not None and name in bank.attached:
         _check_same(bank.get(name), part, checkpoint)
         return
     prefix = f"{part.name}/"
@@ -277,16 +333,40 @@ def _load_part(
     with torch.no_grad():
         for key, tensor in given.items():
             expected[key].copy_(tensor)
+    _keep(model, bank, attached, part, checkpoint)
     if is_top:
-        _load_own(model, bank, attached, checkpoint, head=head)
+        _load_own(model, bank, attached, part, checkpoint, head=head)
+
+
+def _keep(
+    model: "PreTrainedModel", bank: Bank, attached: Attached, part: Part, checkpoint: Checkpoint
+) -> None:
+    """The members that the part kept at each site, where some were pruned."""
+    for key, names in part.kept.items():
+        known = tuple(name for name in attached.members if name in names)
+        if key not in attached.combiners or not names or known != names:
+            raise CheckpointError(
+                f"{checkpoint.folder / CONFIG}: {part.name!r} keeps {list(names)} at {key!r}, but "
+                f"it has {', '.join(attached.members)} at {', '.join(attached.combiners)}."
+            )
+    if part.kept:
+        before = deactivate(model, bank)
+        attached.keep(part.kept)
+        reactivate(model, bank, before)
 
 
 def _load_own(
-    model: "PreTrainedModel", bank: Bank, attached: Attached, checkpoint: Checkpoint, *, head: bool
+    model: "PreTrainedModel",
+    bank: Bank,
+    attached: Attached,
+    part: Part,
+    checkpoint: Checkpoint,
+    *,
+    head: bool,
 ) -> None:
     """The delta's values for the head and for parameters of the base."""
     heads = head_names(model)
-    given = _own_tensors(checkpoint)
+    given = _own_tensors(checkpoint, part)
     needed = {key: value for key, value in attached.own.items() if key not in heads}
     wanted = {key: value for key, value in attached.own.items() if key in needed or key in given}
     if not head:
@@ -301,8 +381,8 @@ def _load_own(
 _HEAD_HINT = " To load the delta without its task head, pass head=False."
 
 
-def _own_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    prefix = f"{checkpoint.parts[-1].name}/own/"
+def _own_tensors(checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:
+    prefix = f"{part.name}/own/"
     return {
         k.removeprefix(prefix): t for k, t in checkpoint.tensors.items() if k.startswith(prefix)
     }
@@ -340,7 +420,8 @@ def _named(what: str, keys: list[str]) -> str:
 
 def _check_same(attached: Attached, part: Part, checkpoint: Checkpoint) -> None:
     own = {f"{part.name}/{key}": tensor for key, tensor in attached.tensors()}
-    same = attached.method == part.method and all(
+    alike = (attached.method, attached.kept) == (part.method, part.kept)
+    same = alike and all(
         key in checkpoint.tensors and torch.equal(tensor.cpu(), checkpoint.tensors[key])
         for key, tensor in own.items()
     )

@@ -88,7 +88,9 @@ def summary(model: "PreTrainedModel") -> Summary:
     """Counts the base, the head and the active deltas. Works on meta-device models too."""
     bank = bank_of(model)
     head = head_names(model)
-    parameters = base_parameters(model)
+    # While deltas are merged, a weight may be wider: its original is what is counted.
+    merged = {} if bank is None else bank.merged
+    parameters = {name: merged.get(name, p) for name, p in base_parameters(model).items()}
     base = [p for name, p in parameters.items() if name not in head]
     base_buffers = [b for name, b in model.named_buffers() if not name.startswith("deltakit.")]
     trained, deployed = _trained(bank, head), list(_deployed(bank, head))

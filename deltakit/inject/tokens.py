@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltakit.core.compose import Node, PositionsPort, Signal
+from deltakit.core.compose import Node, Signal
+from deltakit.core.ports import PositionsPort
 from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
 

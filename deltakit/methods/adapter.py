@@ -40,7 +40,7 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta
+from deltakit.core.delta import Delta, OnePass, Units, Widening
 from deltakit.core.method import Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
@@ -87,7 +87,7 @@ Initialisation = Literal["truncated_normal", "normal", "lora"]
 INITIALISATIONS: tuple[Initialisation, ...] = ("truncated_normal", "normal", "lora")
 
 
-class Bottleneck(Delta):
+class Bottleneck(Delta, OnePass, Widening):
     """f(x W_down + b_down) W_up + b_up, with dropout on the result.
 
     Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., bottleneck)``.
@@ -106,6 +106,7 @@ class Bottleneck(Delta):
     ) -> None:
         super().__init__()
         self.down = nn.Linear(d_in, bottleneck, bias=bias)
+        self.nonlinearity = activation
         self.activation = ACTIVATIONS[activation]
         self.up = nn.Linear(bottleneck, d_out, bias=bias)
         self.dropout = dropout
@@ -117,6 +118,25 @@ class Bottleneck(Delta):
     def forward(self, x: Tensor) -> Tensor:
         change = self.up(self.activation(self.down(x)))
         return F.dropout(change, self.dropout, self.training) if self.dropout else change
+
+    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
+        inner = self.activation(self.down(x))  # narrow: cheaper to scale than the change
+        if scale != 1.0:
+            inner = inner * scale
+        change = F.linear(inner, self.up.weight, _scaled(self.up.bias, scale))
+        return stream + (F.dropout(change, self.dropout, self.training) if self.dropout else change)
+
+    def units(self) -> Units:
+        down, up = self.down, self.up
+        biases = (
+            layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+            for layer in (down, up)
+        )
+        return Units(down.weight, next(biases), up.weight, next(biases), self.nonlinearity)
+
+
+def _scaled(tensor: Tensor | None, scale: float) -> Tensor | None:
+    return tensor if tensor is None or scale == 1.0 else tensor * scale
 
 
 def initialise(down: Tensor, up: Tensor, how: Initialisation) -> None:

@@ -11,7 +11,7 @@ Where the sources differ. The paper draws n from {0, ..., 11} for 12 layers; the
 `adapters` from {0, ..., 10}, and the library has no such training of its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -117,9 +117,13 @@ class AdapterDrop(Method):
         return self.method.trains(name, owner)
 
     def deployed(self) -> Method:
-        return AdapterDrop(
-            self.method.deployed(),
-            first=self.first,
-            layers=self.layers,
-            random_up_to=self.random_up_to,
-        )
+        return replace(self, method=self.method.deployed())
+
+    def summed(self, others: Sequence[Method]) -> Method:
+        inner = [other.method for other in others if isinstance(other, AdapterDrop)]
+        if [replace(self, method=method) for method in inner] != list(others):
+            return super().summed(others)
+        return replace(self, method=self.method.summed(inner))
+
+    def truncated(self, rank: int) -> Method:
+        return replace(self, method=self.method.truncated(rank))

@@ -21,6 +21,7 @@ input of the second projection); the `adapters` library rescales the output of t
 some architectures.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,14 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.core.checks import check_choice
-from deltakit.core.delta import Delta, Scaling
+from deltakit.core.delta import Additive, Delta, OnePass, Scaling
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 _FEEDFORWARD = {"post_activation": Site.FFN_MID, "pre_activation": Site.FFN_UP}
 
 
-class Rescale(Delta, Scaling):
+class Rescale(Delta, OnePass, Scaling, Additive):
     """h ⊙ (l - 1). Shapes: ``(..., d)`` to ``(..., d)``."""
 
     def __init__(self, d: int) -> None:
@@ -45,8 +46,19 @@ class Rescale(Delta, Scaling):
     def forward(self, x: Tensor) -> Tensor:
         return x * (self.vector - 1)
 
+    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
+        assert stream is x  # a sequential delta at a site whose stream is h
+        return x * (1 + scale * (self.vector - 1) if scale != 1.0 else self.vector)
+
     def factor(self) -> Tensor:
         return self.vector
+
+    def weighted_sum(
+        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
+    ) -> dict[str, Tensor]:
+        """1 + Σ w (l - 1) (Zhang et al. 2023, arXiv:2306.14870)."""
+        changes = [weight * (tensors["vector"] - 1) for weight, tensors in terms]
+        return {"vector": 1 + torch.stack(changes).sum(0)}
 
 
 @register_method("ia3")

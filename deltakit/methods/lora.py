@@ -20,7 +20,8 @@ value alone can be adapted.
 rsLoRA: Kalajdzievski (2023, arXiv:2312.03732).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -34,7 +35,7 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta, Mergeable
+from deltakit.core.delta import Additive, Delta, Mergeable, OnePass, add_product
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
@@ -42,7 +43,7 @@ from deltakit.errors import InvalidConfig, unknown
 Initialisation = Literal["gaussian", "kaiming"]
 
 
-class LowRank(Delta, Mergeable):
+class LowRank(Delta, OnePass, Mergeable, Additive):
     """drop(x) Aᵀ Bᵀ. Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., rank)``."""
 
     def __init__(
@@ -68,8 +69,35 @@ class LowRank(Delta, Mergeable):
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return F.linear(F.linear(x, self.lora_A), self.lora_B)
 
+    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        low = F.linear(x, self.lora_A)
+        return add_product(stream, low, self.lora_B, scale)
+
     def weight_change(self) -> Tensor:
         return self.lora_B @ self.lora_A
+
+    def weighted_sum(
+        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
+    ) -> dict[str, Tensor]:
+        """Σ w B A, exactly where the ranks add up to this form's, else its best approximation."""
+        A = torch.cat([tensors["lora_A"] for _, tensors in terms])
+        B = torch.cat([weight * tensors["lora_B"] for weight, tensors in terms], dim=1)
+        rank = self.lora_A.shape[0]
+        if rank < len(A):
+            A, B = _truncate(A, B, rank)
+        return {"lora_A": A, "lora_B": B}
+
+
+def _truncate(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors of the best approximation of B A, shared out evenly, zero beyond its own rank."""
+    (left, upper), (right, lower) = torch.linalg.qr(B), torch.linalg.qr(A.T)
+    u, s, v = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    root = s[:rank].sqrt()
+    missing = rank - len(root)
+    A = (root * (right @ v.T)[:, : len(root)]).T
+    B = (left @ u)[:, : len(root)] * root
+    return F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
 
 
 @register_method("lora")
@@ -147,6 +175,18 @@ class LoRA(Method):
             dropout=self.dropout,
             initialisation=self.initialisation,
         )
+
+    def summed(self, others: Sequence[Method]) -> Method:
+        """Its rank is the sum of the ranks and its scale is one; the rest is as in this one."""
+        loras = [other for other in others if isinstance(other, LoRA)]
+        if len(loras) < len(others):
+            return super().summed(others)
+        rank = self.rank + sum(lora.rank for lora in loras)
+        return replace(self, rank=rank, alpha=rank, rslora=False)
+
+    def truncated(self, rank: int) -> Method:
+        rank = min(rank, self.rank)
+        return replace(self, rank=rank, alpha=rank, rslora=False)
 
 
 def _names(targets: object) -> tuple[str, ...]:

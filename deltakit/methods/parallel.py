@@ -32,7 +32,7 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta
+from deltakit.core.delta import Delta, Units, Widening
 from deltakit.core.method import UNIFIED_VIEW, Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.methods.adapter import (
@@ -44,16 +44,19 @@ from deltakit.methods.adapter import (
 )
 
 
-class ScaledDelta(Delta):
+class ScaledDelta(Delta, Widening):
     """s f(x) with a learned scalar s. Shapes as those of `form`."""
 
-    def __init__(self, form: Delta, scale: float) -> None:
+    def __init__(self, form: Bottleneck, scale: float) -> None:
         super().__init__()
         self.form = form
         self.scale = nn.Parameter(torch.full((1,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.form(x)
+
+    def units(self) -> Units:
+        return self.form.units().scaled(self.scale)
 
 
 @register_method("parallel")

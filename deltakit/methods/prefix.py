@@ -23,7 +23,7 @@ this have them in all three. E starts from N(0, 1) in all of them.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,8 @@ class ReparametrisedPrefix(Positions, Reparametrised):
     """One layer's keys and values, as the network makes them: ``(2, length, d_kv)``.
 
     The first layer of a stack has the trunk among its modules; the others refer to it. In
-    evaluation the result is kept until a parameter changes.
+    evaluation the result is kept until a parameter changes, or `train` or `eval` is called: what
+    goes past autograd's count of changes (fused optimisers, ``p.data``) comes between those.
     """
 
     def __init__(self, trunk: Trunk, d_kv: int, *, owner: bool, dropout: float = 0.0) -> None:
@@ -87,6 +88,10 @@ class ReparametrisedPrefix(Positions, Reparametrised):
         if self._kept is None or self._kept[0] != state:
             self._kept = state, self._memory()
         return self._kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        self._kept = None
+        return super().train(mode)
 
     def _memory(self) -> Tensor:
         hidden = self._trunk[0]().to(self.up.weight.device)
@@ -144,7 +149,7 @@ class PrefixTuning(Method):
         venue="Annual Meeting of the Association for Computational Linguistics",
         arxiv="2101.00190",
     )
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
     starts: ClassVar[Start] = Start.ELSEWHERE
 
     def __post_init__(self) -> None:

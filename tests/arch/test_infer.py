@@ -277,3 +277,5 @@ def test_a_feed_forward_with_more_than_its_projections_is_left_out() -> None:
     (stack,) = inference.family.stacks
     assert isinstance(stack.sites, dict) and not FFN & set(stack.sites)
     assert "blocks.*: ffn: left out, beside second there is experts" in inference.evidence
+    unseen = "blocks.*: experts: in no projection or norm; what it does is not seen"
+    assert unseen in inference.evidence

@@ -264,8 +264,8 @@ def saved(folder: Path, method: dk.Method, *, width: int = 16, layers: int = 2) 
 @pytest.mark.parametrize(
     ("method", "shape", "part"),
     [
-        (dk.SequentialAdapter(), {"width": 32}, "hidden_size=32"),
-        (dk.SequentialAdapter(), {"layers": 1}, "num_hidden_layers=1"),
+        (dk.SequentialAdapter(), {"width": 32}, "encoder width=32"),
+        (dk.SequentialAdapter(), {"layers": 1}, "encoder layers=1"),
         (dk.SequentialAdapter(placement="houlsby"), {}, "mine"),
         (dk.LoRA(), {}, "mine"),
     ],

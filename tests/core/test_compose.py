@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import deltakit as dk
-from deltakit.core.compose import AddingPort, Chain, Leaf, One, Signal, Total
+from deltakit.core.algebra import One
+from deltakit.core.compose import Chain, Leaf, Signal, Total
+from deltakit.core.ports import AddingPort
 from deltakit.core.site import Insertion
 from deltakit.errors import InvalidConfig
 
@@ -81,7 +83,7 @@ def test_a_total_is_linear_in_its_weights(factors: list[float], data: Any) -> No
 
 def test_a_mean_weighs_by_name_where_a_part_is_absent() -> None:
     mean = dk.Mean("a", "b", "c", weights=[1.0, 10.0, 100.0])
-    node = mean.node([("a", leaf(1)), ("c", leaf(1))])
+    node = mean.node({"a": leaf(1), "c": leaf(1)}.get)
     assert node.change(SIGNAL, Plain()).item() == pytest.approx(303.0)
 
 
@@ -90,8 +92,8 @@ def test_names_and_default_weights() -> None:
     assert dk.Stack("a", "b").names == ("a", "b")
     assert One("a") == One("a") and dk.Stack("a") != dk.Stack("b")
     node = leaf(1)
-    assert One("a").node([("a", node)]) is node
-    assert dk.Stack("a", "b").node([("a", node), ("b", node)]).leaves == (node, node)
+    assert One("a").node({"a": node}.get) is node
+    assert dk.Stack("a", "b").node({"a": node, "b": node}.get).leaves == (node, node)
 
 
 @pytest.mark.parametrize(

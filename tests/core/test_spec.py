@@ -19,7 +19,7 @@ from deltakit.core.method import (
     method_to_dict,
     register_method,
 )
-from deltakit.core.spec import parse_method, split_outside_brackets
+from deltakit.core.spec import format_method, parse_method, split_outside_brackets
 from deltakit.errors import DeltakitError, InvalidConfig, NameInUse, UnknownName
 
 NAMES = st.text("abcdefghij_-0123456789", min_size=1, max_size=6)
@@ -259,3 +259,21 @@ def test_a_sum_is_flat_and_has_the_smallest_learning_rate() -> None:
     assert total.paper.arxiv == "2110.04366"
     with pytest.raises(TypeError):
         dk.LoRA() + "houlsby"  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("spec", "written"),
+    [
+        ("adapter", "adapter"),
+        ("pfeiffer", "adapter"),
+        ("houlsby[reduction=8]", "houlsby[reduction=8]"),
+        ("lora[targets=q/k/v,rank=8]", "lora[targets=q/k/v]"),
+        ("mam[prefix_bottleneck=none,bias=false]", "mam[prefix_bottleneck=none,bias=false]"),
+        ("adapterdrop[method=houlsby,first=1]", "adapterdrop[method=houlsby,first=1]"),
+        ("prefix[length=10]+lora[rank=4]", "prefix[length=10]+lora[rank=4]"),
+    ],
+)
+def test_a_method_written_down_is_read_again(spec: str, written: str) -> None:
+    method = dk.parse_method(spec)
+    assert format_method(method) == written
+    assert dk.parse_method(written) == method

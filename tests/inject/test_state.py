@@ -105,9 +105,9 @@ def test_files(kit: SimpleNamespace, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "folder"
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
     config = json.loads((folder / CONFIG).read_text())
-    assert config["format"] == "deltakit" and config["schema_version"] == 1
+    assert config["format"] == "deltakit" and config["schema_version"] == 2
     assert [d["name"] for d in config["deltas"]] == ["a", "b", "mine"]
-    assert config["base"] == {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2}
+    assert config["base"] == {"model_type": "bert", "encoder width": 16, "encoder layers": 2}
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     assert config["weights"] == {"file": WEIGHTS, "sha256": digest}
     keys = set(load_file(folder / WEIGHTS))
@@ -324,8 +324,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "json of another kind": (lambda f: (f / CONFIG).write_text("[1]"), r"no format 'deltakit'"),
     "another format": (lambda f: edit(f, lambda c: c.update(format="x")), r"no format 'deltakit'"),
     "future schema": (
-        lambda f: edit(f, lambda c: c.update(schema_version=2)),
-        r"schema_version 2; this deltakit reads 1.*version that saved it",
+        lambda f: edit(f, lambda c: c.update(schema_version=3)),
+        r"schema_version 3; this deltakit reads 1 and 2.*version that saved it",
     ),
     "no schema": (lambda f: edit(f, lambda c: c.pop("schema_version")), r"schema_version None"),
     "unknown method": (
@@ -364,12 +364,12 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"a base with model_type='roberta'; this BertForSequenceClassification has .*'bert'",
     ),
     "other depth": (
-        lambda f: edit(f, lambda c: c["base"].update(num_hidden_layers=12)),
-        r"num_hidden_layers=12; .* num_hidden_layers=2",
+        lambda f: edit(f, lambda c: c["base"].update({"encoder layers": 12})),
+        r"encoder layers=12; .* encoder layers=2",
     ),
     "other width": (
-        lambda f: edit(f, lambda c: c["base"].update(hidden_size=768)),
-        r"hidden_size=768",
+        lambda f: edit(f, lambda c: c["base"].update({"encoder width": 768})),
+        r"encoder width=768",
     ),
     "peft": (
         foreign('{"peft_type": "LORA", "r": 8}'),
@@ -494,3 +494,16 @@ def test_an_interrupted_save_leaves_the_old_delta(
     fresh = kit.make_model("bert", "classify")
     dk.load(fresh, tmp_path)
     assert torch.equal(kit.out(fresh, batch), expected)
+
+
+def test_a_folder_of_the_first_schema_loads(kit: SimpleNamespace, tmp_path: Path) -> None:
+    model = trained(kit, "fusion")
+    dk.save(model, tmp_path, name="mine")
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config["base"] = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2}
+    config["schema_version"] = 1
+    del config["active"]
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    fresh, batch = kit.make_model("bert", "classify"), kit.make_batch()
+    dk.load(fresh, tmp_path)
+    assert torch.equal(kit.out(fresh, batch), kit.out(model, batch))

@@ -1,4 +1,4 @@
-"""The baselines, and the parameter counts of the papers on models without memory."""
+"""The baselines, and what the summary counts (the papers' counts are in test_counts)."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,41 +8,6 @@ import torch
 
 import deltakit as dk
 from deltakit.core.method import Role
-
-LARGE = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-}
-ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-LLAMA_3B = {
-    "vocab_size": 128256,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "tie_word_embeddings": True,
-}
-
-
-def meta(family: str, kind: str = "bare", **config: Any) -> Any:
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-    )
-
-    cls = {
-        "bare": AutoModel,
-        "causal": AutoModelForCausalLM,
-        "classify": AutoModelForSequenceClassification,
-    }[kind]
-    with torch.device("meta"):
-        return cls.from_config(AutoConfig.for_model(family, **config))
 
 
 def trained(model: Any, method: dk.Method) -> int:
@@ -57,66 +22,22 @@ def trained(model: Any, method: dk.Method) -> int:
 
 @pytest.fixture(scope="module")
 def bert_base() -> Any:
-    return meta("bert")
+    from transformers import BertConfig, BertModel
+
+    with torch.device("meta"):
+        return BertModel(BertConfig())
 
 
 @pytest.mark.parametrize(
     ("spec", "count"),
     [
-        ("pfeiffer[bottleneck=48]", 894_528),  # P4
-        ("pfeiffer", 894_528),
-        ("pfeiffer[reduction=2]", 7_091_712),  # P5
-        ("pfeiffer[reduction=64]", 230_544),
-        ("houlsby", 1_789_056),  # P6
-        ("lora[rank=8]", 294_912),  # P9
         ("lora[rank=8,targets=q/k/v]", 442_368),
         ("lora[rank=8,targets=q/k/v/up/down]", 1_179_648),
         ("lora[rank=8]+pfeiffer", 294_912 + 894_528),
     ],
 )
-def test_published_counts_bert_base(bert_base: Any, spec: str, count: int) -> None:
+def test_counts_bert_base(bert_base: Any, spec: str, count: int) -> None:
     assert trained(bert_base, dk.parse_method(spec)) == count
-
-
-def test_published_count_lora_roberta_large() -> None:
-    assert trained(meta("roberta", **ROBERTA, **LARGE), dk.LoRA(rank=8)) == 786_432  # P11
-
-
-def test_published_counts_llama_3b() -> None:
-    model = meta("llama", "causal", **LLAMA_3B)
-    dk.attach(model, dk.LoRA(rank=32))
-    found = dk.summary(model)
-    assert found.trained_params == 9_175_040  # P20
-    assert found.base_params == 3_212_749_824
-    assert found.head_params == 0
-
-
-def test_published_count_fusion_of_eight(bert_base: Any) -> None:
-    model, names = bert_base, tuple("abcdefgh")
-    for name in names:
-        dk.attach(model, dk.SequentialAdapter(), name=name)
-    dk.attach(model, dk.AdapterFusion(*names), name="fused")
-    found = dk.summary(model)
-    dk.detach(model)
-    assert found.trained_params == 21_252_096  # P23
-    assert found.deployed_params == 21_252_096 + 8 * 894_528
-    assert {row.delta: row.trained for row in found.rows} == {
-        **dict.fromkeys(names, False),
-        "fused": True,
-    }
-
-
-def test_published_count_fusion_without_value(bert_base: Any) -> None:
-    dk.attach(bert_base, dk.SequentialAdapter(), name="a")
-    dk.attach(bert_base, dk.AdapterFusion("a", value=False), name="fused")
-    found = dk.summary(bert_base)
-    dk.detach(bert_base)
-    assert found.trained_params == 14_174_208
-
-
-def test_base_params_of_the_bases(bert_base: Any) -> None:
-    assert dk.summary(bert_base).base_params == 109_482_240
-    assert dk.summary(meta("roberta", **ROBERTA)).base_params == 124_645_632
 
 
 def test_base_bytes_and_delta_bytes(kit: SimpleNamespace) -> None:

@@ -43,12 +43,3 @@ def test_a_model_without_biases_is_refused(kit: SimpleNamespace) -> None:
     with pytest.raises(InvalidConfig, match="BitFit finds nothing to train in this LlamaModel"):
         dk.attach(model, dk.BitFit())
     kit.assert_same(before, kit.snapshot(model))
-
-
-def test_published_count() -> None:
-    from transformers import BertConfig, BertModel
-
-    with torch.device("meta"):
-        model = BertModel(BertConfig())
-    dk.attach(model, dk.BitFit())
-    assert dk.summary(model).trained_params == 102_912

@@ -61,7 +61,7 @@ def test_golden_attention(golden: Any, kit: SimpleNamespace, case: str) -> None:
         layer, _, site = key.partition(".")
         mine = f"encoder.{layer}.{sites[site]}"
         torch.testing.assert_close(seen.weights[mine], expected, atol=1e-5, rtol=0)
-        mean = dict(zip(seen.members, expected[mask].mean(0).tolist(), strict=True))
+        mean = dict(zip(seen.members[mine], expected[mask].mean(0).tolist(), strict=True))
         assert seen.mean()[mine] == pytest.approx(mean, abs=1e-5)
 
 

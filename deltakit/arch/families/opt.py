@@ -48,6 +48,6 @@ register_family(
                 sites=_sites,
             ),
         ),
-        tokens=Tokens(path="decoder"),  # the model with a head calls it, and not the one around
+        tokens=Tokens(path="decoder"),
     )
 )

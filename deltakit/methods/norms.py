@@ -1,0 +1,32 @@
+"""Norm tuning: train the norms of the base, nothing else (Zhao et al. 2024, arXiv:2312.11420).
+
+Like BitFit it puts no module anywhere: its placements are empty, and it has values of its own for
+the weights and biases of every norm layer (`Method.trains`).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from deltakit.core.method import Method, Paper, register_method
+
+
+@register_method("norms")
+@dataclass(frozen=True, kw_only=True)
+class NormTuning(Method):
+    """Trains every norm layer of the base (Zhao et al. 2024)."""
+
+    paper: ClassVar[Paper] = Paper(
+        key="zhao2024tuning",
+        title="Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning",
+        authors="Zhao, Bingchen and Tu, Haoqin and Wei, Chen and Mei, Jieru and Xie, Cihang",
+        year=2024,
+        venue="International Conference on Learning Representations",
+        arxiv="2312.11420",
+    )
+    learning_rate: ClassVar[float] = 3e-3
+
+    def trains(self, name: str, owner: nn.Module) -> bool:
+        del name
+        return type(owner).__name__.endswith("Norm")
