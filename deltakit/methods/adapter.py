@@ -41,7 +41,7 @@ from deltakit.core.checks import (
     check_whole,
 )
 from deltakit.core.delta import ByRow, Delta, OnePass, Units, Widening
-from deltakit.core.method import Method, Paper, Placement, register_method
+from deltakit.core.method import Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
 
@@ -229,6 +229,12 @@ class SequentialAdapter(Method):
     def paper(self) -> Paper:  # type: ignore[override]
         """The paper of the placement."""
         return _PRESETS[self.placement].paper
+
+    @property
+    def starts(self) -> Start:  # type: ignore[override]
+        """Near the identity in both papers, exactly there with "lora"."""
+        chosen = self.initialisation or _PRESETS[self.placement].initialisation
+        return Start.IDENTITY if chosen == "lora" else Start.NEAR
 
     def placements(self) -> tuple[Placement, ...]:
         return tuple(
