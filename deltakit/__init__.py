@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         Units,
         Widening,
     )
-    from deltakit.core.method import Method, Paper, Placement, register_method
+    from deltakit.core.method import Method, Paper, Placement, Start, register_method
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
     from deltakit.errors import DeltakitError, NotMergeable
@@ -79,7 +79,7 @@ _HOMES = {
         "Units",
         "Widening",
     ),
-    "deltakit.core.method": ("Method", "Paper", "Placement", "register_method"),
+    "deltakit.core.method": ("Method", "Paper", "Placement", "Start", "register_method"),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
@@ -144,6 +144,7 @@ __all__ = [
     "SequentialAdapter",
     "Site",
     "Stack",
+    "Start",
     "Units",
     "Widening",
     "__version__",

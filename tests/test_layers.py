@@ -12,13 +12,15 @@ from deltakit.core.method import CLASSES, METHODS
 PACKAGE = Path(dk.__file__).parent
 FORBIDDEN = {
     "core": ("transformers", "deltakit.arch", "deltakit.inject", "deltakit.methods",
-             "deltakit.compare", "deltakit.interop", "deltakit.cli"),
+             "deltakit.compare", "deltakit.interop", "deltakit.testing", "deltakit.cli"),
     "methods": ("transformers", "deltakit.arch", "deltakit.inject", "deltakit.compare",
-                "deltakit.interop", "deltakit.cli"),
+                "deltakit.interop", "deltakit.testing", "deltakit.cli"),
     "arch": ("deltakit.inject", "deltakit.methods", "deltakit.compare", "deltakit.interop",
-             "deltakit.cli"),
-    "inject": ("deltakit.methods", "deltakit.compare", "deltakit.interop", "deltakit.cli"),
-    "compare": ("deltakit.methods", "deltakit.cli"),
+             "deltakit.testing", "deltakit.cli"),
+    "inject": ("deltakit.methods", "deltakit.compare", "deltakit.interop", "deltakit.testing",
+               "deltakit.cli"),
+    "compare": ("deltakit.methods", "deltakit.testing", "deltakit.cli"),
+    "testing": ("deltakit.methods", "deltakit.compare", "deltakit.interop", "deltakit.cli"),
 }  # fmt: skip
 
 
@@ -60,6 +62,12 @@ def test_imports_point_down(package: str) -> None:
         for module in imported(tree):
             for banned in FORBIDDEN[package]:
                 assert not f"{module}.".startswith(f"{banned}."), f"{relative(path)}: {module}"
+
+
+def test_only_the_suite_needs_pytest() -> None:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ("pytest" in imported(tree)) is (relative(path) == "testing/suite.py"), path
 
 
 def docstrings(tree: ast.Module) -> set[int]:

@@ -125,8 +125,7 @@ class Leaf(Node):
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         del port
-        dtype, source = compute_dtype(self.delta), self._source(signal)
-        change = self.delta(source if dtype is None else source.to(dtype))
+        change = self.delta(cast(self._source(signal), compute_dtype(self.delta)))
         if self.scale != 1.0:
             change = change * self.scale
         return change.to(signal.stream.dtype)
@@ -149,6 +148,21 @@ class Leaf(Node):
     @property
     def present(self) -> bool:  # ends the recursion
         return self.gate is None or self.layer >= self.gate.dropped
+
+
+def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """`x` in `dtype`, made once for all deltas that read the same x (query, key and value do)."""
+    if dtype is None or x.dtype == dtype:
+        return x
+    if torch.compiler.is_compiling():
+        return x.to(dtype)
+    kept = vars(x).get(_CAST)
+    if kept is None or kept.dtype != dtype:
+        kept = vars(x)[_CAST] = x.to(dtype)  # on x, so that it lives as long
+    return kept
+
+
+_CAST = "_deltakit_cast"
 
 
 def _autocasts(tensor: Tensor) -> bool:

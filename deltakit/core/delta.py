@@ -32,6 +32,20 @@ class OnePass(ABC):
         """``stream + scale · f(x)``, all of one dtype."""
 
 
+class ByRow(ABC):
+    """A delta that can compute many of its kind at once, one for each row of a batch."""
+
+    @abstractmethod
+    def by_row(self, parameters: Mapping[str, Tensor], x: Tensor, scale: Tensor) -> Tensor:
+        """``scale · f(x)`` where every row has parameters of its own.
+
+        Args:
+            parameters: by name, ``(rows, ...)`` each.
+            x: ``(rows, tokens, d)``.
+            scale: ``(rows, 1, 1)``.
+        """
+
+
 class Positions(Delta, ABC):
     """A change that is positions beside those of the sequence: ``(..., length, d)``.
 

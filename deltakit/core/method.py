@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
@@ -77,17 +77,30 @@ class Role(Enum):
     """Trains everything: what a delta is measured against."""
 
 
+class Start(IntEnum):
+    """What a model computes when a method has just been attached to it."""
+
+    IDENTITY = 0
+    """What it did before, bit for bit."""
+    NEAR = 1
+    """Nearly what it did before: the change is small and random."""
+    ELSEWHERE = 2
+    """Something else, until it is trained."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A way of adapting a model.
 
     Class variables that a method sets: `paper`, `learning_rate` (where training starts when nobody
-    says otherwise; the comparison can search it) and, for baselines, `role`.
+    says otherwise; the comparison can search it), `starts` where that is not at the identity and,
+    for baselines, `role`.
     """
 
     paper: ClassVar[Paper]
     learning_rate: ClassVar[float]
     role: ClassVar[Role] = Role.METHOD
+    starts: ClassVar[Start] = Start.IDENTITY
 
     def placements(self) -> tuple[Placement, ...]:
         """Where this method puts new modules. None by default."""
@@ -161,6 +174,11 @@ class Sum(Method):
     def learning_rate(self) -> float:  # type: ignore[override]
         """The smallest of the parts': what none of them diverges at."""
         return min(part.learning_rate for part in self.parts)
+
+    @property
+    def starts(self) -> Start:  # type: ignore[override]
+        """As far away as the farthest of the parts."""
+        return max(part.starts for part in self.parts)
 
     @property
     def paper(self) -> Paper:  # type: ignore[override]

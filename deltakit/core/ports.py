@@ -28,11 +28,11 @@ class AddingPort(Port, ABC):
     def _by_row(self, node: Rows, signal: Signal) -> Tensor:
         groups = node.groups()
         if len(groups) == 1 and len(groups[0][1]) == len(node.choice):
-            return change_of_rows(groups[0][0], signal, self)
+            return change_of_rows(node, groups[0][0], signal, self)
         total = torch.zeros_like(signal.stream)
         for parts, rows in groups:
             index = node.index(rows, total.device)
-            change = change_of_rows(parts, _rows_of(signal, index), self)
+            change = change_of_rows(node, parts, _rows_of(signal, index), self)
             total = total.index_copy(0, index, change)
         return total
 

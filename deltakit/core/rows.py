@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from deltakit.core.compose import Leaf, Node, Port, Signal
-from deltakit.core.delta import Combiner, compute_dtype
+from deltakit.core.compose import Leaf, Node, Port, Signal, cast
+from deltakit.core.delta import ByRow, Combiner, compute_dtype
 from deltakit.core.site import Insertion
+
+Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,18 +22,26 @@ class Rows(Node):
 
     parts: tuple[Node, ...]
     choice: tuple[int | None, ...]
+    _groups: dict[Any, list[Grouping]] = field(default_factory=dict)
     _indices: dict[Any, Tensor] = field(default_factory=dict)
+    _parameters: dict[Any, list[dict[str, Tensor]]] = field(default_factory=dict)
+    _kept: dict[Any, tuple[Any, dict[str, Tensor]]] = field(default_factory=dict)
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         return port.rows(self, signal)
 
-    def groups(self) -> list[tuple[tuple[Node, ...], tuple[int, ...]]]:
+    def groups(self) -> list[Grouping]:
         """Parts that are computed together, and the rows that they are for, a part each."""
-        found: dict[Any, list[int]] = {}
-        for row, chosen in enumerate(self.choice):
-            if chosen is not None and self.parts[chosen].present:
-                found.setdefault(_kind(self.parts[chosen], chosen), []).append(row)
-        return [(tuple(self._part(row) for row in rows), tuple(rows)) for rows in found.values()]
+        present = tuple(part.present for part in self.parts)
+        if present not in self._groups:
+            found: dict[Any, list[int]] = {}
+            for row, chosen in enumerate(self.choice):
+                if chosen is not None and present[chosen]:
+                    found.setdefault(_kind(self.parts[chosen], chosen), []).append(row)
+            self._groups[present] = [
+                (tuple(self._part(row) for row in rows), tuple(rows)) for rows in found.values()
+            ]
+        return self._groups[present]
 
     def index(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
         """`rows` as a tensor, made once."""
@@ -39,6 +49,23 @@ class Rows(Node):
         if key not in self._indices:
             self._indices[key] = torch.tensor(rows, device=device)
         return self._indices[key]
+
+    def stacked(self, leaves: tuple[Leaf, ...]) -> dict[str, Tensor]:
+        """Each parameter of the rows' forms, ``(rows, ...)``.
+
+        Without gradients it is kept until a parameter changes.
+        """
+        if leaves not in self._parameters:
+            self._parameters[leaves] = [dict(leaf.delta.named_parameters()) for leaf in leaves]
+        own = self._parameters[leaves]
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._kept.clear()
+            return {name: torch.stack([each[name] for each in own]) for name in own[0]}
+        state = tuple((id(p), p.data_ptr(), p._version) for each in own for p in each.values())
+        if leaves not in self._kept or self._kept[leaves][0] != state:
+            stacked = {name: torch.stack([each[name] for each in own]) for name in own[0]}
+            self._kept[leaves] = state, stacked
+        return self._kept[leaves][1]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -72,27 +99,25 @@ class Rows(Node):
         return any(part.weighs for part in self.parts)
 
 
-def change_of_rows(parts: tuple[Node, ...], signal: Signal, port: Port) -> Tensor:
+def change_of_rows(node: Rows, parts: tuple[Node, ...], signal: Signal, port: Port) -> Tensor:
     """Δh where row i of `signal` uses ``parts[i]``; all parts are of one kind."""
     first = parts[0]
     if all(part is first for part in parts):
         return first.change(signal, port)
-    leaves = [part for part in parts if isinstance(part, Leaf)]
+    leaves = tuple(part for part in parts if isinstance(part, Leaf))
     source = signal.h if leaves[0].insertion is Insertion.SEQUENTIAL else signal.x
-    dtype = compute_dtype(leaves[0].delta)
-    change = grouped([leaf.delta for leaf in leaves], source if dtype is None else source.to(dtype))
-    if any(leaf.scale != 1.0 for leaf in leaves):
-        scale = change.new_tensor([leaf.scale for leaf in leaves])
-        change = change * scale.view(-1, *(1,) * (change.ndim - 1))
-    return change.to(signal.stream.dtype)
+    source = cast(source, compute_dtype(leaves[0].delta))
+    return grouped(leaves, node.stacked(leaves), source).to(signal.stream.dtype)
 
 
-def grouped(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """``modules[i](x[i])`` for modules of one class and shape, as batched matrix products."""
-    tensors = [dict(module.named_parameters()) for module in modules]
-    stacked = {name: torch.stack([each[name] for each in tensors]) for name in tensors[0]}
-    run = vmap(partial(_call, modules[0]), randomness="different")
-    return run(stacked, x)
+def grouped(leaves: Sequence[Leaf], parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    """``s_i · f_i(x[i])`` for forms of one class and shape, as batched matrix products."""
+    first = leaves[0].delta
+    scale = x.new_tensor([leaf.scale for leaf in leaves])
+    if isinstance(first, ByRow) and x.ndim == 3:
+        return first.by_row(parameters, x, scale.view(-1, 1, 1))
+    change = vmap(partial(_call, first), randomness="different")(parameters, x)
+    return change * scale.view(-1, *(1,) * (change.ndim - 1))
 
 
 def _call(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -306,7 +306,7 @@ def _why(site: Site) -> str:
         case Site.ATTN_KV:
             return ": its attention does not call transformers' attention interface"
         case Site.TOKENS:
-            return ": it is not given a sequence of tokens"
+            return ": no place for further tokens is known in it"
         case _:
             return ""
 

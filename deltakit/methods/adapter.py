@@ -24,7 +24,7 @@ Where the sources differ. Houlsby's text names no nonlinearity and its code uses
 The paper initialises with σ = 1e-2, its code with 1e-3; `adapters` draws from N(0, 0.02²).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -40,8 +40,8 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta, OnePass, Units, Widening
-from deltakit.core.method import Method, Paper, Placement, register_method
+from deltakit.core.delta import ByRow, Delta, OnePass, Units, Widening
+from deltakit.core.method import Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
 
@@ -87,7 +87,7 @@ Initialisation = Literal["truncated_normal", "normal", "lora"]
 INITIALISATIONS: tuple[Initialisation, ...] = ("truncated_normal", "normal", "lora")
 
 
-class Bottleneck(Delta, OnePass, Widening):
+class Bottleneck(Delta, OnePass, ByRow, Widening):
     """f(x W_down + b_down) W_up + b_up, with dropout on the result.
 
     Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., bottleneck)``.
@@ -126,6 +126,11 @@ class Bottleneck(Delta, OnePass, Widening):
         change = F.linear(inner, self.up.weight, _scaled(self.up.bias, scale))
         return stream + (F.dropout(change, self.dropout, self.training) if self.dropout else change)
 
+    def by_row(self, parameters: Mapping[str, Tensor], x: Tensor, scale: Tensor) -> Tensor:
+        inner = self.activation(_linear_by_row(x, parameters, "down"))
+        change = _linear_by_row(inner, parameters, "up") * scale
+        return F.dropout(change, self.dropout, self.training) if self.dropout else change
+
     def units(self) -> Units:
         down, up = self.down, self.up
         biases = (
@@ -133,6 +138,12 @@ class Bottleneck(Delta, OnePass, Widening):
             for layer in (down, up)
         )
         return Units(down.weight, next(biases), up.weight, next(biases), self.nonlinearity)
+
+
+def _linear_by_row(x: Tensor, parameters: Mapping[str, Tensor], name: str) -> Tensor:
+    product = torch.bmm(x, parameters[f"{name}.weight"].mT)
+    bias = parameters.get(f"{name}.bias")
+    return product if bias is None else product + bias.unsqueeze(1)
 
 
 def _scaled(tensor: Tensor | None, scale: float) -> Tensor | None:
@@ -218,6 +229,12 @@ class SequentialAdapter(Method):
     def paper(self) -> Paper:  # type: ignore[override]
         """The paper of the placement."""
         return _PRESETS[self.placement].paper
+
+    @property
+    def starts(self) -> Start:  # type: ignore[override]
+        """Near the identity in both papers, exactly there with "lora"."""
+        chosen = self.initialisation or _PRESETS[self.placement].initialisation
+        return Start.IDENTITY if chosen == "lora" else Start.NEAR
 
     def placements(self) -> tuple[Placement, ...]:
         return tuple(

@@ -18,7 +18,7 @@ from typing import ClassVar
 from torch import nn
 
 from deltakit.core.checks import check_whole
-from deltakit.core.method import CombiningMethod, Method, Paper, Placement, register_method
+from deltakit.core.method import CombiningMethod, Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Site
 from deltakit.errors import InvalidConfig
 from deltakit.methods.adapter import SequentialAdapter
@@ -96,6 +96,11 @@ class AdapterDrop(Method):
     def learning_rate(self) -> float:  # type: ignore[override]
         """That of the method."""
         return self.method.learning_rate
+
+    @property
+    def starts(self) -> Start:  # type: ignore[override]
+        """Where the method does."""
+        return self.method.starts
 
     def placements(self) -> tuple[Placement, ...]:
         omitted = frozenset((*range(self.first), *self.layers))

@@ -29,14 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.core.checks import check_choice
-from deltakit.core.delta import Additive, Delta, OnePass, Scaling
+from deltakit.core.delta import Additive, ByRow, Delta, OnePass, Scaling
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 _FEEDFORWARD = {"post_activation": Site.FFN_MID, "pre_activation": Site.FFN_UP}
 
 
-class Rescale(Delta, OnePass, Scaling, Additive):
+class Rescale(Delta, OnePass, ByRow, Scaling, Additive):
     """h ⊙ (l - 1). Shapes: ``(..., d)`` to ``(..., d)``."""
 
     def __init__(self, d: int) -> None:
@@ -49,6 +49,9 @@ class Rescale(Delta, OnePass, Scaling, Additive):
     def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
         assert stream is x  # a sequential delta at a site whose stream is h
         return x * (1 + scale * (self.vector - 1) if scale != 1.0 else self.vector)
+
+    def by_row(self, parameters: Mapping[str, Tensor], x: Tensor, scale: Tensor) -> Tensor:
+        return x * (scale * (parameters["vector"].unsqueeze(1) - 1))
 
     def factor(self) -> Tensor:
         return self.vector

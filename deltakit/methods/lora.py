@@ -35,7 +35,7 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Additive, Delta, Mergeable, OnePass, add_product
+from deltakit.core.delta import Additive, ByRow, Delta, Mergeable, OnePass, add_product
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
@@ -43,7 +43,7 @@ from deltakit.errors import InvalidConfig, unknown
 Initialisation = Literal["gaussian", "kaiming"]
 
 
-class LowRank(Delta, OnePass, Mergeable, Additive):
+class LowRank(Delta, OnePass, ByRow, Mergeable, Additive):
     """drop(x) Aᵀ Bᵀ. Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., rank)``."""
 
     def __init__(
@@ -73,6 +73,11 @@ class LowRank(Delta, OnePass, Mergeable, Additive):
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         low = F.linear(x, self.lora_A)
         return add_product(stream, low, self.lora_B, scale)
+
+    def by_row(self, parameters: Mapping[str, Tensor], x: Tensor, scale: Tensor) -> Tensor:
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        low = torch.bmm(x, parameters["lora_A"].mT) * scale
+        return torch.bmm(low, parameters["lora_B"].mT)
 
     def weight_change(self) -> Tensor:
         return self.lora_B @ self.lora_A

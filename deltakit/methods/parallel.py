@@ -33,7 +33,7 @@ from deltakit.core.checks import (
     check_whole,
 )
 from deltakit.core.delta import Delta, Units, Widening
-from deltakit.core.method import UNIFIED_VIEW, Method, Paper, Placement, register_method
+from deltakit.core.method import UNIFIED_VIEW, Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.methods.adapter import (
     ACTIVATIONS,
@@ -89,6 +89,11 @@ class ParallelAdapter(Method):
 
     paper: ClassVar[Paper] = UNIFIED_VIEW
     learning_rate: ClassVar[float] = 3e-4
+
+    @property
+    def starts(self) -> Start:  # type: ignore[override]
+        """At the identity, unless the initialisation is one of the sequential adapters'."""
+        return Start.IDENTITY if self.initialisation == "lora" else Start.NEAR
 
     def __post_init__(self) -> None:
         check_positive(self, reduction=self.reduction, scale=self.scale)

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from deltakit.core.checks import check_fraction, check_whole
 from deltakit.core.delta import Delta, Positions, Reparametrised
-from deltakit.core.method import Method, Paper, Placement, register_method
+from deltakit.core.method import Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 
@@ -150,6 +150,7 @@ class PrefixTuning(Method):
         arxiv="2101.00190",
     )
     learning_rate: ClassVar[float] = 3e-3
+    starts: ClassVar[Start] = Start.ELSEWHERE
 
     def __post_init__(self) -> None:
         check_whole(self, length=self.length)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from deltakit.core.checks import check_whole
 from deltakit.core.delta import Delta, Positions
-from deltakit.core.method import Method, Paper, Placement, register_method
+from deltakit.core.method import Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 
@@ -67,6 +67,7 @@ class PromptTuning(Method):
         arxiv="2104.08691",
     )
     learning_rate: ClassVar[float] = 3e-2
+    starts: ClassVar[Start] = Start.ELSEWHERE
 
     def __post_init__(self) -> None:
         check_whole(self, length=self.length)

@@ -154,3 +154,26 @@ def test_detach_takes_the_readers_too(kit: SimpleNamespace) -> None:
     dk.attach(model, Beside())
     dk.detach(model)
     kit.assert_same(before, kit.snapshot(model))
+
+
+def test_deltas_that_read_the_same_input_share_its_cast(kit: SimpleNamespace) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Casts(TorchDispatchMode):
+        found: int = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            wider = func is torch.ops.aten._to_copy.default and args[0].ndim == 3
+            self.found += wider and (kwargs or {}).get("dtype") is torch.float32
+            return func(*args, **(kwargs or {}))
+
+    counts = {}
+    for targets in (("q",), ("q", "k", "v")):
+        model = kit.make_model("bert").to(torch.bfloat16)
+        with Casts() as plain:
+            model(**kit.make_batch())
+        dk.attach(model, dk.LoRA(rank=2, targets=targets), dtype=torch.float32)
+        with Casts() as seen:
+            model(**kit.make_batch())
+        counts[targets] = seen.found - plain.found
+    assert counts == {("q",): 2, ("q", "k", "v"): 2}

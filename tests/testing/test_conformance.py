@@ -1,0 +1,94 @@
+"""Every law, for every method on every family: some of the pairs each time, all with `-m slow`."""
+
+import functools
+import itertools
+from pathlib import Path
+
+import pytest
+
+from deltakit.arch.resolve import family_of
+from deltakit.testing.case import Case, NotApplicable
+from deltakit.testing.checks import LAWS, Law, check_compiles
+from deltakit.testing.fresh import check_loads_elsewhere
+from deltakit.testing.matrix import matrix, page, subjects
+from deltakit.testing.models import MODEL_TYPES, make_model
+
+METHODS = subjects()
+QUICK = tuple(law for law in LAWS if law is not check_compiles)
+ONE_IN = 5
+"""Each law is tried on one pair in five by default: on each method and on each family."""
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad=True:UserWarning",  # the checkpointed embeddings
+    "ignore:The .grad attribute of a Tensor:UserWarning",  # the tracer's
+)
+
+
+@functools.lru_cache(maxsize=len(METHODS))  # family by family: all at once would fill the memory
+def case(method: str, model_type: str) -> Case:
+    return Case.of(METHODS[method], model_type)
+
+
+def sample(law: int, model_type: str) -> list[str]:
+    """Some of the methods: others for each family, and others for each law."""
+    first = law + MODEL_TYPES.index(model_type)
+    return [m for index, m in enumerate(METHODS) if (first + index) % ONE_IN == 0]
+
+
+def broken(law: Law, model_type: str, methods: list[str]) -> list[str]:
+    """A line for each method with which the law does not hold on the family."""
+    found = []
+    for method in methods:
+        try:
+            law(case(method, model_type))
+        except NotApplicable:
+            continue
+        except Exception as error:
+            found.append(f"{method} on {model_type}: {type(error).__name__}: {error}")
+    return found
+
+
+def name(what: Law | str) -> str:
+    return what if isinstance(what, str) else what.__name__.removeprefix("check_")
+
+
+@pytest.mark.parametrize(("model_type", "law"), [*itertools.product(MODEL_TYPES, QUICK)], ids=name)
+def test_law(model_type: str, law: Law) -> None:
+    assert broken(law, model_type, sample(LAWS.index(law), model_type)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("model_type", "law"), [*itertools.product(MODEL_TYPES, LAWS)], ids=name)
+def test_law_on_all_pairs(model_type: str, law: Law) -> None:
+    assert broken(law, model_type, list(METHODS)) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiles(method: str) -> None:
+    """Tracing takes seconds: each method on one family, the next one that has it, in turn."""
+    families = list({family_of(make_model(t)).name: t for t in MODEL_TYPES}.values())
+    first = list(METHODS).index(method)
+    for offset in range(len(families)):
+        try:
+            check_compiles(case(method, families[(first + offset) % len(families)]))
+        except NotApplicable:
+            continue
+        return
+    pytest.fail(f"no family compiles with {method}")
+
+
+def test_loads_elsewhere() -> None:
+    law = len(LAWS)
+    check_loads_elsewhere([case(m, f) for f in MODEL_TYPES for m in sample(law, f)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_all_load_elsewhere(model_type: str) -> None:
+    check_loads_elsewhere([case(method, model_type) for method in METHODS])
+
+
+def test_the_page_is_what_the_models_say() -> None:
+    committed = Path(__file__).parents[2] / "docs" / "methods-and-families.md"
+    assert committed.read_text(encoding="utf-8") == page(matrix())
