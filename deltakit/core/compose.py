@@ -14,7 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltakit.core.delta import Combiner, Delta, OnePass, Positions, compute_dtype
+from deltakit.core.delta import (
+    Combiner,
+    Delta,
+    OnePass,
+    Positions,
+    compute_dtype,
+    has_shortcut,
+)
 from deltakit.core.site import Insertion
 
 
@@ -134,8 +141,10 @@ class Leaf(Node):
         stream, source = signal.stream, self._source(signal)
         one_dtype = stream.dtype == source.dtype == compute_dtype(self.delta)
         # Autocast would compute the sum in its own dtype too.
-        if not isinstance(self.delta, OnePass) or not one_dtype or _autocasts(stream):
+        quick = isinstance(self.delta, OnePass) and has_shortcut(type(self.delta), "added")
+        if not quick or not one_dtype or _autocasts(stream):
             return stream + self.change(signal, port)
+        assert isinstance(self.delta, OnePass)
         return self.delta.added(stream, source, self.scale)
 
     def _source(self, signal: Signal) -> Tensor:

@@ -6,6 +6,7 @@ can do is a small abstract class of its own (`Mergeable`, `Regularised`), never 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -24,8 +25,18 @@ class Delta(nn.Module, ABC):
         """Δh for the input `x`."""
 
 
+@cache
+def has_shortcut(form: type, name: str) -> bool:
+    """Whether the class that says `forward` also says `name`, so that neither is older."""
+    owners = [next((c for c in form.__mro__ if n in vars(c)), None) for n in ("forward", name)]
+    return owners[0] is owners[1]
+
+
 class OnePass(ABC):
-    """A delta that knows a cheaper way to ``stream + scale · f(x)`` than one step after another."""
+    """A delta that knows a cheaper way to ``stream + scale · f(x)`` than one step after another.
+
+    A subclass with a `forward` of its own goes without, unless it says `added` too.
+    """
 
     @abstractmethod
     def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
@@ -33,7 +44,10 @@ class OnePass(ABC):
 
 
 class ByRow(ABC):
-    """A delta that can compute many of its kind at once, one for each row of a batch."""
+    """A delta that can compute many of its kind at once, one for each row of a batch.
+
+    A subclass with a `forward` of its own goes without, unless it says `by_row` too.
+    """
 
     @abstractmethod
     def by_row(self, parameters: Mapping[str, Tensor], x: Tensor, scale: Tensor) -> Tensor:

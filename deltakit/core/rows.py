@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from deltakit.core.compose import Leaf, Node, Port, Signal, cast
-from deltakit.core.delta import ByRow, Combiner, compute_dtype
+from deltakit.core.delta import ByRow, Combiner, compute_dtype, has_shortcut
 from deltakit.core.site import Insertion
 
 Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
@@ -114,7 +114,7 @@ def grouped(leaves: Sequence[Leaf], parameters: dict[str, Tensor], x: Tensor) ->
     """``s_i · f_i(x[i])`` for forms of one class and shape, as batched matrix products."""
     first = leaves[0].delta
     scale = x.new_tensor([leaf.scale for leaf in leaves])
-    if isinstance(first, ByRow) and x.ndim == 3:
+    if isinstance(first, ByRow) and has_shortcut(type(first), "by_row") and x.ndim == 3:
         return first.by_row(parameters, x, scale.view(-1, 1, 1))
     change = vmap(partial(_call, first), randomness="different")(parameters, x)
     return change * scale.view(-1, *(1,) * (change.ndim - 1))

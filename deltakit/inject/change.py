@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def drop(model: "PreTrainedModel", *, first: int = 0, layers: Iterable[int] = ()) -> None:
+def drop(model: "PreTrainedModel", *, first: int = 0, layers: int | Iterable[int] = ()) -> None:
     """From now on, some layers run without deltas, whatever is active (Rücklé et al. 2021).
 
     The deltas stay attached: ``drop(model)`` brings all of them back, and saving is not affected.
@@ -31,7 +31,8 @@ def drop(model: "PreTrainedModel", *, first: int = 0, layers: Iterable[int] = ()
     bank = need_bank(model)
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise InvalidConfig(f"drop(first={first!r}): a whole number of layers, zero or above.")
-    dropped = frozenset((*range(first), *layers))
+    further = (layers,) if isinstance(layers, int) else tuple(layers)
+    dropped = frozenset((*range(first), *further))
     check_layers(bank, dropped)
     if bank.merged:
         raise InvalidConfig("the deltas are merged into the weights; unmerge, then drop layers.")
