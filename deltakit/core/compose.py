@@ -8,13 +8,14 @@ pickled.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from deltakit.core.delta import (
+    ByRow,
     Combiner,
     Delta,
     OnePass,
@@ -129,6 +130,15 @@ class Leaf(Node):
     scale: float = 1.0
     gate: Gate | None = None
     layer: int = 0
+    one_pass: OnePass | None = field(init=False)
+    by_row: ByRow | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        delta, kind = self.delta, type(self.delta)
+        quick = isinstance(delta, OnePass) and has_shortcut(kind, "added")
+        rows = isinstance(delta, ByRow) and has_shortcut(kind, "by_row")
+        object.__setattr__(self, "one_pass", delta if quick else None)
+        object.__setattr__(self, "by_row", delta if rows else None)
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         del port
@@ -141,11 +151,9 @@ class Leaf(Node):
         stream, source = signal.stream, self._source(signal)
         one_dtype = stream.dtype == source.dtype == compute_dtype(self.delta)
         # Autocast would compute the sum in its own dtype too.
-        quick = isinstance(self.delta, OnePass) and has_shortcut(type(self.delta), "added")
-        if not quick or not one_dtype or _autocasts(stream):
+        if self.one_pass is None or not one_dtype or _autocasts(stream):
             return stream + self.change(signal, port)
-        assert isinstance(self.delta, OnePass)
-        return self.delta.added(stream, source, self.scale)
+        return self.one_pass.added(stream, source, self.scale)
 
     def _source(self, signal: Signal) -> Tensor:
         return signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x

@@ -6,7 +6,6 @@ can do is a small abstract class of its own (`Mergeable`, `Regularised`), never 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,6 @@ class Delta(nn.Module, ABC):
         """Δh for the input `x`."""
 
 
-@cache
 def has_shortcut(form: type, name: str) -> bool:
     """Whether the class that says `forward` also says `name`, so that neither is older."""
     owners = [next((c for c in form.__mro__ if n in vars(c)), None) for n in ("forward", name)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from deltakit.core.compose import Leaf, Node, Port, Signal, cast
-from deltakit.core.delta import ByRow, Combiner, compute_dtype, has_shortcut
+from deltakit.core.delta import Combiner, compute_dtype
 from deltakit.core.site import Insertion
 
 Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
@@ -112,11 +112,11 @@ def change_of_rows(node: Rows, parts: tuple[Node, ...], signal: Signal, port: Po
 
 def grouped(leaves: Sequence[Leaf], parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     """``s_i · f_i(x[i])`` for forms of one class and shape, as batched matrix products."""
-    first = leaves[0].delta
+    first = leaves[0]
     scale = x.new_tensor([leaf.scale for leaf in leaves])
-    if isinstance(first, ByRow) and has_shortcut(type(first), "by_row") and x.ndim == 3:
-        return first.by_row(parameters, x, scale.view(-1, 1, 1))
-    change = vmap(partial(_call, first), randomness="different")(parameters, x)
+    if first.by_row is not None and x.ndim == 3:
+        return first.by_row.by_row(parameters, x, scale.view(-1, 1, 1))
+    change = vmap(partial(_call, first.delta), randomness="different")(parameters, x)
     return change * scale.view(-1, *(1,) * (change.ndim - 1))
 
 

@@ -27,6 +27,7 @@ _SPECS: dict[str, str] = {
     "adapterdrop[random_up_to=1]": "adapterdrop[random_up_to=1,method=houlsby[bottleneck=3]]",
     "adapterdrop[method=prefix]": "adapterdrop[first=1,method=prefix[length=3,bottleneck=4]]",
     "bitfit": "bitfit",
+    "norms": "norms",
     "head": "head",
     "full": "full",
     "prefix+lora+parallel": "prefix[length=10]+lora[rank=4]+parallel[bottleneck=32]",

@@ -76,9 +76,7 @@ def test_disabled_and_activate_while_merged(kit: SimpleNamespace) -> None:
 
 
 def test_full_fine_tuning_merges_to_itself(kit: SimpleNamespace) -> None:
-    # transformers would write the kind of problem into the config at the first loss
-    model = kit.make_model("bert", "classify", problem_type="single_label_classification")
-    batch = kit.make_batch(labels=True)
+    model, batch = kit.make_model("bert", "classify"), kit.make_batch(labels=True)
     before = kit.snapshot(model)
     dk.attach(model, dk.FullFineTuning() + dk.LoRA())
     kit.randomise_deltas(model)
