@@ -12,7 +12,8 @@ from deltakit.core.compose import Leaf
 from deltakit.core.delta import Additive, Reparametrised, precise
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
-from deltakit.inject.attach import attach, current, deactivate, detach, reactivate
+from deltakit.inject.active import current, deactivate, reactivate
+from deltakit.inject.attach import attach, detach
 from deltakit.inject.bank import Attached, Bank, base_parameters, need_bank
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from deltakit.core.compose import Leaf
 from deltakit.core.delta import Reparametrised
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
-from deltakit.inject.attach import check_layers, deactivate, reactivate, reapply
+from deltakit.inject.active import deactivate, reactivate, reapply
 from deltakit.inject.bank import Attached, need_bank
+from deltakit.inject.build import check_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

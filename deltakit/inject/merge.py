@@ -13,7 +13,7 @@ from deltakit.core.compose import Leaf, Node, Total
 from deltakit.core.delta import Mergeable, Scaling, Units, Widening, precise
 from deltakit.core.site import Handle, Insertion, Site, Tap
 from deltakit.errors import NotMergeable, UnknownArchitecture
-from deltakit.inject.attach import active_nodes, put, reapply, take_hooks_off
+from deltakit.inject.active import active_nodes, put, reapply, take_hooks_off
 from deltakit.inject.bank import need_bank
 
 if TYPE_CHECKING:

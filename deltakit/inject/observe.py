@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deltakit.core.delta import Attending
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.attach import active_nodes
+from deltakit.inject.active import active_nodes
 from deltakit.inject.bank import need_bank
 
 if TYPE_CHECKING:

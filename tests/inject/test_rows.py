@@ -11,7 +11,7 @@ import deltakit as dk
 from deltakit.core.algebra import composition_from_plain
 from deltakit.core.rows import Rows
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.attach import active_nodes
+from deltakit.inject.active import active_nodes
 
 METHODS: dict[str, dk.Method] = {
     "lora": dk.LoRA(rank=3),

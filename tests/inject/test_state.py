@@ -496,6 +496,16 @@ def test_an_interrupted_save_leaves_the_old_delta(
     assert torch.equal(kit.out(fresh, batch), expected)
 
 
+def test_a_torn_folder_of_the_first_schema_is_refused(kit: SimpleNamespace, tmp_path: Path) -> None:
+    model = trained(kit, "lora")
+    dk.save(model, tmp_path, name="mine")
+    config = json.loads((tmp_path / CONFIG).read_text())
+    del config["base"]
+    (tmp_path / CONFIG).write_text(json.dumps({**config, "schema_version": 1}))
+    with pytest.raises(dk.DeltakitError, match="bad or missing key 'base'"):
+        dk.load(kit.make_model("bert", "classify"), tmp_path)
+
+
 def test_a_folder_of_the_first_schema_loads(kit: SimpleNamespace, tmp_path: Path) -> None:
     model = trained(kit, "fusion")
     dk.save(model, tmp_path, name="mine")

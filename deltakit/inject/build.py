@@ -1,0 +1,164 @@
+"""Building a delta: from a method and a model's handles to the modules that are attached."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from deltakit.arch.resolve import resolve
+from deltakit.core.compose import Gate, Leaf
+from deltakit.core.delta import Delta
+from deltakit.core.method import CombiningMethod, Method, Placement, Role
+from deltakit.core.site import Handle, Site, Tap
+from deltakit.errors import IncompatibleDeltas, InvalidConfig, SiteNotFound
+from deltakit.inject.bank import Attached, Bank, base_parameters, head_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def new_bank(model: "PreTrainedModel") -> Bank:
+    """An empty record, with the model's handles and its flags as they are now."""
+    flags = {name: p.requires_grad for name, p in base_parameters(model).items()}
+    return Bank(resolve(model), flags)
+
+
+def build(
+    model: "PreTrainedModel", bank: Bank, method: Method, name: str, dtype: torch.dtype | None
+) -> Attached:
+    """A delta of the method, under the name; the model is not changed.
+
+    Raises:
+        SiteNotFound: the model lacks a site that the method needs.
+        InvalidConfig: the method does not fit the model, or finds nothing to train in it.
+        IncompatibleDeltas: members that cannot be composed.
+        UnknownName: a member that is not attached.
+    """
+    attached = Attached(name=name, method=method)
+    if isinstance(method, CombiningMethod):
+        _build_combiners(bank, method, attached, dtype)
+    else:
+        _build_leaves(bank, method, attached, dtype)
+    attached.own = {
+        parameter: model.get_parameter(parameter).detach().clone()
+        for parameter in _owned(model, bank, method)
+    }
+    trains_base = attached.own.keys() - head_names(model)
+    if method.role is Role.METHOD and not attached.sites() and not trains_base:
+        raise InvalidConfig(
+            f"{type(method).__name__} finds nothing to train in this {type(model).__name__}."
+        )
+    return attached
+
+
+def _build_leaves(
+    bank: Bank, method: Method, attached: Attached, dtype: torch.dtype | None
+) -> None:
+    gates: dict[int, Gate] = {}
+    for placement in method.placements():
+        for handle in _handles(bank, placement):
+            up_to = placement.drop_up_to
+            leaf = Leaf(
+                _make(placement, handle, dtype),
+                placement.insertion,
+                placement.scale,
+                gate=gates.setdefault(up_to, Gate(up_to)) if up_to else None,
+                layer=handle.layer,
+            )
+            attached.leaves[handle.key] = (*attached.leaves.get(handle.key, ()), leaf)
+
+
+def _handles(bank: Bank, placement: Placement) -> list[Handle]:
+    found = [handle for handle in bank.handles.values() if handle.site is placement.site]
+    if not found and not placement.optional:
+        sites = sorted({handle.site.value for handle in bank.handles.values()})
+        raise SiteNotFound(
+            f"this model has no site {placement.site.value!r}{_why(placement.site)}. It has: "
+            f"{', '.join(sites)}. Take a method whose sites are among these."
+        )
+    check_layers(bank, {*placement.omitted, placement.drop_up_to - 1} - {-1})
+    return [handle for handle in found if not left_out(handle, placement.omitted)]
+
+
+def left_out(handle: Handle, layers: frozenset[int]) -> bool:
+    """Whether the handle is in one of `layers`; the sequence of tokens is in none."""
+    return handle.layer in layers and handle.tap is not Tap.SEQUENCE
+
+
+def check_layers(bank: Bank, layers: Iterable[int]) -> None:
+    """Raises `InvalidConfig` unless some stack of the model has every one of `layers`."""
+    depth = 1 + max(handle.layer for handle in bank.handles.values())
+    for layer in sorted(layers):
+        if not 0 <= layer < depth:
+            raise InvalidConfig(
+                f"layer {layer} cannot be dropped: this model has layers 0 to {depth - 1}. "
+                "Name some of those."
+            )
+
+
+def _why(site: Site) -> str:
+    """What a site takes that not every architecture has."""
+    match site:
+        case Site.ATTN_KV:
+            return ": its attention does not call transformers' attention interface"
+        case Site.TOKENS:
+            return ": no place for further tokens is known in it"
+        case _:
+            return ""
+
+
+def _make(placement: Placement, handle: Handle, dtype: torch.dtype | None) -> Delta:
+    with torch.device(handle.device):
+        return placement.form(handle).to(dtype or handle.dtype)
+
+
+def _build_combiners(
+    bank: Bank, method: CombiningMethod, attached: Attached, dtype: torch.dtype | None
+) -> None:
+    kind = type(method).__name__
+    if not method.names:
+        raise InvalidConfig(
+            f"{kind} needs the names of attached deltas, for example {kind}('imdb', 'news'). "
+            f"Attached: {', '.join(bank.attached) or 'none'}."
+        )
+    members = [bank.get(name) for name in method.names]
+    for member in members:
+        if member.combiners or not member.leaves:
+            raise IncompatibleDeltas(
+                f"{kind} cannot have {member.name!r} as a member: a "
+                f"{type(member.method).__name__} proposes no change of its own at any site."
+            )
+        if set(member.leaves) != set(members[0].leaves):
+            other = sorted(set(member.leaves) ^ set(members[0].leaves))[0]
+            raise IncompatibleDeltas(
+                f"{kind} needs members at the same sites, but {members[0].name!r} and "
+                f"{member.name!r} differ at {other!r}. Fuse deltas of one placement."
+            )
+    attached.members = method.names
+    for key in members[0].leaves:
+        handle = bank.handles[key]
+        if handle.tap in (Tap.ATTENTION, Tap.SEQUENCE):
+            raise IncompatibleDeltas(
+                f"{kind} weighs changes, and those at {key!r} are positions of a sequence, which "
+                f"cannot be weighed. Members with {handle.site.value!r} cannot be fused."
+            )
+        with torch.device(handle.device):
+            combiner = method.combiner(handle, method.names)
+        attached.combiners[key] = combiner.to(dtype or handle.dtype)
+
+
+def _owned(model: "PreTrainedModel", bank: Bank, method: Method) -> Iterator[str]:
+    """The parameters of the base and the head of which the delta has values of its own."""
+    head = head_names(model)
+    for name, parameter in base_parameters(model).items():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if name in head:
+            if bank.flags[name]:
+                yield name
+        elif method.trains(name, owner):
+            if not parameter.is_floating_point():
+                raise IncompatibleDeltas(
+                    f"{type(method).__name__} trains {name!r}, which is quantised "
+                    f"({parameter.dtype}). Load the base in a floating-point dtype."
+                )
+            yield name
