@@ -32,10 +32,10 @@ class OutputPort(AddingPort):
         self.reader = reader
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        x = _first(args, kwargs) if self.reader is None else self.reader.take()
         if not self.node.present:
             return output
         whole = output[0] if isinstance(output, tuple) else output
-        x = _first(args, kwargs) if self.reader is None else self.reader.take()
         h = whole if self.columns is None else self.columns.read(whole)
         changed = self.node.applied(Signal(x, h, h), self)
         if self.columns is not None:
