@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from deltakit.arch.bases import load_base
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.infer import infer_family
     from deltakit.arch.resolve import resolve
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from deltakit.inject.arithmetic import task_arithmetic
     from deltakit.inject.attach import activate, attach, detach, disabled
     from deltakit.inject.change import deploy, drop, prune
-    from deltakit.inject.merge import merge, unmerge
+    from deltakit.inject.merge import MergeReport, merge, unmerge
     from deltakit.inject.observe import fusion_attention
     from deltakit.inject.state import load, save
     from deltakit.inject.summary import summary
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from deltakit.methods.prompt import PromptTuning
 
 _HOMES = {
+    "deltakit.arch.bases": ("load_base",),
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.infer": ("infer_family",),
     "deltakit.arch.resolve": ("resolve",),
@@ -86,7 +88,7 @@ _HOMES = {
     "deltakit.inject.arithmetic": ("task_arithmetic",),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
     "deltakit.inject.change": ("deploy", "drop", "prune"),
-    "deltakit.inject.merge": ("merge", "unmerge"),
+    "deltakit.inject.merge": ("MergeReport", "merge", "unmerge"),
     "deltakit.inject.observe": ("fusion_attention",),
     "deltakit.inject.state": ("load", "save"),
     "deltakit.inject.summary": ("summary",),
@@ -126,6 +128,7 @@ __all__ = [
     "LoRA",
     "Location",
     "Mean",
+    "MergeReport",
     "Mergeable",
     "Method",
     "NormTuning",
@@ -157,6 +160,7 @@ __all__ = [
     "fusion_attention",
     "infer_family",
     "load",
+    "load_base",
     "merge",
     "parse_method",
     "prune",

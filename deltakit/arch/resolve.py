@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltakit.arch.family import FAMILIES, Family, LayerStack, Location, Tokens
-from deltakit.core.delta import compute_dtype
+from deltakit.arch.quantised import codec_of
 from deltakit.core.site import LINEAR_SITES, Handle, Site, Tap
 from deltakit.errors import UnknownArchitecture, UnknownName
 
@@ -215,6 +215,8 @@ def fit_linear(module: nn.Module) -> None:
     """Makes the widths that a linear projection says it has those of its weight."""
     from transformers.pytorch_utils import Conv1D
 
+    if codec_of(module) is not None:  # its weight is packed, and it says its own widths
+        return
     weight = module.get_parameter("weight")
     match module:
         case nn.Linear():
@@ -224,8 +226,22 @@ def fit_linear(module: nn.Module) -> None:
 
 
 def _dtype(module: nn.Module, layer: nn.Module, default: torch.dtype) -> torch.dtype:
-    """What the module computes in: its own floating parameters', its layer's, or the model's."""
-    return compute_dtype(module) or compute_dtype(layer) or default
+    """What the module hands on: its own floating parameters', its layer's, or the model's dtype.
+
+    What a quantised weight is packed in says nothing, nor what it is multiplied in: the module
+    returns the dtype that it is given.
+    """
+    return _floating(module) or _floating(layer) or default
+
+
+def _floating(module: nn.Module) -> torch.dtype | None:
+    """The dtype of the first floating parameter that is no quantised weight."""
+    for each in module.modules():
+        packed = codec_of(each) is not None
+        for name, parameter in each.named_parameters(recurse=False):
+            if parameter.is_floating_point() and not (packed and name == "weight"):
+                return parameter.dtype
+    return None
 
 
 def _device(module: nn.Module, layer: nn.Module) -> torch.device:

@@ -30,8 +30,7 @@ def current(model: nn.Module, bank: Bank) -> Active | None:
     """What is active, for `reactivate`; None where nothing is."""
     if bank.active is None:
         return None
-    parameters = base_parameters(model)
-    folded = {name: parameters[name].data for name in bank.merged}
+    folded = {name: _held(model, name, original) for name, original in bank.merged.items()}
     return Active(composition=bank.active, trained=bank.trained, folded=folded)
 
 
@@ -80,8 +79,25 @@ def active_nodes(bank: Bank) -> dict[str, Node]:
     return {} if bank.active is None else _nodes(bank, bank.active)
 
 
-def put(model: nn.Module, name: str, value: Tensor) -> Tensor:
-    """Gives a parameter of the base another value, of another shape too; returns what it had."""
+def _held(model: nn.Module, name: str, original: Tensor | nn.Module) -> Tensor | nn.Module:
+    """What stands in place of an original."""
+    if isinstance(original, nn.Module):
+        return model.get_submodule(name)
+    return model.get_parameter(name).data
+
+
+def put(model: nn.Module, name: str, value: Tensor | nn.Module) -> Tensor | nn.Module:
+    """Gives a parameter of the base another value, or a linear's place to another; returns it.
+
+    Both may be of another shape.
+    """
+    if isinstance(value, nn.Module):
+        old = model.get_submodule(name)
+        device = old.get_parameter("weight").device
+        if value.get_parameter("weight").device != device:
+            value.to(device)
+        model.set_submodule(name, value.train(old.training))
+        return old
     parameter = model.get_parameter(name)
     before = parameter.data
     parameter.data = value.to(parameter.device, parameter.dtype)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from deltakit.arch.quantised import steady, trainable
 from deltakit.core.algebra import Composition, One
 from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig, NameInUse, unknown
@@ -63,6 +64,7 @@ def attach(
         reactivate(model, bank, before)
         raise
     if old is None:
+        bank.steadied.extend((*steady(model), *trainable(model)))
         model.add_module(CHILD, bank)
 
 
@@ -134,6 +136,8 @@ def detach(model: "PreTrainedModel", name: str | None = None) -> None:
     finally:
         reactivate(model, bank, before)
     if not bank.attached:
+        for held in bank.steadied:
+            held.remove()
         delattr(model, CHILD)
 
 

@@ -21,6 +21,7 @@ from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from deltakit.inject.merge import MergeReport
     from deltakit.inject.ports import Removable
 
 CHILD = "deltakit"
@@ -95,12 +96,12 @@ class Active:
     Attributes:
         composition: the names, and how they act together.
         trained: which of them were trained.
-        folded: the weights that deltas were merged into, by the parameter's name.
+        folded: what deltas were merged into, as in `Bank.merged`.
     """
 
     composition: Composition
     trained: tuple[str, ...]
-    folded: dict[str, Tensor]
+    folded: dict[str, Tensor | nn.Module]
 
 
 class Bank(nn.Module):
@@ -119,8 +120,15 @@ class Bank(nn.Module):
         self.hooks: list[Removable] = []
         self.displaced: dict[str, tuple[str, Tensor]] = {}
         """While a delta is active: parameter -> (the delta whose value it has, its original)."""
-        self.merged: dict[str, Tensor] = {}
-        """While deltas are merged: the weight's name -> its original."""
+        self.merged: dict[str, Tensor | nn.Module] = {}
+        """While deltas are merged: the weight's name -> its original.
+
+        A quantised linear gives its place to another: the module's name -> the original module.
+        """
+        self.report: MergeReport | None = None
+        """What the latest merge has cost."""
+        self.steadied: list[Removable] = []
+        """What keeps a quantised base as it is held, and lets it be trained on."""
 
     def get(self, name: str) -> Attached:
         """The delta called `name`. Raises `UnknownName`."""

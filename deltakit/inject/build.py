@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from deltakit.arch.quantised import codec_of
 from deltakit.arch.resolve import resolve
 from deltakit.core.compose import Gate, Leaf
 from deltakit.core.delta import Delta
@@ -156,7 +157,8 @@ def _owned(model: "PreTrainedModel", bank: Bank, method: Method) -> Iterator[str
             if bank.flags[name]:
                 yield name
         elif method.trains(name, owner):
-            if not parameter.is_floating_point():
+            packed = name.endswith(".weight") and codec_of(owner) is not None
+            if packed or not parameter.is_floating_point():
                 raise IncompatibleDeltas(
                     f"{type(method).__name__} trains {name!r}, which is quantised "
                     f"({parameter.dtype}). Load the base in a floating-point dtype."

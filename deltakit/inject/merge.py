@@ -1,13 +1,17 @@
-"""Folding deltas into the base's weights, and taking them out again bit for bit."""
+"""Folding deltas into the base's weights, what that loses, and taking them out bit for bit."""
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from deltakit.arch.quantised import codec_of, full_linear
 from deltakit.arch.resolve import linear_widths
 from deltakit.core.compose import Leaf, Node, Total
 from deltakit.core.delta import Mergeable, Scaling, Units, Widening, precise
@@ -31,30 +35,107 @@ _EQUAL = {
 """Names that transformers has for one nonlinearity."""
 
 
-def merge(model: "PreTrainedModel") -> None:
+@dataclass(frozen=True, kw_only=True)
+class MergedLinear:
+    """What merging has cost in one linear. W is its weight, W' what it should have become.
+
+    Attributes:
+        path: its module's name in the model.
+        effect: ‖W' - W‖, what the deltas change.
+        error: ‖V - W'‖, with V the weight that it has now: from rounding or quantising again.
+    """
+
+    path: str
+    effect: float
+    error: float
+
+    @property
+    def relative(self) -> float:
+        """The error as a part of the effect."""
+        return self.error / self.effect if self.effect else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MergeReport:
+    """What merging has cost. Prints as a table, the worst linear first."""
+
+    linears: tuple[MergedLinear, ...]
+
+    @property
+    def relative(self) -> float:
+        """The error of all linears together, as a part of the effect of all together."""
+        effect = math.hypot(*(each.effect for each in self.linears))
+        return math.hypot(*(each.error for each in self.linears)) / effect if effect else 0.0
+
+    @property
+    def largest(self) -> float:
+        """The largest error of one linear, as a part of its own effect."""
+        return max((each.relative for each in self.linears), default=0.0)
+
+    @property
+    def mean(self) -> float:
+        """The mean over the linears of the error, each as a part of its own effect."""
+        return sum(each.relative for each in self.linears) / max(1, len(self.linears))
+
+    def __str__(self) -> str:
+        from tabulate import tabulate
+
+        worst = sorted(self.linears, key=lambda each: -each.relative)
+        table = [(e.path, f"{e.effect:.3g}", f"{e.error:.3g}", f"{e.relative:.2%}") for e in worst]
+        total = f"error {self.relative:.2%} of the effect of {len(table)} changed linears"
+        if not table:
+            return total
+        headers = ("linear", "effect", "error", "part")
+        align = ("left", "right", "right", "right")
+        return f"{tabulate(table, headers, colalign=align, disable_numparse=True)}\n\n{total}"
+
+    __repr__ = __str__
+
+
+@torch.no_grad()
+def merge(
+    model: "PreTrainedModel", *, dequantise: bool = False, tolerance: float = 0.05
+) -> MergeReport:
     """Folds the active deltas into the weights: the model then runs without any hook.
 
     A linear change of a linear projection goes into its weight. A bottleneck beside a feed-forward
     of two projections, with the same nonlinearity, makes the feed-forward wider by its own width.
 
-    The original weights are kept, so `unmerge` restores them bit for bit. Merging twice changes
-    nothing.
+    The originals are kept, so `unmerge` restores them bit for bit. A quantised linear gives its
+    place to one that holds the merged weight, quantised again, which may lose much of a small
+    change; the loss is measured. Merging twice changes nothing.
+
+    Args:
+        model: a model with deltas.
+        dequantise: puts plain linears of the site's dtype in place of quantised ones.
+        tolerance: how large a part of the deltas' effect may be lost without a warning.
+
+    Returns:
+        The error of each linear that has changed, beside the deltas' effect on it.
 
     Raises:
         NotMergeable: an active delta is neither.
         DeltakitError: nothing is attached.
     """
     bank = need_bank(model)
-    if bank.merged:
-        return
+    if bank.merged and bank.report is not None:
+        return bank.report
     changes = [
         _change(bank.handles, bank.handles[key], node) for key, node in active_nodes(bank).items()
     ]
     take_hooks_off(bank)
-    for change in sorted(changes, key=lambda change: change.order):
-        for name, value in change.values():
-            original = put(model, name, value)
-            bank.merged.setdefault(name, original)
+    report = MergeReport(
+        linears=tuple(
+            linear
+            for stage in _staged(model, changes)
+            for linear in stage.write(bank.merged, dequantise=dequantise)
+        )
+    )
+    bank.report = report
+    if report.relative > tolerance:
+        rounded = dequantise or all(isinstance(value, Tensor) for value in bank.merged.values())
+        _warn(report, "In float32 it loses nothing" if rounded else _LESS)
+    return report
 
 
 def unmerge(model: "PreTrainedModel") -> None:
@@ -71,15 +152,111 @@ def unmerge(model: "PreTrainedModel") -> None:
 # ----------------------------------------------------------------------- what becomes of the base
 
 
+@dataclass(kw_only=True, eq=False)
+class _Stage:
+    """The weights of one layer while changes are made to them, in single precision at least."""
+
+    model: nn.Module
+    handles: dict[str, Handle] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+    def weight(self, handle: Handle) -> Tensor:
+        """As ``(out, in)``."""
+        if handle.path not in self.originals:
+            self.handles[handle.path] = handle
+            self.originals[handle.path] = _matrix(self.module(handle.path))
+        return self.weights.get(handle.path, self.originals[handle.path])
+
+    def bias(self, handle: Handle) -> Tensor | None:
+        bias = self.biases.get(handle.path)
+        return _bias(self.module(handle.path)) if bias is None else bias
+
+    def module(self, path: str) -> nn.Module:
+        """What is in the model there now."""
+        return self.model.get_submodule(path)
+
+    def write(
+        self, merged: dict[str, Tensor | nn.Module], *, dequantise: bool
+    ) -> Iterator[MergedLinear]:
+        """Puts the new values into the model, and the originals into `merged`."""
+        for path, weight in self.weights.items():
+            before, dtype = self.originals[path], self.handles[path].dtype
+            effect = float(torch.linalg.norm(weight - F.pad(before, _growth(before, weight))))
+            name, value = _placed(path, self.module(path), weight, dtype if dequantise else None)
+            if isinstance(value, nn.Module) and not effect:
+                value = self.module(path)  # quantising again would change what no delta does
+            merged.setdefault(name, put(self.model, name, value))
+            error = float(torch.linalg.norm(_matrix(self.module(path)) - weight)) if effect else 0.0
+            yield MergedLinear(path=path, effect=effect, error=error)
+        for path, bias in self.biases.items():
+            merged.setdefault(f"{path}.bias", put(self.model, f"{path}.bias", bias))
+
+
+def _growth(before: Tensor, after: Tensor) -> tuple[int, int, int, int]:
+    """How much wider and higher a weight has become, as `pad` takes it."""
+    return 0, after.shape[1] - before.shape[1], 0, after.shape[0] - before.shape[0]
+
+
+def _placed(
+    path: str, module: nn.Module, weight: Tensor, dtype: torch.dtype | None
+) -> tuple[str, Tensor | nn.Module]:
+    """What holds the new weight, and its name: a parameter's value, or another module.
+
+    Args:
+        path: the module's name.
+        module: what is in the model there now.
+        weight: as ``(out, in)``.
+        dtype: of a plain linear in place of a quantised one; None quantises the weight again.
+    """
+    codec = codec_of(module)
+    if codec is None:
+        value = weight if isinstance(module, nn.Linear) else weight.T
+        return f"{path}.weight", value.contiguous()
+    if dtype is None:
+        return path, codec.like(module, weight)
+    return path, full_linear(module, weight.to(dtype))
+
+
+def _staged(model: nn.Module, changes: list["_Change"]) -> Iterator[_Stage]:
+    """The changes, layer by layer, so that one layer is held in full precision at a time."""
+    layers: dict[tuple[str, int], list[_Change]] = {}
+    for change in changes:
+        layers.setdefault(change.layer, []).append(change)
+    for layer in layers.values():
+        stage = _Stage(model=model)
+        for change in sorted(layer, key=lambda change: change.order):
+            change.make(stage)
+        yield stage
+
+
+def _warn(report: MergeReport, way_out: str) -> None:
+    warnings.warn(
+        f"merging loses {report.relative:.0%} of what the deltas change in the weights, at worst "
+        f"{report.largest:.0%} in one linear. {way_out}; unmerge(model) restores the base exactly.",
+        stacklevel=4,  # merge's caller: `no_grad` is in between
+    )
+
+
+_LESS = "merge(model, dequantise=True) loses less"
+
+
 class _Change(ABC):
     """What merging makes of some parameters of the base."""
 
     order: ClassVar[int]
     """When it is made: it reaches what an earlier one has added, too."""
+    handle: Handle
+
+    @property
+    def layer(self) -> tuple[str, int]:
+        """The stack and the layer that it is in."""
+        return self.handle.stack, self.handle.layer
 
     @abstractmethod
-    def values(self) -> Iterator[tuple[str, Tensor]]:
-        """The new values by the parameters' names."""
+    def make(self, stage: _Stage) -> None:
+        """Makes it to the staged values."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,15 +268,14 @@ class _Fold(_Change):
     factor: Tensor | None
     change: Tensor | None
 
-    def values(self) -> Iterator[tuple[str, Tensor]]:
-        weight, bias = _matrix(self.handle), _bias(self.handle)
+    def make(self, stage: _Stage) -> None:
+        weight, bias, path = stage.weight(self.handle), stage.bias(self.handle), self.handle.path
         rows = self._rows(weight)
         rows = rows if self.factor is None else rows * self.factor[:, None]
         rows = rows if self.change is None else rows + self.change
-        yield _as_weight(self.handle, self._with_rows(weight, rows))
+        stage.weights[path] = self._with_rows(weight, rows)
         if self.factor is not None and bias is not None:
-            folded = self._with_rows(bias, self._rows(bias) * self.factor)
-            yield f"{self.handle.path}.bias", folded
+            stage.biases[path] = self._with_rows(bias, self._rows(bias) * self.factor)
 
     def _rows(self, whole: Tensor) -> Tensor:
         columns = self.handle.columns
@@ -118,8 +294,8 @@ class _RescaledInput(_Change):
     handle: Handle
     factor: Tensor
 
-    def values(self) -> Iterator[tuple[str, Tensor]]:
-        yield _as_weight(self.handle, _matrix(self.handle) * self.factor)
+    def make(self, stage: _Stage) -> None:
+        stage.weights[self.handle.path] = stage.weight(self.handle) * self.factor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,20 +303,21 @@ class _Wider(_Change):
     """A feed-forward with more units: they read what it reads and add to what it returns."""
 
     order: ClassVar[int] = 2
+    handle: Handle
     up: Handle
     down: Handle
     units: tuple[Units, ...]
 
-    def values(self) -> Iterator[tuple[str, Tensor]]:
-        inner, outer = _matrix(self.up), _matrix(self.down)
-        yield _as_weight(self.up, torch.cat([inner, *(u.down for u in self.units)]))
-        yield _as_weight(self.down, torch.cat([outer, *(u.up for u in self.units)], dim=1))
-        bias = _bias(self.up)
+    def make(self, stage: _Stage) -> None:
+        inner, outer, units = stage.weight(self.up), stage.weight(self.down), self.units
+        stage.weights[self.up.path] = torch.cat([inner, *(u.down for u in units)])
+        stage.weights[self.down.path] = torch.cat([outer, *(u.up for u in units)], dim=1)
+        bias = stage.bias(self.up)
         if bias is not None:
-            yield f"{self.up.path}.bias", torch.cat([bias, *(u.down_bias for u in self.units)])
-        bias = _bias(self.down)
+            stage.biases[self.up.path] = torch.cat([bias, *(u.down_bias for u in units)])
+        bias = stage.bias(self.down)
         if bias is not None:
-            yield f"{self.down.path}.bias", sum((u.up_bias for u in self.units), bias)
+            stage.biases[self.down.path] = sum((u.up_bias for u in units), bias)
 
 
 def _swap(tensor: Tensor) -> Tensor:
@@ -148,20 +325,17 @@ def _swap(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, -1)
 
 
-def _matrix(handle: Handle) -> Tensor:
+def _matrix(module: nn.Module) -> Tensor:
     """The weight as ``(out, in)``, in single precision at least."""
-    weight = precise(handle.module.get_parameter("weight").detach())
-    return weight if isinstance(handle.module, nn.Linear) else weight.T
+    codec = codec_of(module)
+    if codec is not None:
+        return codec.weight(module)
+    weight = precise(module.get_parameter("weight").detach())
+    return weight if isinstance(module, nn.Linear) else weight.T
 
 
-def _as_weight(handle: Handle, matrix: Tensor) -> tuple[str, Tensor]:
-    """The parameter's name, and its value as the module has it: Conv1D's is ``(in, out)``."""
-    value = matrix if isinstance(handle.module, nn.Linear) else matrix.T
-    return f"{handle.path}.weight", value.contiguous()
-
-
-def _bias(handle: Handle) -> Tensor | None:
-    bias = handle.module._parameters.get("bias")
+def _bias(module: nn.Module) -> Tensor | None:
+    bias = module._parameters.get("bias")
     return None if bias is None else precise(bias.detach())
 
 
@@ -217,7 +391,7 @@ def _wider(handles: Mapping[str, Handle], handle: Handle, leaves: tuple[Leaf, ..
     else:
         reason = next(filter(None, (_obstacle(handle, up, down, each) for each in units)), None)
         if reason is None:
-            return _Wider(up=up, down=down, units=units)
+            return _Wider(handle=handle, up=up, down=down, units=units)
     raise NotMergeable(
         f"{type(leaves[0].delta).__name__} at {handle.key!r} does not merge into a wider "
         f"feed-forward: {reason}. Activate without it, then merge."
@@ -235,7 +409,7 @@ def _obstacle(handle: Handle, up: Handle, down: Handle, units: Units) -> str | N
     if _EQUAL.get(ours, ours) != _EQUAL.get(theirs, theirs):
         return f"the feed-forward's nonlinearity is {theirs!r}, the adapter's {ours!r}"
     for each, bias in ((up, units.down_bias), (down, units.up_bias)):
-        if _bias(each) is None and bias.any():
+        if _bias(each.module) is None and bias.any():
             return f"{each.path!r} has no bias to take the adapter's"
     return None
 
@@ -257,11 +431,13 @@ def _check_linear(handle: Handle) -> None:
         linear_widths(handle.module)
     except UnknownArchitecture as error:
         raise NotMergeable(f"{handle.path!r} holds no weight to fold into: {error}") from None
+    if codec_of(handle.module) is not None:
+        return
     for name, parameter in handle.module.named_parameters(recurse=False):
         if not parameter.is_floating_point():
             raise NotMergeable(
-                f"{handle.path!r} is quantised ({name} is {parameter.dtype}); merge into a "
-                "floating-point base."
+                f"{handle.path!r} is quantised ({name} is {parameter.dtype}) in a way that "
+                "deltakit cannot undo; merge into a floating-point base."
             )
 
 

@@ -127,7 +127,8 @@ def _tensors(
             owner, _ = bank.displaced.get(parameter, (None, None))
             value = stored
             if owner == name:  # a value that deltas were merged into is kept beside it
-                value = bank.merged.get(parameter, parameters[parameter])
+                original = bank.merged.get(parameter)
+                value = original if isinstance(original, Tensor) else parameters[parameter]
             yield f"{name}/own/{parameter}", _plain(value)
 
 

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
+from deltakit.arch.quantised import codec_of
+from deltakit.arch.resolve import linear_widths
 from deltakit.core.delta import Reparametrised
 from deltakit.inject.bank import Attached, Bank, bank_of, base_parameters, head_names
 
@@ -33,13 +35,15 @@ class SiteRow:
 class Summary:
     """Parameters and bytes of a model and of the deltas that are active in it.
 
+    Parameters are counted as numbers, however many of them share a byte; bytes are true ones.
+
     Attributes:
         trained_params: parameters that training changes, the task head left out.
         deployed_params: parameters to keep beside the base to run it, the task head left out.
         head_params: parameters of the task head, whether it is trained or not.
         base_params: all parameters of the base, embeddings included, the task head left out.
         delta_bytes: bytes of the deployed parameters in their own dtypes.
-        base_bytes: bytes of the base's parameters and buffers.
+        base_bytes: bytes of the base's parameters and buffers, quantisation statistics included.
         rows: one for each active delta and site.
     """
 
@@ -88,21 +92,44 @@ def summary(model: "PreTrainedModel") -> Summary:
     """Counts the base, the head and the active deltas. Works on meta-device models too."""
     bank = bank_of(model)
     head = head_names(model)
-    # While deltas are merged, a weight may be wider: its original is what is counted.
-    merged = {} if bank is None else bank.merged
-    parameters = {name: merged.get(name, p) for name, p in base_parameters(model).items()}
+    parameters = _originals(model, bank)
     base = [p for name, p in parameters.items() if name not in head]
     base_buffers = [b for name, b in model.named_buffers() if not name.startswith("deltakit.")]
     trained, deployed = _trained(bank, head), list(_deployed(bank, head))
     return Summary(
         trained_params=_count(trained),
         deployed_params=_count(deployed),
-        head_params=_count(p for name, p in parameters.items() if name in head),
-        base_params=_count(base),
+        head_params=sum(p.numbers for name, p in parameters.items() if name in head),
+        base_params=sum(p.numbers for p in base),
         delta_bytes=_bytes(deployed),
-        base_bytes=_bytes([*base, *base_buffers]),
+        base_bytes=_bytes([*(t for p in base for t in p.tensors), *base_buffers]),
         rows=_rows(bank, head),
     )
+
+
+class _Stored(NamedTuple):
+    """A parameter as it is stored: how many numbers, in which tensors."""
+
+    numbers: int
+    tensors: tuple[Tensor, ...]
+
+
+def _originals(model: "PreTrainedModel", bank: Bank | None) -> dict[str, _Stored]:
+    """The base's parameters by name. While deltas are merged, the originals are counted."""
+    merged = {} if bank is None else bank.merged
+    stored = {}
+    for name, parameter in base_parameters(model).items():
+        path, _, last = name.rpartition(".")
+        module = merged.get(path, model.get_submodule(path))
+        codec = codec_of(module) if last == "weight" and isinstance(module, nn.Module) else None
+        if codec is not None and isinstance(module, nn.Module):
+            d_in, d_out = linear_widths(module)
+            stored[name] = _Stored(d_in * d_out, tuple(codec.stored(module)))
+        else:
+            original = merged.get(name, parameter)
+            assert isinstance(original, Tensor)
+            stored[name] = _Stored(original.numel(), (original,))
+    return stored
 
 
 def _active(bank: Bank | None) -> tuple[Attached, ...]:
@@ -176,4 +203,5 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Of each tensor once: quantised weights may share their codebooks."""
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())

@@ -1,0 +1,193 @@
+"""Linears whose weight is held in fewer bits: reading it in full, counting it, holding another.
+
+What is known of a library is one codec for each of its classes, found by the class's full name, so
+a library is imported only where a model has its modules already.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltakit._registry import Registry
+
+
+class Codec(ABC):
+    """How one class of linears holds its weight."""
+
+    @abstractmethod
+    def holds(self, module: nn.Module) -> bool:
+        """Whether this module's weight is quantised: it is not where it was left out of it."""
+
+    @abstractmethod
+    def weight(self, module: nn.Module) -> Tensor:
+        """The weight that the module computes with, ``(out, in)``, in single precision."""
+
+    @abstractmethod
+    def stored(self, module: nn.Module) -> Iterator[Tensor]:
+        """All tensors that the weight is held in: packed values, statistics, codebooks."""
+
+    @abstractmethod
+    def like(self, module: nn.Module, weight: Tensor) -> nn.Module:
+        """A module of the same kind, bias and hooks that holds `weight`, ``(out, in)``, rounded."""
+
+    def steady(self, module: nn.Module) -> "Steadied | None":
+        """Keeps the module from changing how its weight is held, until that is taken back."""
+        del module
+        return None
+
+
+CODECS: Registry[Codec] = Registry("class of quantised linears")
+"""By the full name of the modules' class."""
+
+
+def codec_class(module: nn.Module) -> Codec | None:
+    """The codec of the module's class, or None."""
+    names = (f"{each.__module__}.{each.__qualname__}" for each in type(module).__mro__)
+    found = next((name for name in names if name in CODECS), None)
+    return None if found is None else CODECS.get(found)
+
+
+def codec_of(module: nn.Module) -> Codec | None:
+    """The codec of a module whose weight is quantised; None where it is not."""
+    codec = codec_class(module)
+    return codec if codec is not None and codec.holds(module) else None
+
+
+def full_linear(module: nn.Module, weight: Tensor) -> nn.Linear:
+    """A plain linear with the module's bias and hooks, and `weight`, ``(out, in)``."""
+    twin = _twin(module, weight)
+    twin.__class__ = nn.Linear  # a copy of our own: what else it has means nothing to its forward
+    twin.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    assert isinstance(twin, nn.Linear)
+    return twin
+
+
+def steady(model: nn.Module) -> "list[Steadied]":
+    """Keeps every quantised linear of a model as it is held now."""
+    found = ((codec_of(module), module) for module in model.modules())
+    held = (codec.steady(module) for codec, module in found if codec is not None)
+    return [each for each in held if each is not None]
+
+
+def trainable(model: nn.Module) -> "list[Steadied]":
+    """Lets transformers' Trainer train a quantised model whose deltas are not PEFT's.
+
+    It goes by the model's `is_quantized`, which nothing else asks but `half` and `float`.
+    """
+    return [Steadied(model, "is_quantized", False)] if vars(model).get("is_quantized") else []
+
+
+def _twin(module: Any, weight: Tensor) -> Any:
+    """A copy that shares the bias and the hooks; its weight is still the module's."""
+    twin = copy.copy(module)
+    twin._parameters = dict(module._parameters)
+    for name in ("forward", "_old_forward", "_hf_hook"):  # accelerate's are bound to the module
+        vars(twin).pop(name, None)
+    twin.out_features, twin.in_features = weight.shape
+    return twin
+
+
+# ---------------------------------------------------------------------------------- bitsandbytes
+
+
+class FourBit(Codec):
+    """bitsandbytes' Linear4bit: nf4 or fp4 in blocks, with or without double quantisation."""
+
+    def holds(self, module: Any) -> bool:
+        from bitsandbytes.nn import Params4bit
+
+        return isinstance(module.weight, Params4bit) and module.weight.quant_state is not None
+
+    def weight(self, module: Any) -> Tensor:
+        from bitsandbytes.functional import dequantize_4bit
+
+        _unpack(module)
+        return dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+
+    def stored(self, module: Any) -> Iterator[Tensor]:
+        state = module.weight.quant_state
+        yield module.weight.data
+        for part in (state, vars(state).get("state2")):
+            if part is not None:
+                yield from (v for v in vars(part).values() if isinstance(v, Tensor))
+
+    def like(self, module: Any, weight: Tensor) -> nn.Module:
+        from bitsandbytes.nn import Params4bit
+
+        old, twin = module.weight, _twin(module, weight)
+        twin.weight = Params4bit(
+            weight.to(old.quant_state.dtype).contiguous(),
+            blocksize=old.blocksize,
+            compress_statistics=old.compress_statistics,
+            quant_type=old.quant_type,
+            quant_storage=old.quant_storage,
+            module=twin,
+        ).to(old.device)  # which quantises it
+        return twin
+
+    def steady(self, module: Any) -> "Steadied":
+        """On some CPUs an evaluation repacks the weight: coarser statistics, no backward pass."""
+        _unpack(module)
+        return Steadied(module, "support_avx512bf16_for_cpu", False)
+
+
+def _unpack(module: Any) -> None:
+    if vars(module.weight.quant_state).get("packing_format_for_cpu"):
+        module.state_dict()  # which is how the library itself goes back to the plain layout
+
+
+class EightBit(Codec):
+    """bitsandbytes' Linear8bitLt: int8 with one statistic for each row."""
+
+    def holds(self, module: Any) -> bool:
+        from bitsandbytes.nn import Int8Params
+
+        return isinstance(module.weight, Int8Params) and module.weight.dtype == torch.int8
+
+    def weight(self, module: Any) -> Tensor:
+        return module.weight.data.float() * (_rows(module).float() / 127)[:, None]
+
+    def stored(self, module: Any) -> Iterator[Tensor]:
+        yield module.weight.data
+        yield _rows(module)
+
+    def like(self, module: Any, weight: Tensor) -> nn.Module:
+        from bitsandbytes.nn import Int8Params
+
+        twin = _twin(module, weight)
+        twin.state = copy.copy(module.state)
+        twin.state.CB = twin.state.SCB = None  # the first pass takes them from the weight
+        new = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+        twin.weight = new.to(module.weight.device)
+        return twin
+
+
+def _rows(module: Any) -> Tensor:
+    """The largest magnitude of each row; the first pass moves it from the weight to the state."""
+    return module.state.SCB if module.weight.SCB is None else module.weight.SCB
+
+
+@dataclass(eq=False)
+class Steadied:
+    """An attribute of somebody's module that has another value until it is given back."""
+
+    module: nn.Module
+    name: str
+    value: Any
+
+    def __post_init__(self) -> None:
+        own = vars(self.module)
+        own[self.name], self.value = self.value, own.get(self.name)
+
+    def remove(self) -> None:
+        """Gives it back."""
+        vars(self.module)[self.name] = self.value
+
+
+CODECS.add("bitsandbytes.nn.modules.Linear4bit", FourBit())
+CODECS.add("bitsandbytes.nn.modules.Linear8bitLt", EightBit())
