@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from deltakit.inject.change import deploy, drop, prune
     from deltakit.inject.merge import MergeReport, merge, unmerge
     from deltakit.inject.observe import fusion_attention
-    from deltakit.inject.state import load, save
     from deltakit.inject.summary import summary
+    from deltakit.interop.folders import load, save
     from deltakit.methods.adapter import SequentialAdapter
     from deltakit.methods.baselines import FullFineTuning, HeadOnly
     from deltakit.methods.bitfit import BitFit
@@ -90,8 +90,8 @@ _HOMES = {
     "deltakit.inject.change": ("deploy", "drop", "prune"),
     "deltakit.inject.merge": ("MergeReport", "merge", "unmerge"),
     "deltakit.inject.observe": ("fusion_attention",),
-    "deltakit.inject.state": ("load", "save"),
     "deltakit.inject.summary": ("summary",),
+    "deltakit.interop.folders": ("load", "save"),
     "deltakit.methods.adapter": ("SequentialAdapter",),
     "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
     "deltakit.methods.bitfit": ("BitFit",),

@@ -208,7 +208,7 @@ def test_a_checkpoint_with_a_renamed_tensor(kit: SimpleNamespace, saved: Path) -
         model,
         lambda: dk.load(model, saved),
         CheckpointError,
-        f"{path} does not fit this model: missing 'encoder.1.attn.v.lora_B', left over "
+        f"{saved} does not fit this model: missing 'encoder.1.attn.v.lora_B', left over "
         "'encoder.1.attn.v.lora_B2'. Copy the files again, as `save` wrote them.",
     )
 

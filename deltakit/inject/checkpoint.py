@@ -1,4 +1,8 @@
-"""A saved delta, read and checked apart from any model: its config, its tensors, its checksum."""
+"""Deltas apart from any model, and deltakit's own files of them.
+
+``delta.json`` says what they are, ``delta.safetensors`` holds their tensors. Reading is strict, and
+nothing is unpickled.
+"""
 
 import hashlib
 import json
@@ -8,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from deltakit._files import atomic_path, write_text
 from deltakit.core.algebra import Composition, composition_from_plain
-from deltakit.core.method import Method, method_from_dict
+from deltakit.core.method import Method, method_from_dict, method_to_dict
 from deltakit.errors import CheckpointError, DeltakitError
 from deltakit.inject.attach import check_name
 
@@ -29,25 +34,50 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A folder that has been read and checked, apart from any model.
+    """Deltas apart from any model: read from a folder, or taken from a model to be written to one.
 
     Attributes:
-        folder: where it was read.
+        origin: where they come from, for messages.
         parts: the deltas, members first.
         base: what it was made on: model_type, and each stack's layers and width.
         tensors: by ``<part>/<site>.<parameter>``, or ``<part>/own/<parameter of the model>``.
         composition: what was saved, and is active after loading: the last part, or several.
+        advice: what to do about files that do not fit a model, as a sentence.
     """
 
-    folder: Path
+    origin: str
     parts: tuple[Part, ...]
     base: dict[str, Any]
     tensors: dict[str, Tensor]
     composition: Composition
+    advice: str = "Copy the files again, as `save` wrote them."
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes both files, each atomically; those of an earlier delta in the folder are replaced."""
+    from safetensors.torch import save_file
+
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file(checkpoint.tensors, temporary, metadata={"format": "pt"})
+        digest = sha256(temporary)
+    config = {
+        "format": "deltakit",
+        "schema_version": SCHEMA_VERSION,
+        "base": checkpoint.base,
+        "deltas": [_described(part) for part in checkpoint.parts],
+        "active": checkpoint.composition.to_plain(),
+        "weights": {"file": WEIGHTS, "sha256": digest},
+    }
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _described(part: Part) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": part.name, "method": method_to_dict(part.method)}
+    return {**described, "kept": part.kept} if part.kept else described
 
 
 def read(folder: Path) -> Checkpoint:
-    """Reads a folder that `save` wrote, without a model.
+    """Reads a folder that `write` wrote.
 
     Raises:
         CheckpointError: as `load`, as far as it can be told without a model.
@@ -81,14 +111,14 @@ def read(folder: Path) -> Checkpoint:
     if unknown:
         raise CheckpointError(f"{folder / CONFIG}: 'active' names no delta of its own: {unknown}.")
     return Checkpoint(
-        folder=folder, parts=parts, base=base, tensors=tensors, composition=composition
+        origin=str(folder), parts=parts, base=base, tensors=tensors, composition=composition
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{folder} holds no {CONFIG}{_what_it_is(folder)}.")
+        raise CheckpointError(f"{folder} holds no {CONFIG}.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -114,16 +144,6 @@ def _read_kept(data: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(data, dict) or not all(isinstance(names, list) for names in data.values()):
         raise TypeError("'kept'")
     return {key: tuple(map(str, names)) for key, names in data.items()}
-
-
-def _what_it_is(folder: Path) -> str:
-    if not folder.is_dir():
-        return ", it does not exist" if not folder.exists() else ", it is no folder"
-    if not (folder / "adapter_config.json").is_file():
-        return f"; a delta that deltakit saved has {CONFIG} and {WEIGHTS}"
-    text = (folder / "adapter_config.json").read_text(encoding="utf-8", errors="replace")
-    other = "PEFT" if '"peft_type"' in text else "AdapterHub"
-    return f", but adapter_config.json: it is a checkpoint of {other}, which load does not read"
 
 
 def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:

@@ -1,97 +1,75 @@
-"""Deltas on disk: ``delta.json`` says what they are, ``delta.safetensors`` holds their tensors.
+"""Deltas between a model and a checkpoint: taken off one to be saved, put onto one when loaded.
 
-Reading is strict: every tensor is used exactly once or nothing is loaded. Nothing is unpickled.
+Installing is strict: every tensor is used exactly once, or the model is left as it was.
 """
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from deltakit._files import atomic_path, write_text
 from deltakit.arch.resolve import resolve
 from deltakit.core.algebra import Composition, One
-from deltakit.core.method import method_to_dict
 from deltakit.core.site import Tap
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NameInUse
 from deltakit.inject.active import current, deactivate, reactivate
 from deltakit.inject.attach import activate, attach, detach
 from deltakit.inject.bank import Attached, Bank, bank_of, base_parameters, head_names, need_bank
-from deltakit.inject.checkpoint import (
-    CONFIG,
-    SCHEMA_VERSION,
-    WEIGHTS,
-    Checkpoint,
-    Part,
-    named,
-    read,
-    sha256,
-)
+from deltakit.inject.checkpoint import Checkpoint, Part, named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def save(model: "PreTrainedModel", folder: str | Path, name: str | Composition = "default") -> None:
-    """Saves an attached delta or a composition of several, with members and task heads.
-
-    Args:
-        model: a model with deltas.
-        folder: made if needed; files of an earlier delta in it are replaced, each atomically.
-        name: which delta, or which composition, for example ``Stack("lang", "task")``.
+def snapshot(model: "PreTrainedModel", what: str | Composition = "default") -> Checkpoint:
+    """An attached delta or a composition of several, with members and task heads, copied.
 
     Raises:
         UnknownName: no delta has the name.
         DeltakitError: nothing is attached.
     """
-    from safetensors.torch import save_file
-
     bank = need_bank(model)
-    composition = One(name) if isinstance(name, str) else name
+    composition = One(what) if isinstance(what, str) else what
     parts = bank.closure(composition.names)
-    tensors = dict(_tensors(model, bank, parts, composition))
-    target = Path(folder)
-    with atomic_path(target / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        digest = sha256(temporary)
-    config = {
-        "format": "deltakit",
-        "schema_version": SCHEMA_VERSION,
-        "base": _base(model),
-        "deltas": [_described(part) for part in parts],
-        "active": composition.to_plain(),
-        "weights": {"file": WEIGHTS, "sha256": digest},
-    }
-    write_text(target / CONFIG, json.dumps(config, indent=2) + "\n")
+    return Checkpoint(
+        origin=f"this {type(model).__name__}",
+        parts=tuple(Part(name=p.name, method=p.method, kept=p.kept) for p in parts),
+        base=base_of(model),
+        tensors=dict(_tensors(model, bank, parts, composition)),
+        composition=composition,
+    )
 
 
-def load(
-    model: "PreTrainedModel", folder: str | Path, name: str | None = None, *, head: bool = True
+def install(
+    model: "PreTrainedModel",
+    checkpoint: Checkpoint,
+    name: str | None = None,
+    *,
+    head: bool = True,
 ) -> None:
-    """Attaches a saved delta, with its members, and makes it the active one.
+    """Attaches the deltas of a checkpoint, with their members, and makes what was saved active.
 
     A member whose name is attached already is taken as it is if it is the same delta.
 
     Args:
-        model: a model of the architecture and size that the delta was made for.
-        folder: what `save` wrote.
+        model: a model of the architecture and size that they were made for.
+        checkpoint: what to attach.
         name: the name to attach it under; by default the one that it was saved under.
         head: whether to load the task head that was saved with it.
 
     Raises:
-        CheckpointError: a missing or torn file, another format, another architecture, a tensor
-            that is missing, left over, of another shape or not finite. The model is unchanged.
+        CheckpointError: another architecture, a tensor that is missing, left over or of another
+            shape. The model is unchanged.
+        InvalidConfig: a name for a composition of several.
         NameInUse: another delta has the name.
     """
-    checkpoint = read(Path(folder))
     _check_base(model, checkpoint)
     if name is not None and not isinstance(checkpoint.composition, One):
         raise InvalidConfig(
-            f"{folder} holds a composition of {', '.join(checkpoint.composition.names)}, which "
-            f"keep their names; load it without name={name!r}."
+            f"{checkpoint.origin} holds a composition of "
+            f"{', '.join(checkpoint.composition.names)}, which keep their names; load it without "
+            f"name={name!r}."
         )
     bank = bank_of(model)
     before = None if bank is None else current(model, bank)
@@ -108,11 +86,8 @@ def load(
             deactivate(model, bank)
             reactivate(model, bank, before)
         if isinstance(error, DeltakitError) and not isinstance(error, CheckpointError | NameInUse):
-            raise CheckpointError(f"{folder} does not fit this model: {error}") from None
+            raise CheckpointError(f"{checkpoint.origin} does not fit this model: {error}") from None
         raise
-
-
-# -------------------------------------------------------------------------------------- writing
 
 
 def _tensors(
@@ -132,16 +107,11 @@ def _tensors(
             yield f"{name}/own/{parameter}", _plain(value)
 
 
-def _described(part: Attached) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": part.name, "method": method_to_dict(part.method)}
-    return {**described, "kept": part.kept} if part.kept else described
-
-
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def _base(model: "PreTrainedModel") -> dict[str, Any]:
+def base_of(model: "PreTrainedModel") -> dict[str, Any]:
     """What a delta must find again: the architecture, and how deep and wide its stacks are."""
     bank = bank_of(model)
     handles = resolve(model) if bank is None else tuple(bank.handles.values())
@@ -154,12 +124,12 @@ def _base(model: "PreTrainedModel") -> dict[str, Any]:
 
 
 def _check_base(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
-    here = _base(model)
+    here = base_of(model)
     for key in checkpoint.base:
         value = here.get(key)
         if checkpoint.base[key] != value:
             raise CheckpointError(
-                f"{checkpoint.folder} was made on a base with {key}={checkpoint.base[key]!r}; "
+                f"{checkpoint.origin} was made on a base with {key}={checkpoint.base[key]!r}; "
                 f"this {type(model).__name__} has {key}={value!r}. Load it on a model like its own."
             )
 
@@ -192,7 +162,7 @@ def _load_part(
     bank = need_bank(model)
     attached = bank.get(name)
     expected = dict(attached.tensors())
-    _check_keys(checkpoint.folder, expected, given)
+    _check_keys(checkpoint, expected, given, checkpoint.advice)
     with torch.no_grad():
         for key, tensor in given.items():
             expected[key].copy_(tensor)
@@ -209,7 +179,7 @@ def _keep(
         known = tuple(name for name in attached.members if name in names)
         if key not in attached.combiners or not names or known != names:
             raise CheckpointError(
-                f"{checkpoint.folder / CONFIG}: {part.name!r} keeps {list(names)} at {key!r}, but "
+                f"{checkpoint.origin}: {part.name!r} keeps {list(names)} at {key!r}, but "
                 f"it has {', '.join(attached.members)} at {', '.join(attached.combiners)}."
             )
     if part.kept:
@@ -234,15 +204,14 @@ def _load_own(
     wanted = {key: value for key, value in attached.own.items() if key in needed or key in given}
     if not head:
         wanted, given = needed, {key: given[key] for key in given if key in needed}
-    _check_keys(checkpoint.folder, wanted, given, hint=_HEAD_HINT)
+    _check_keys(checkpoint, wanted, given, _HEAD_HINT)
     before = deactivate(model, bank)
     for key, tensor in given.items():
         attached.own[key] = tensor.to(attached.own[key].device, attached.own[key].dtype)
     reactivate(model, bank, before)
 
 
-_AGAIN = " Copy the files again, as `save` wrote them."
-_HEAD_HINT = " To load the delta without its task head, pass head=False."
+_HEAD_HINT = "To load the delta without its task head, pass head=False."
 
 
 def _own_tensors(checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:
@@ -253,24 +222,24 @@ def _own_tensors(checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:
 
 
 def _check_keys(
-    folder: Path, expected: dict[str, Tensor], given: dict[str, Tensor], *, hint: str = _AGAIN
+    checkpoint: Checkpoint, expected: dict[str, Tensor], given: dict[str, Tensor], hint: str
 ) -> None:
     missing = [key for key in expected if key not in given]
     extra = [key for key in given if key not in expected]
     if missing or extra:
         raise CheckpointError(
-            f"{folder / WEIGHTS} does not fit this model: {named('missing', missing)}"
-            f"{', ' if missing and extra else ''}{named('left over', extra)}.{hint}"
+            f"{checkpoint.origin} does not fit this model: {named('missing', missing)}"
+            f"{', ' if missing and extra else ''}{named('left over', extra)}. {hint}"
         )
     for key, tensor in given.items():
         if tensor.shape != expected[key].shape:
             raise CheckpointError(
-                f"{folder / WEIGHTS}: {key!r} has shape {tuple(tensor.shape)}, this model needs "
-                f"{tuple(expected[key].shape)}.{hint}"
+                f"{checkpoint.origin}: {key!r} has shape {tuple(tensor.shape)}, this model needs "
+                f"{tuple(expected[key].shape)}. {hint}"
             )
         if tensor.is_floating_point() != expected[key].is_floating_point():
             raise CheckpointError(
-                f"{folder / WEIGHTS}: {key!r} is {tensor.dtype}, this model needs "
+                f"{checkpoint.origin}: {key!r} is {tensor.dtype}, this model needs "
                 f"{expected[key].dtype}."
             )
 
@@ -284,6 +253,6 @@ def _check_same(attached: Attached, part: Part, checkpoint: Checkpoint) -> None:
     )
     if not same:
         raise CheckpointError(
-            f"{checkpoint.folder} has a member {part.name!r}, and another delta of that name is "
+            f"{checkpoint.origin} has a member {part.name!r}, and another delta of that name is "
             "attached. Detach that one first."
         )

@@ -1,0 +1,93 @@
+"""save and load: a model's deltas to a folder and back, in any format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltakit.core.algebra import Composition
+from deltakit.errors import CheckpointError
+from deltakit.inject.checkpoint import Checkpoint
+from deltakit.inject.state import install, snapshot
+from deltakit.interop.formats import FORMATS, Format
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def save(
+    model: "PreTrainedModel",
+    folder: str | Path,
+    name: str | Composition = "default",
+    *,
+    format: str = "deltakit",
+) -> None:
+    """Saves an attached delta or a composition of several, with members and task heads.
+
+    Args:
+        model: a model with deltas.
+        folder: made if needed; files of an earlier delta in it are replaced, each atomically.
+        name: which delta, or which composition, for example ``Stack("lang", "task")``.
+        format: "deltakit", which holds everything; or a library's, for what it has words for.
+
+    Raises:
+        UnknownName: no delta has the name, or no format.
+        CheckpointError: the format cannot hold the delta exactly, or the folder holds one of
+            another format. Nothing has been written.
+        DeltakitError: nothing is attached.
+    """
+    write_checkpoint(Path(folder), snapshot(model, name), model, format)
+
+
+def load(
+    model: "PreTrainedModel", folder: str | Path, name: str | None = None, *, head: bool = True
+) -> None:
+    """Attaches a saved delta, with its members, and makes it the active one.
+
+    The folder may be of any format that deltakit reads; it is told by its files. A member whose
+    name is attached already is taken as it is if it is the same delta.
+
+    Args:
+        model: a model of the architecture and size that the delta was made for.
+        folder: what `save`, or another library, wrote.
+        name: the name to attach it under; by default the one that it was saved under.
+        head: whether to load the task head that was saved with it.
+
+    Raises:
+        CheckpointError: a missing or torn file, an unknown format, another architecture, a tensor
+            that is missing, left over, of another shape or not finite. The model is unchanged.
+        NameInUse: another delta has the name.
+    """
+    path = Path(folder)
+    install(model, recognise(path).read(path, model), name, head=head)
+
+
+def write_checkpoint(
+    folder: Path, checkpoint: Checkpoint, model: "PreTrainedModel", format: str
+) -> None:
+    """Writes a checkpoint in a format. Raises as `save`."""
+    chosen = FORMATS.get(format)
+    others = [each.title for each in _recognised(folder) if each is not chosen]
+    if others:
+        raise CheckpointError(
+            f"{folder} holds a delta of {others[0]}, and would be ambiguous with one of "
+            f"{chosen.title} beside it. Choose another folder."
+        )
+    chosen.write(folder, checkpoint, model)
+
+
+def recognise(folder: Path) -> Format:
+    """The format of a folder, told by its files. Raises `CheckpointError`."""
+    found = _recognised(folder)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        titles = " and of ".join(each.title for each in found)
+        raise CheckpointError(f"{folder} holds a delta of {titles}. Keep one of them in it.")
+    what = "exists and is no folder" if folder.exists() else "does not exist"
+    if folder.is_dir():
+        signs = "; ".join(f"{FORMATS.get(n).title}: {FORMATS.get(n).signs}" for n in FORMATS)
+        what = f"holds no delta. Looked for: {signs}"
+    raise CheckpointError(f"{folder} {what}.")
+
+
+def _recognised(folder: Path) -> list[Format]:
+    return [FORMATS.get(name) for name in FORMATS if FORMATS.get(name).recognises(folder)]

@@ -1,0 +1,50 @@
+"""What a format is, and the registry of those that deltakit reads and writes."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from deltakit._registry import Registry
+from deltakit.inject.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Format(ABC):
+    """One library's folders.
+
+    A format only translates: what it reads becomes a `Checkpoint`, what it writes was one. The
+    model says where the sites are and is never changed; it may be on the meta device.
+    """
+
+    title: ClassVar[str]
+    """The library, in messages."""
+    signs: ClassVar[str]
+    """What a folder of this format is recognised by, in messages."""
+
+    @abstractmethod
+    def recognises(self, folder: Path) -> bool:
+        """Whether the folder claims to be of this format. Reads no weights."""
+
+    @abstractmethod
+    def read(self, folder: Path, model: "PreTrainedModel") -> Checkpoint:
+        """The folder's deltas, in deltakit's words.
+
+        Raises:
+            CheckpointError: a file that is missing, torn or unsafe, or anything in it that deltakit
+                cannot reproduce exactly; the message names it.
+        """
+
+    @abstractmethod
+    def write(self, folder: Path, checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
+        """Writes the deltas, the config last.
+
+        Raises:
+            CheckpointError: a part that the format has no exact words for; the message names it.
+                Nothing has been written.
+        """
+
+
+FORMATS: Registry[Format] = Registry("format")
+"""By the name that ``format=`` and ``--to`` take."""
