@@ -1,0 +1,162 @@
+"""Other people's files, read as if they were hostile: nothing is unpickled into code, nothing lost.
+
+What is read is whole, finite and used exactly once, or the read fails with the file's name.
+"""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltakit._files import atomic_path, write_text
+from deltakit.errors import CheckpointError, nearest
+from deltakit.inject.checkpoint import named
+
+CONFIG_LIMIT = 16 << 20
+"""Bytes that a config may have: a larger one is no config."""
+HEADER_LIMIT = 100 << 20
+"""Bytes that the header of a safetensors file may have."""
+METADATA = "deltakit"
+"""The key of a file's metadata under which our own words travel through another library's file."""
+
+
+class Tensors:
+    """The tensors of one file, each to be taken exactly once."""
+
+    def __init__(
+        self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.path = path
+        self.metadata = dict(metadata or {})
+        self._all = dict(tensors)
+        self._left = dict(tensors)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._left
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._left))
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """What has not been taken yet, by name."""
+        return iter(tuple(self._left.items()))
+
+    def take(self, key: str) -> Tensor:
+        """The tensor, which is then used up. Raises `CheckpointError` where there is none."""
+        if key not in self._left:
+            state = "is used twice" if key in self._all else "is missing"
+            raise CheckpointError(f"{self.path}: {key!r} {state}.{nearest(key, self._left)}")
+        return self._left.pop(key)
+
+    def finish(self) -> None:
+        """Raises `CheckpointError` if any tensor was not taken."""
+        if self._left:
+            raise CheckpointError(
+                f"{self.path} {named('holds', sorted(self._left))}, which belong to nothing that "
+                "its config describes. Load it on a model of the architecture and size it was "
+                "made for."
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, too large, or no JSON object.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing.")
+    if path.stat().st_size > CONFIG_LIMIT:
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes: it is no config.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object, atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_tensors(folder: Path, names: tuple[str, ...]) -> Tensors:
+    """The tensors of the first of the files called `names` that the folder has.
+
+    Raises:
+        CheckpointError: none of them is there; it is torn, or holds more than tensors; a value is
+            not finite.
+    """
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} has no weights: none of {', '.join(names)}.")
+    found = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    for key, tensor in found.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{path} holds values in {key!r} that are not finite.")
+    return found
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> None:
+    """Writes a safetensors file atomically, with our own `words` in its metadata."""
+    from safetensors.torch import save_file
+
+    plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    metadata = {"format": "pt", METADATA: json.dumps(words)}
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata=metadata)
+
+
+def our_words(tensors: Tensors) -> dict[str, Any]:
+    """What `write_tensors` put into the file's metadata; empty for a file of the library's own.
+
+    Raises:
+        CheckpointError: they are no JSON object.
+    """
+    try:
+        words = json.loads(tensors.metadata.get(METADATA, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{tensors.path}: its metadata is no JSON: {error}.") from None
+    if not isinstance(words, dict):
+        raise CheckpointError(f"{tensors.path}: its metadata must be a JSON object.")
+    return words
+
+
+def _safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > min(HEADER_LIMIT, path.stat().st_size - 8):
+        raise CheckpointError(
+            f"{path} says that its header has {header:,} bytes, and the file has "
+            f"{path.stat().st_size:,}: it was cut short, or is no safetensors file."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return Tensors(path, tensors, file.metadata())
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+
+
+def _pickled(path: Path) -> Tensors:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path} holds more than tensors, or is torn, and nothing in it was run: {first} "
+            "Ask for a safetensors file."
+        ) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise CheckpointError(f"{path} is no table of tensors by name.")
+    return Tensors(path, content)
