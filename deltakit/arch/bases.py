@@ -206,10 +206,7 @@ def read_base(
     """As `load_base`, with the names of the parameters that the checkpoint has no values for."""
     name, place = str(model), torch.device(device)
     config = _config(name, labels, local_files_only=local_files_only)
-    chosen = _chosen(name, base, _stored(config))
-    dtype = dtype or (config.dtype if _stored(config) else None) or chosen.dtype
-    chosen.check(place, dtype)
-    _check_computes(dtype, place)
+    chosen, dtype = _checked(name, config, base, dtype, place)
     kind = _class(task)
     skip = _heads(name, config, kind)
     while True:
@@ -229,6 +226,30 @@ def read_base(
     steady(read)
     chosen.quiet()
     return read, frozenset(found["missing_keys"])
+
+
+def check_base(
+    model: str | Path,
+    base: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    local_files_only: bool = False,
+) -> Base:
+    """The base, if `load_base` would have the model in it here. Raises as `load_base`."""
+    config = _config(str(model), None, local_files_only=local_files_only)
+    return _checked(str(model), config, base, dtype, torch.device(device))[0]
+
+
+def _checked(
+    name: str, config: Any, base: str | None, dtype: torch.dtype | None, device: torch.device
+) -> tuple[Base, torch.dtype]:
+    """The base and what it computes in."""
+    chosen = _chosen(name, base, _stored(config))
+    dtype = dtype or (config.dtype if _stored(config) else None) or chosen.dtype
+    chosen.check(device, dtype)
+    _check_computes(dtype, device)
+    return chosen, dtype
 
 
 def _config(name: str, labels: int | None, *, local_files_only: bool) -> Any:

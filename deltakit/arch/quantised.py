@@ -58,6 +58,16 @@ def codec_of(module: nn.Module) -> Codec | None:
     return codec if codec is not None and codec.holds(module) else None
 
 
+def held(model: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that a model is held in: parameters, buffers, what quantised weights need."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        codec = codec_of(module)
+        if codec is not None:
+            yield from codec.stored(module)
+
+
 def full_linear(module: nn.Module, weight: Tensor) -> nn.Linear:
     """A plain linear with the module's bias and hooks, and `weight`, ``(out, in)``."""
     twin = _twin(module, weight)

@@ -97,6 +97,17 @@ _OPTIONS = (
         help="Shipped name, local folder or file, or Hub name. [rotten_tomatoes]",
     ),
     click.option(
+        "--bases",
+        default=None,
+        metavar="A,B,...",
+        help="How the model's weights are held: fp32, bf16, int8, nf4, fp4. [fp32]",
+    ),
+    click.option(
+        "--compute-dtype",
+        default=None,
+        help="What quantised bases compute in. [float32 on a CPU, bfloat16 on an accelerator]",
+    ),
+    click.option(
         "--source-tasks",
         default=None,
         metavar="A,B,...",
@@ -140,7 +151,7 @@ def request(options: dict[str, Any]) -> "Request":
 
     given = {key: value for key, value in options.items() if value is not None}
     chosen = profile(given.pop("profile", DEFAULT_PROFILE))
-    lists = ("methods", "source_tasks")
+    lists = ("methods", "bases", "source_tasks")
     for key in lists:
         if key in given:
             items = split_outside_brackets(given[key], ",")

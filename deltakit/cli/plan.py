@@ -22,7 +22,7 @@ def plan(**options: Any) -> None:
     rows: list[tuple[object, ...]] = []
     for cell, first in resolved.stages():
         if cell.training is None:
-            rows.append((cell.label, cell.seed, "–", "–", "–", "–", "–"))
+            rows.append((cell.label, cell.base, cell.seed, "–", "–", "–", "–", "–"))
             continue
         attach_all(skeleton, cell.training, given_folder)
         counted = dk.summary(skeleton)
@@ -31,6 +31,7 @@ def plan(**options: Any) -> None:
         rows.append(
             (
                 cell.label,
+                cell.base,
                 cell.seed,
                 f"{cell.training.lr:g}",
                 units(resolved, cell.training),
@@ -39,8 +40,8 @@ def plan(**options: Any) -> None:
                 f"{counted.trained_pct:.3f}",
             )
         )
-    headers = ("method", "seed", "lr", "steps", "stage 1 (steps)", "trained", "% of base")
-    align = ("left", "right", "right", "right", "left", "right", "right")
+    headers = ("method", "base", "seed", "lr", "steps", "stage 1 (steps)", "trained", "% of base")
+    align = ("left", "left", "right", "right", "right", "left", "right", "right")
     click.echo(tabulate(rows, headers, colalign=align, disable_numparse=True))
     task = resolved.task
     click.echo(

@@ -14,7 +14,8 @@ import torch
 import deltakit as dk
 from deltakit.compare import measure
 from deltakit.compare.evaluate import collate, constant, predict, score
-from deltakit.compare.plan import BASE, TRAINED, Cell, Member, Plan, Training, attach_all
+from deltakit.compare.model import BaseChoice, device
+from deltakit.compare.plan import FULL_PRECISION, TRAINED, Cell, Member, Plan, Training, attach_all
 from deltakit.compare.progress import Progress
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas
@@ -46,10 +47,10 @@ class Workshop:
         """The model's tokenizer."""
         return self.plan.model.tokenizer()
 
-    @cached_property
+    @property
     def device(self) -> torch.device:
         """Where everything runs."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return device()
 
     def encoded(self, task: str, split: str) -> "Dataset":
         """A split of a task as tokens."""
@@ -59,13 +60,13 @@ class Workshop:
             self._encoded[task, split] = encode(data, self.tokenizer, length)
         return self._encoded[task, split]
 
-    def base(self, task: str, seed: int) -> "PreTrainedModel":
+    def base(self, task: str, seed: int, base: BaseChoice) -> "PreTrainedModel":
         """The base with a fresh head for a task. The head depends on the seed alone."""
         from transformers import set_seed
 
         set_seed(seed)
         labels = len(self.plan.tasks[task].labels)
-        loaded = self.plan.model.load(labels, self.tokenizer.pad_token_id)
+        loaded = self.plan.model.load(base, labels, self.tokenizer.pad_token_id)
         if loaded.fresh:
             self.folder.note(
                 f"{self.plan.model.name}: the checkpoint has no values for "
@@ -73,7 +74,7 @@ class Workshop:
                 "method that freezes the base."
             )
         set_seed(seed)  # the deltas' initialisation does not depend on what loading draws
-        return loaded.model.to(self.device)
+        return loaded.model
 
     @cached_property
     def train_batch(self) -> measure.Batch:
@@ -91,8 +92,8 @@ class Workshop:
 
     @cached_property
     def reference_step(self) -> measure.Step:
-        """A training step of full fine-tuning on `train_batch`."""
-        model = self.base(self.plan.task.name, seed=0)
+        """A training step of full fine-tuning on `train_batch`, in full precision."""
+        model = self.base(self.plan.task.name, 0, BaseChoice(name=FULL_PRECISION))
         dk.attach(model, ceiling())
         return measure.Step(model, self.train_batch)
 
@@ -149,7 +150,7 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
         train_examples=record.examples,
         final_loss=_mean(record.losses[-10:]),
         **_counts(model),
-        **_training_cost(shop, model, cell.training.method),
+        **_training_cost(shop, model, cell.training),
     )
     size = deployed_size(shop, cell.training, model)
     result = dataclasses.replace(result, delta_bytes=size, **_inference_cost(shop, model))
@@ -169,7 +170,7 @@ def trained(shop: Workshop, training: Training) -> tuple["PreTrainedModel", Trai
         if member.training is not None:
             ensure(shop, member.training)
     store = shop.store_for(training)
-    model = shop.base(training.task, training.seed)
+    model = shop.base(training.task, training.seed, training.base)
     record = store.record(training)
     if record is not None:
         dk.load(model, store.folder(training), TRAINED)
@@ -221,7 +222,7 @@ def _scored(shop: Workshop, cell: Cell, predictions: Predictions) -> CellResult:
     result = score(predictions, shop.plan.tasks[cell.task].metric)
     return CellResult(
         method=cell.label,
-        base=BASE,
+        base=cell.base,
         task=cell.task,
         seed=cell.seed,
         metric=result.metric,
@@ -251,10 +252,10 @@ def _counts(model: "PreTrainedModel") -> dict[str, Any]:
     }
 
 
-def _training_cost(shop: Workshop, model: "PreTrainedModel", method: Method) -> dict[str, Any]:
+def _training_cost(shop: Workshop, model: "PreTrainedModel", training: Training) -> dict[str, Any]:
     step = measure.Step(model, shop.train_batch)
     memory = measure.training_memory(step)
-    if method.role is Role.CEILING:
+    if training.method.role is Role.CEILING and training.base.name == FULL_PRECISION:
         (own,) = measure.alternate([step], repeats=STEP_REPEATS, warmup=1)
         ratio = 1.0
     else:
@@ -294,7 +295,7 @@ def failed(cell: Cell, error: Exception) -> CellResult:
     """The row of a cell that came to nothing."""
     return CellResult(
         method=cell.label,
-        base=BASE,
+        base=cell.base,
         task=cell.task,
         seed=cell.seed,
         lr=None if cell.training is None else cell.training.lr,

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import deltakit as dk
+from deltakit.arch.quantised import held
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,7 +108,7 @@ class TrainingMemory:
 
 def training_memory(step: Step) -> TrainingMemory:
     """Runs two steps and counts. Activations are what the forward pass keeps for the backward."""
-    weights = _bytes([*step.model.parameters(), *step.model.buffers()])
+    weights = _bytes(held(step.model))
     saved = _SavedBytes(step.model)
     with torch.autograd.graph.saved_tensors_hooks(saved, _same):
         loss = step.forward()
@@ -136,7 +137,7 @@ def inference_memory(model: "PreTrainedModel", batch: Batch) -> int:
     live = LiveBytes()
     with torch.no_grad(), live:
         model(**batch)
-    return _bytes([*model.parameters(), *model.buffers()]) + live.peak
+    return _bytes(held(model)) + live.peak
 
 
 class LiveBytes(TorchDispatchMode):
@@ -175,8 +176,7 @@ class _SavedBytes:
     """A pack hook that counts each storage kept for the backward pass once, parameters apart."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self._seen |= {b.untyped_storage().data_ptr() for b in model.buffers()}
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in held(model)}
         self.total = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:

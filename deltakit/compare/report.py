@@ -14,6 +14,7 @@ from deltakit.compare.schema import COLUMNS, CellResult
 from deltakit.compare.tables import (
     BASE,
     MISSING,
+    VS_FULL,
     Cell,
     Column,
     PredictionsOf,
@@ -190,6 +191,10 @@ def _terminal_score(summary: Summary) -> Cell:
     return Cell(text=MISSING if summary.score is None else f"{summary.score}{note}")
 
 
+def _vs_full_cell(summary: Summary) -> Cell:
+    return Cell(text=str(VS_FULL.cell(summary)).replace(" (", "\n("))
+
+
 _TERMINAL: tuple[tuple[str, Callable[[Summary], Cell]], ...] = (
     ("Score %", _terminal_score),
     ("vs floor\np", _p_cell),
@@ -239,7 +244,8 @@ def _terminal_table(summaries: Sequence[Summary], caption: str, dropped: Sequenc
     from rich.table import Table
     from rich.text import Text
 
-    bases = ((BASE.title, BASE.cell),) if BASE in columns_for(summaries) else ()
+    several = BASE in columns_for(summaries)
+    bases = ((BASE.title, BASE.cell), ("vs full\nprecision", _vs_full_cell)) if several else ()
     columns = (*bases, *(column for column in _TERMINAL if column[0] not in dropped))
     table = Table(
         box=SIMPLE_HEAD, caption=Text(caption), caption_justify="left", padding=(0, 1, 0, 0)

@@ -13,13 +13,21 @@ from typing import Any
 import torch
 
 from deltakit.compare.cell import MEASURE_UNITS, Workshop, clean_up, failed, run_cell, units
-from deltakit.compare.plan import Cell, Plan
+from deltakit.compare.plan import FULL_PRECISION, Cell, Plan
 from deltakit.compare.progress import Progress, Silent
 from deltakit.compare.report import write_reports
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.store import RunFolder, open_run
 
-PACKAGES = ("deltakit-peft", "torch", "transformers", "accelerate", "datasets", "scikit-learn")
+PACKAGES = (
+    "deltakit-peft",
+    "torch",
+    "transformers",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "scikit-learn",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,11 @@ def _units(plan: Plan, cell: Cell, first: tuple[Any, ...]) -> int:
 
 
 def _run_one(shop: Workshop, cell: Cell, total: int) -> None:
-    title = cell.label if shop.plan.request.seeds == 1 else f"{cell.label}, seed {cell.seed}"
+    title = cell.label
+    if len(shop.plan.request.bases) > 1:
+        title += f" on {cell.base}"
+    if shop.plan.request.seeds > 1:
+        title += f", seed {cell.seed}"
     shop.progress.start(title, total)
     start = time.perf_counter()
     predictions: Predictions | None = None
@@ -142,6 +154,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                 {
                     "id": cell.id,
                     "method": cell.label,
+                    "base": cell.base,
                     "seed": cell.seed,
                     "lr": None if cell.training is None else cell.training.lr,
                     "config": None if cell.training is None else repr(cell.training.method),
@@ -150,6 +163,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             ],
         },
         "roles": dict(plan.roles),
+        "full_precision": FULL_PRECISION if FULL_PRECISION in plan.request.bases else None,
         "model": {"name": plan.model.name, "fingerprint": plan.model.fingerprint},
         "tasks": {
             name: {
@@ -162,7 +176,10 @@ def describe(plan: Plan) -> dict[str, Any]:
             for name, data in plan.tasks.items()
         },
         "task": {"name": task.name, "metric": task.metric, "citation": task.citation},
-        "notes": [f"{data.name}: {note}" for data in plan.tasks.values() for note in data.notes],
+        "notes": [
+            *(f"{data.name}: {note}" for data in plan.tasks.values() for note in data.notes),
+            *plan.notes,
+        ],
         "versions": {name: _version(name) for name in PACKAGES},
         "machine": {
             "python": platform.python_version(),

@@ -56,6 +56,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} m"
 
 
+def milliseconds(value: float) -> str:
+    """A number of milliseconds, to three digits."""
+    return f"{_digits(value)} ms"
+
+
 def ratio(value: float) -> str:
     """A ratio: 1.084 is ``1.08×``."""
     return f"{value:.2f}×"
@@ -122,6 +127,8 @@ class Summary:
     score: Score | None
     vs_floor: Difference | None
     vs_ceiling: Difference | None
+    vs_full: Difference | None = None
+    """Against the same method on the base in full precision."""
 
     def mean(self, column: str) -> float | None:
         """The mean of a numeric column over the finished seeds, or None where it has no value."""
@@ -147,12 +154,13 @@ def reason_of(row: CellResult) -> str:
 def summarise(
     rows: Sequence[CellResult], predictions: PredictionsOf, run: Mapping[str, Any]
 ) -> tuple[Summary, ...]:
-    """One `Summary` for each method and base, in the order of first appearance.
+    """One `Summary` for each method and base, in the order of first appearance, by method.
 
     Args:
         rows: the cells of one run.
         predictions: those of the finished cells; where they are missing, so are differences.
-        run: what ``run.json`` holds; its "roles" name the floor and the ceiling.
+        run: what ``run.json`` holds; its "roles" name the floor and the ceiling, and its
+            "full_precision" the base that other bases are compared with.
 
     Raises:
         InvalidConfig: the rows belong to several tasks.
@@ -162,6 +170,8 @@ def summarise(
     for row in rows:
         groups.setdefault((row.method, row.base), []).append(row)
     seeds = {key: _predictions(group, predictions) for key, group in groups.items()}
+    methods = list(dict.fromkeys(method for method, _ in groups))
+    full = run.get("full_precision")
     return tuple(
         Summary(
             method=method,
@@ -169,10 +179,11 @@ def summarise(
             done=_done(group),
             failed=tuple(row for row in group if row.status == "failed"),
             score=_score(_done(group)),
-            vs_floor=_versus(role(run, "floor"), (method, base), seeds),
-            vs_ceiling=_versus(role(run, "ceiling"), (method, base), seeds),
+            vs_floor=_versus((role(run, "floor"), base), (method, base), seeds),
+            vs_ceiling=_versus((role(run, "ceiling"), base), (method, base), seeds),
+            vs_full=_versus((method, full), (method, base), seeds),
         )
-        for (method, base), group in groups.items()
+        for (method, base), group in sorted(groups.items(), key=lambda g: methods.index(g[0][0]))
     )
 
 
@@ -217,16 +228,16 @@ def _score(done: Sequence[CellResult]) -> Score | None:
 
 
 def _versus(
-    label: str | None,
+    other: tuple[str | None, str | None],
     key: tuple[str, str],
     seeds: Mapping[tuple[str, str], tuple[Predictions, ...]],
 ) -> Difference | None:
-    """The difference to the row `label` on the same base; none to itself."""
-    method, base = key
-    own, other = seeds[key], seeds.get((label or "", base), ())
-    if method == label or not own or not other:
+    """The difference to the row of the `other` method and base; none to itself."""
+    method, base = other
+    theirs = seeds.get((method or "", base or ""), ())
+    if other == key or not seeds[key] or not theirs:
         return None
-    return paired_difference(own, other)
+    return paired_difference(seeds[key], theirs)
 
 
 # ---------------------------------------------------------------------------------- the columns
@@ -356,8 +367,8 @@ COLUMNS_FOR_PEOPLE = (
     ),
     Column(
         title="Train step × full",
-        help="Median time of one training step over that of full fine-tuning, measured in "
-        "alternation. Below 1 is faster.",
+        help="Median time of one training step over that of full fine-tuning in fp32, measured "
+        "in alternation. Below 1 is faster.",
         cell=measured("train_step_vs_full", ratio),
     ),
     Column(
@@ -398,13 +409,43 @@ COLUMNS_FOR_PEOPLE = (
 BASE = Column(
     title="Base", help="How the weights of the base are stored while it runs.", cell=_base_cell
 )
+VS_FULL = Column(
+    title="vs full precision",
+    help="Accuracy minus that of the same method on the base in full precision, in percentage "
+    "points, and p: what holding the base this way costs.",
+    cell=lambda summary: _difference_cell(summary.vs_full),
+)
+COSTS_OF_BASES = (
+    Column(
+        title="Base size",
+        help="Bytes of the base's weights as they are held, statistics of quantisation included.",
+        cell=measured("base_bytes", size),
+    ),
+    Column(
+        title="Train step",
+        help="Median time of one training step.",
+        cell=measured("train_step_ms", milliseconds),
+    ),
+    Column(
+        title="Latency, b1",
+        help="Median time of a forward pass for one text.",
+        cell=measured("latency_ms_b1", milliseconds),
+    ),
+    Column(
+        title="Inference memory peak",
+        help="The most memory that a forward pass for eight texts needs.",
+        cell=measured("infer_peak_bytes", size),
+    ),
+)
+"""What ratios to the same base do not show."""
 
 
 def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
-    """The columns of a run's table: the base gets one where there are several."""
-    method, *rest = COLUMNS_FOR_PEOPLE
-    several = len({summary.base for summary in summaries}) > 1
-    return (method, BASE, *rest) if several else COLUMNS_FOR_PEOPLE
+    """The columns of a run's table: bases get theirs where there are several."""
+    method, score, *rest = COLUMNS_FOR_PEOPLE
+    if len({summary.base for summary in summaries}) == 1:
+        return COLUMNS_FOR_PEOPLE
+    return (method, BASE, score, VS_FULL, *rest, *COSTS_OF_BASES)
 
 
 def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, ...]:
