@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -308,6 +309,37 @@ def test_a_config_that_does_not_do(
 
 def test_a_config_that_is_missing(deltakit: Callable[..., Any], tmp_path: Path) -> None:
     says(deltakit("compare", "--config", tmp_path / "none.yaml").line, "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--bases", "int9"), ("'int9'", "Did you mean 'int8'", "nf4")),
+        (("--bases", "fp32,int8", "--compute-dtype", "float8"), ("'float8'", "bfloat16")),
+        (("--compute-dtype", "bfloat16"), ("--compute-dtype bfloat16", "add int8, nf4 or fp4")),
+    ],
+)
+def test_bases(options: tuple[str, ...], parts: tuple[str, ...], refused: Ask) -> None:
+    says(refused(*options), *parts)
+
+
+def test_a_base_whose_package_is_missing(refused: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltakit.arch.bases.find_spec", lambda name: None)
+    says(refused("--bases", "fp32,nf4"), "'nf4'", "bitsandbytes", 'pip install -e ".[quant]"')
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
+def test_a_checkpoint_that_is_quantised_already(
+    method: str, deltakit: Callable[..., Any], bert: Path, tmp_path: Path, tasks: SimpleNamespace
+) -> None:
+    folder = tmp_path / "quantised"
+    shutil.copytree(bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "load_in_8bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    ended = deltakit("compare", "--methods", "lora", "--model", folder, "--task", tasks.two)
+    assert ended.code == 2 and ended.out.strip() == ""
+    says(ended.line, *(("'gptq'", "int8") if method == "gptq" else ("'int8'", "cannot become")))
 
 
 @pytest.mark.parametrize("value", ["2.5", "[1, 2]", "true"])

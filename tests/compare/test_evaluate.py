@@ -8,11 +8,13 @@ import torch
 
 from deltakit.compare import evaluate
 from deltakit.compare.evaluate import collate, constant, predict, score
-from deltakit.compare.model import find_model
+from deltakit.compare.model import BaseChoice, find_model
 from deltakit.compare.schema import Predictions
 from deltakit.compare.tasks import load_task
 from deltakit.compare.train import encode
 from deltakit.errors import InvalidConfig
+
+FP32 = BaseChoice(name="fp32")
 
 
 @pytest.fixture(params=["bert", "llama"])
@@ -21,7 +23,7 @@ def ready(request: pytest.FixtureRequest, tasks: SimpleNamespace) -> SimpleNames
     source = find_model(str(request.getfixturevalue(request.param)))
     tokenizer = source.tokenizer()
     torch.manual_seed(0)
-    model = source.load(6, tokenizer.pad_token_id).model
+    model = source.load(FP32, 6, tokenizer.pad_token_id).model
     data = encode(load_task(str(tasks.six)).test, tokenizer, 24)
     return SimpleNamespace(model=model, tokenizer=tokenizer, data=data)
 

@@ -60,6 +60,45 @@ def test_each_seed_has_every_row(asked: Asked) -> None:
     assert len({cell.id for cell in plan.cells}) == 12
 
 
+def test_each_base_has_every_row_but_what_trains_all_weights(asked: Asked) -> None:
+    plan = resolve(asked("lora,fusion", bases=("fp32", "int8", "nf4")))
+    assert [(cell.label, cell.base) for cell in plan.cells] == [
+        ("majority", "fp32"),
+        *(("head", base) for base in ("fp32", "int8", "nf4")),
+        ("full", "fp32"),
+        *(("lora", base) for base in ("fp32", "int8", "nf4")),
+        *(("fusion", base) for base in ("fp32", "int8", "nf4")),
+    ]
+    assert len({cell.id for cell in plan.cells}) == len(plan.cells)
+    assert plan.notes == ("full has no row on int8, nf4: quantised weights cannot be trained.",)
+    for cell in plan.cells[1:]:
+        training = cell.training
+        assert training.base.name == cell.base
+        assert training.base.dtype == ("" if cell.base == "fp32" else "float32")
+        assert {m.training.base for m in training.members} <= {training.base}
+
+
+def test_what_a_base_computes_in_is_part_of_what_it_is(asked: Asked) -> None:
+    plans = [resolve(asked("lora", bases=("nf4",), compute_dtype=d)) for d in (None, "bfloat16")]
+    assert [plan.cells[-1].training.base.dtype for plan in plans] == ["float32", "bfloat16"]
+    assert plans[0].cells[-1].training.id != plans[1].cells[-1].training.id
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bases": ("nf5",)}, "unknown base 'nf5'. Did you mean 'nf4'"),
+        ({"bases": ("nf4", "nf4")}, "names 'nf4' twice"),
+        ({"bases": ()}, "--bases is empty"),
+        ({"bases": ("nf4",), "compute_dtype": "float8"}, "unknown --compute-dtype 'float8'"),
+        ({"compute_dtype": "bfloat16"}, "is for quantised bases, and --bases names none"),
+    ],
+)
+def test_bases_that_do_not_do(fields: dict[str, Any], message: str, asked: Asked) -> None:
+    with pytest.raises(DeltakitError, match=re.escape(message)):
+        resolve(asked("lora", **fields))
+
+
 def test_one_rate_for_all_or_each_methods_own(asked: Asked) -> None:
     given = resolve(asked("lora,adapter", lr=0.25)).cells[1:]
     assert {cell.training.lr for cell in given} == {0.25}

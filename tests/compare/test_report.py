@@ -13,6 +13,7 @@ from deltakit.compare import report, tables
 from deltakit.compare.plots import Point, pareto_front, pareto_plot
 from deltakit.compare.report import plain_text, terminal_table, write_reports
 from deltakit.compare.schema import COLUMNS, CellResult, Predictions
+from deltakit.compare.stats import paired_difference
 from deltakit.compare.tables import summarise
 from deltakit.errors import InvalidConfig
 
@@ -297,7 +298,29 @@ def test_bases_have_rows_and_a_column_of_their_own(write: Write) -> None:
     predictions = {(r.method, r.base, 0): right(round(100 * (r.score or 0))) for r in rows}
     header, _, *lines = read_markdown(write(rows, predictions))
     assert header[:2] == ["Method", "Base"]
-    assert [line[:2] for line in lines] == [[r.method, r.base] for r in rows]
+    assert [line[:2] for line in lines] == [[m, b] for m in ("low", "a") for b in ("fp32", "int8")]
+
+
+def test_a_base_is_compared_with_full_precision(write: Write) -> None:
+    rows = [
+        done("a", 70, base_bytes=4096, train_step_ms=12.0),
+        done("a", 60, base="int8", base_bytes=1024, train_step_ms=6.0),
+    ]
+    predictions = {("a", "fp32", 0): right(70), ("a", "int8", 0): right(60)}
+    full, int8 = summarise(rows, predictions, {"full_precision": "fp32"})
+    assert full.vs_full is None
+    assert int8.vs_full is not None and int8.vs_full.points == pytest.approx(-10)
+    assert int8.vs_full == paired_difference([right(60)], [right(70)])
+    header, _, *lines = read_markdown(write(rows, predictions, {"full_precision": "fp32"}))
+    found = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [row["vs full precision"] for row in found] == ["–", "−10.0 (p 0.002)"]
+    assert [row["Base size"] for row in found] == ["4.00 KiB", "1.00 KiB"]
+    assert [row["Train step"] for row in found] == ["12.0 ms", "6.00 ms"]
+
+
+def test_one_base_has_no_columns_of_bases(write: Write) -> None:
+    header, *_ = read_markdown(write())
+    assert not {"Base", "vs full precision", "Base size", "Train step"} & set(header)
 
 
 def test_a_role_on_another_base_is_no_role() -> None:

@@ -513,3 +513,26 @@ def test_reports_are_written_anew_from_the_cells(finished: Any, tmp_path: Path) 
 
 def test_versions_that_are_not_installed_are_none() -> None:
     assert run._version("surely-not-installed-anywhere") is None
+
+
+# ------------------------------------------------------------------------------------ bases
+
+
+def test_a_comparison_on_several_bases(asked: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / "bases"
+    plan = resolve(asked("lora,ia3", bases=("fp32", "int8", "nf4")))
+    ended = run_plan(plan, folder, Silent())
+    assert not ended.failures
+    rows = {(row.method, row.base): row for row in ended.results}
+    for method in ("head", "lora"):
+        counts = {rows[method, base].trained_params for base in ("fp32", "int8", "nf4")}
+        assert len(counts) == 1, "what is packed is still counted one by one"
+    full, int8, nf4 = (rows["lora", base] for base in ("fp32", "int8", "nf4"))
+    assert full.base_bytes > int8.base_bytes  # nf4's codebooks outweigh a tiny model
+    assert full.train_weight_bytes > int8.train_weight_bytes
+    for row in (full, int8, nf4):
+        assert row.train_weight_bytes >= row.base_bytes
+    assert all(row.train_step_vs_full for row in (full, int8, nf4))
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "vs full precision" in text and "full has no row on int8, nf4" in text

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import deltakit as dk
-from deltakit.compare.model import find_model
+from deltakit.compare.model import BaseChoice, find_model
 from deltakit.compare.plan import Budget
 from deltakit.compare.progress import Silent
 from deltakit.compare.tasks import load_task
 from deltakit.compare.train import TrainingFailed, TrainingRecord, encode, steps_of, train
 from deltakit.errors import DeltakitError
+
+FP32 = BaseChoice(name="fp32")
 
 BUDGET = Budget(epochs=1.5, batch_size=16, max_length=24)
 
@@ -39,7 +41,7 @@ def go(bert: Any, tasks: SimpleNamespace) -> Callable[..., tuple[Any, TrainingRe
         method: dk.Method, *, seed: int = 0, lr: float = 1e-2, progress: Any = None
     ) -> tuple[Any, TrainingRecord]:
         torch.manual_seed(0)
-        model = source.load(2, tokenizer.pad_token_id).model
+        model = source.load(FP32, 2, tokenizer.pad_token_id).model
         dk.attach(model, method)
         record = train(
             model,
