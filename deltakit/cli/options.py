@@ -34,6 +34,15 @@ def whole(value: str) -> int:
         raise click.BadParameter(f"{value!r} is no whole number.") from None
 
 
+def grid(value: str) -> tuple[float, float]:
+    """Two numbers."""
+    try:
+        low, high = (float(each) for each in str(value).split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not two numbers, as in 3e-5,3e-2.") from None
+    return low, high
+
+
 def config_file(value: Path) -> Path:
     """The file that ``--config`` names: a path, or the name of a plan that deltakit ships.
 
@@ -125,6 +134,18 @@ _OPTIONS = (
     click.option("--max-length", type=whole, metavar="N", help="Tokens an example."),
     click.option("--lr", type=float, help="One peak learning rate for all. [each method's own]"),
     click.option("--seeds", type=whole, metavar="N", help="How many seeds."),
+    click.option(
+        "--trials",
+        type=whole,
+        metavar="N",
+        help="Learning rates tried for every method, on the validation split. 1 is no search.",
+    ),
+    click.option(
+        "--lr-grid",
+        type=grid,
+        metavar="LOW,HIGH",
+        help="Lowest and highest rate of the search. [3e-5,3e-2]",
+    ),
     click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
     click.option("--pair-column", help="Column of the second text, where there is one."),
     click.option("--label-column", help="Column of the label, where the task is yours. [label]"),
@@ -160,5 +181,6 @@ def request(options: dict[str, Any]) -> "Request":
     changes: dict[str, Any] = {key: given.pop(key) for key in limits}
     lifted: dict[str, Any] = {key: None for key, value in changes.items() if value == ALL}
     budget = dataclasses.replace(chosen.budget, **{**changes, **lifted})
-    fields = {"seeds": chosen.seeds, **given, "budget": budget}
+    trials = 1 if "lr" in changes else chosen.trials  # a rate that is given needs no search
+    fields = {"seeds": chosen.seeds, "trials": trials, **given, "budget": budget}
     return Request(**fields)

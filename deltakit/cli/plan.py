@@ -1,5 +1,6 @@
 """``deltakit plan``: a comparison's cells and counts, before anything is trained."""
 
+from collections import Counter
 from typing import Any
 
 import click
@@ -27,20 +28,20 @@ def plan(**options: Any) -> None:
         attach_all(skeleton, cell.training, given_folder)
         counted = dk.summary(skeleton)
         dk.detach(skeleton)
-        stage1 = ", ".join(f"{t.task} ({units(resolved, t)})" for t in first) or "–"
+        before = Counter((training.task, units(resolved, training)) for training in first)
         rows.append(
             (
                 cell.label,
                 cell.base,
                 cell.seed,
-                f"{cell.training.lr:g}",
+                " ".join(f"{rate:g}" for rate in cell.training.rates),
                 units(resolved, cell.training),
-                stage1,
+                ", ".join(_times(n, f"{task} ({u})") for (task, u), n in before.items()) or "–",
                 f"{counted.trained_params:,}",
                 f"{counted.trained_pct:.3f}",
             )
         )
-    headers = ("method", "base", "seed", "lr", "steps", "stage 1 (steps)", "trained", "% of base")
+    headers = ("method", "base", "seed", "lr", "steps", "before it (steps)", "trained", "% of base")
     align = ("left", "left", "right", "right", "right", "left", "right", "right")
     click.echo(tabulate(rows, headers, colalign=align, disable_numparse=True))
     task = resolved.task
@@ -48,3 +49,7 @@ def plan(**options: Any) -> None:
         f"\n{task.name}: {len(task.train)} training and {len(task.test)} test examples, "
         f"{len(task.labels)} classes. Plan {resolved.id}."
     )
+
+
+def _times(number: int, what: str) -> str:
+    return what if number == 1 else f"{number} × {what}"

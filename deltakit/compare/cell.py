@@ -18,6 +18,7 @@ from deltakit.compare.model import BaseChoice, device
 from deltakit.compare.plan import FULL_PRECISION, TRAINED, Cell, Member, Plan, Training, attach_all
 from deltakit.compare.progress import Progress
 from deltakit.compare.schema import CellResult, Predictions
+from deltakit.compare.search import Choice, Trial, choose
 from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas
 from deltakit.compare.train import TrainingFailed, TrainingRecord, encode, steps_of, train
 from deltakit.core.method import METHODS, Method, Role
@@ -136,28 +137,67 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
     """
     if cell.training is None:
         return _constant(shop, cell)
-    model, record = trained(shop, cell.training)
+    training, choice = resolved(shop, cell.training)
+    if choice.trials:
+        shop.folder.write_search(cell, choice)
+    model, record = trained(shop, training)
     shop.progress.note("evaluating")
     test = shop.encoded(cell.task, "test")
     predictions = predict(model, test, shop.tokenizer)
     shop.progress.note("measuring")
     result = dataclasses.replace(
         _scored(shop, cell, predictions),
-        lr=cell.training.lr,
+        lr=training.lr,
+        lr_edge=choice.edge.value or None,
+        trials=len(choice.trials) or None,
+        trials_seconds=choice.seconds if choice.trials else None,
         train_seconds=record.seconds,
-        stage1_seconds=_stage1_seconds(shop, cell.training),
+        stage1_seconds=_stage1_seconds(shop, training),
         train_steps=record.steps,
         train_examples=record.examples,
         final_loss=_mean(record.losses[-10:]),
         **_counts(model),
-        **_training_cost(shop, model, cell.training),
+        **_training_cost(shop, model, training),
     )
-    size = deployed_size(shop, cell.training, model)
+    size = deployed_size(shop, training, model)
     result = dataclasses.replace(result, delta_bytes=size, **_inference_cost(shop, model))
-    if cell.training.method.role is Role.CEILING:
+    if training.method.role is Role.CEILING:
         # As large as the base itself, and what it costs on disk is in the result.
-        shop.folder.deltas().discard(cell.training)
+        shop.folder.deltas().discard(training)
     return result, predictions
+
+
+def resolved(shop: Workshop, training: Training) -> tuple[Training, Choice]:
+    """The training and its members with the rates that trials chose, and the choice.
+
+    Raises:
+        SearchFailed: every rate failed.
+    """
+    members = (m.with_training(lambda its: resolved(shop, its)[0]) for m in training.members)
+    training = dataclasses.replace(training, members=tuple(members))
+    if len(training.rates) == 1:
+        return training, Choice(lr=training.lr, trials=())
+    trials = (resolved(shop, trial)[0] for trial in shop.plan.trials(training))
+    choice = choose([_tried(shop, trial) for trial in trials])
+    return dataclasses.replace(training, rates=(choice.lr,)), choice
+
+
+def _tried(shop: Workshop, training: Training) -> Trial:
+    """The trial: run now, or taken from the store. A training that fails is a result."""
+    stored = shop.folder.trial(training)
+    if stored is not None:
+        shop.progress.advance(units(shop.plan, training))
+        return stored
+    try:
+        model, record = trained(shop, training)
+    except TrainingFailed as error:
+        trial = Trial(lr=training.lr, score=None, reason=reason(error))
+    else:
+        predictions = predict(model, shop.encoded(training.task, "validation"), shop.tokenizer)
+        judged = score(predictions, shop.plan.tasks[training.task].metric)
+        trial = Trial(lr=training.lr, score=judged.value, seconds=record.seconds)
+    shop.folder.write_trial(training, trial)
+    return trial
 
 
 def trained(shop: Workshop, training: Training) -> tuple["PreTrainedModel", TrainingRecord]:
@@ -298,10 +338,17 @@ def failed(cell: Cell, error: Exception) -> CellResult:
         base=cell.base,
         task=cell.task,
         seed=cell.seed,
-        lr=None if cell.training is None else cell.training.lr,
+        lr=_given_rate(cell),
         status="failed",
         reason=reason(error),
     )
+
+
+def _given_rate(cell: Cell) -> float | None:
+    """The rate, where it was given and not searched for."""
+    if cell.training is None or len(cell.training.rates) > 1:
+        return None
+    return cell.training.lr
 
 
 def reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import deltakit as dk
 from deltakit.arch.bases import Floating
 from deltakit.compare.model import DEFAULT_MODEL, BaseChoice, ModelSource, device, find_model
+from deltakit.compare.search import GRID, TUNING_SEED, rates
 from deltakit.compare.tasks import load_task, subsample
 from deltakit.core.checks import check_positive, check_whole
 from deltakit.core.method import METHODS, CombiningMethod, Method, Role, method_to_dict
@@ -67,18 +68,19 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A budget and a number of seeds under one name."""
+    """A budget, a number of seeds and a number of trials under one name."""
 
     budget: Budget
     seeds: int
+    trials: int = 1
 
 
 PROFILES: dict[str, Profile] = {
     "quick": Profile(
         budget=Budget(max_train_samples=1000, max_eval_samples=1000, epochs=2), seeds=1
     ),
-    "standard": Profile(budget=Budget(max_train_samples=4000, epochs=3), seeds=3),
-    "paper": Profile(budget=Budget(epochs=10, max_length=128), seeds=5),
+    "standard": Profile(budget=Budget(max_train_samples=4000, epochs=3), seeds=3, trials=4),
+    "paper": Profile(budget=Budget(epochs=10, max_length=128), seeds=5, trials=7),
 }
 DEFAULT_PROFILE = "quick"
 DEFAULT_TASK = "rotten_tomatoes"
@@ -100,6 +102,9 @@ class Request:
             ``name=FOLDER`` for a delta that is trained already.
         budget: what every method gets.
         seeds: how many; they are 0, 1, ...
+        trials: learning rates that are tried for every method; 1 takes `budget`'s, or each
+            method's own.
+        lr_grid: the lowest and the highest rate that is tried.
         text_column: names of columns, where the task is local or on the Hub.
     """
 
@@ -111,6 +116,8 @@ class Request:
     source_tasks: tuple[str, ...] = DEFAULT_SOURCES
     budget: Budget = field(default_factory=lambda: PROFILES[DEFAULT_PROFILE].budget)
     seeds: int = 1
+    trials: int = 1
+    lr_grid: tuple[float, float] = GRID
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
@@ -118,7 +125,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training: everything that decides what comes out of it."""
+    """One training: everything that decides what comes out of it.
+
+    With several `rates` it stands for the best of them, which trials on the target task find.
+    """
 
     method: Method
     task: str
@@ -126,9 +136,15 @@ class Training:
     model_fingerprint: str
     base: BaseChoice
     budget: Budget
-    lr: float
+    rates: tuple[float, ...]
     seed: int
     members: tuple["Member", ...] = ()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, where there is one."""
+        (rate,) = self.rates
+        return rate
 
     @property
     def id(self) -> str:
@@ -140,7 +156,7 @@ class Training:
             "model": self.model_fingerprint,
             "base": dataclasses.asdict(self.base),
             "budget": dataclasses.asdict(dataclasses.replace(self.budget, max_eval_samples=None)),
-            "lr": self.lr,
+            "rates": self.rates,
             "seed": self.seed,
             "members": [[m.name, m.id] for m in self.members],
         }
@@ -162,6 +178,11 @@ class Member:
             return self.training.id
         assert self.folder is not None
         return content_id([p.read_text() for p in sorted(Path(self.folder).glob("*.json"))])
+
+    def with_training(self, change: Callable[[Training], Training]) -> "Member":
+        """The member with another training; one that is given as a folder has none to change."""
+        training = None if self.training is None else change(self.training)
+        return dataclasses.replace(self, training=training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,16 +240,46 @@ class Plan:
     def stages(self) -> Iterator[tuple[Cell, tuple[Training, ...]]]:
         """The cells in the order in which they run, those with members last.
 
-        With each come the first-stage trainings that no cell before it has done already.
+        With each come the trials and the first-stage trainings that no cell before it has done.
         """
         seen: set[str] = set()
         for cell in sorted(self.cells, key=_has_members):
-            members = () if cell.training is None else cell.training.members
-            fresh = [m.training for m in members if m.training and m.training.id not in seen]
-            seen |= {training.id for training in fresh}
+            before = () if cell.training is None else tuple(self._before(cell.training))
+            fresh = {training.id: training for training in before if training.id not in seen}
+            seen |= set(fresh)
             if cell.training is not None:
                 seen.add(cell.training.id)
-            yield cell, tuple(fresh)
+            yield cell, tuple(fresh.values())
+
+    def _before(self, training: Training) -> Iterator[Training]:
+        """What has to be trained before a training: trials, members, and what those need."""
+        for member in training.members:
+            if member.training is not None:
+                yield from self._before(member.training)
+                yield member.training
+        for trial in self.trials(training):
+            yield from self._before(trial)
+            yield trial
+
+    def trials(self, training: Training) -> tuple[Training, ...]:
+        """What finds the rate of a training: one for each rate, on the target task.
+
+        They, and their members, are at the tuning seed. None for a training of one rate.
+        """
+        if len(training.rates) == 1:
+            return ()
+        if training.task != self.task.name:
+            training = dataclasses.replace(
+                training, task=self.task.name, task_fingerprint=self.task.fingerprint
+            )
+        tuning = at_seed(training, TUNING_SEED)
+        return tuple(dataclasses.replace(tuning, rates=(rate,)) for rate in training.rates)
+
+
+def at_seed(training: Training, seed: int) -> Training:
+    """The training and its members at another seed."""
+    members = (m.with_training(lambda its: at_seed(its, seed)) for m in training.members)
+    return dataclasses.replace(training, seed=seed, members=tuple(members))
 
 
 def _has_members(cell: Cell) -> bool:
@@ -253,7 +304,8 @@ def resolve(request: Request) -> Plan:
     """
     if not request.methods:
         raise InvalidConfig("--methods is empty. Name at least one, for example --methods lora.")
-    check_whole(request, seeds=request.seeds)
+    check_whole(request, seeds=request.seeds, trials=request.trials)
+    _check_search(request)
     methods = _methods(request.methods)
     model = find_model(request.model)
     bases = _bases(request, model)
@@ -300,6 +352,25 @@ def _methods(specs: tuple[str, ...]) -> dict[str, Method]:
                 "--source-tasks instead."
             )
     return {**{k: v for k, v in baselines.items() if v not in asked.values()}, **asked}
+
+
+def _check_search(request: Request) -> None:
+    if request.trials == 1:
+        if request.lr_grid != GRID:
+            raise InvalidConfig("--lr-grid is for a search: give --trials too, as in --trials 4.")
+        return
+    rates(request.trials, request.lr_grid)
+    if request.budget.lr is not None:
+        raise InvalidConfig(
+            f"--lr {request.budget.lr:g} and --trials {request.trials} exclude each other: a rate "
+            "is given or searched for. Leave one out."
+        )
+
+
+def _rates(request: Request, method: Method) -> tuple[float, ...]:
+    if request.trials > 1:
+        return rates(request.trials, request.lr_grid)
+    return (request.budget.lr or method.learning_rate,)
 
 
 def _bases(request: Request, model: ModelSource) -> dict[BaseChoice, "Base"]:
@@ -407,7 +478,7 @@ def _cells(
             model_fingerprint=model.fingerprint,
             base=base,
             budget=request.budget,
-            lr=request.budget.lr or method.learning_rate,
+            rates=_rates(request, method),
             seed=seed,
             members=members,
         )

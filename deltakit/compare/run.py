@@ -156,7 +156,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                     "method": cell.label,
                     "base": cell.base,
                     "seed": cell.seed,
-                    "lr": None if cell.training is None else cell.training.lr,
+                    "rates": None if cell.training is None else list(cell.training.rates),
                     "config": None if cell.training is None else repr(cell.training.method),
                 }
                 for cell in plan.cells

@@ -65,6 +65,12 @@ class CellResult:
     final_loss: float | None = None
     latency_b1_iqr_ms: float | None = None
     train_step_iqr_ms: float | None = None
+    lr_edge: str | None = None
+    """"low" or "high" where the chosen rate is at an edge of the grid, which may be too narrow."""
+    trials: int | None = None
+    """Learning rates that were tried; None where there was no search."""
+    trials_seconds: float | None = None
+    """Training of all trials together."""
     reason: str | None = None
     """Why the cell failed."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deltakit._files import write_text
 from deltakit.compare.plan import Cell, Plan, Training
 from deltakit.compare.schema import SCHEMA_VERSION, CellResult, Predictions
+from deltakit.compare.search import Choice, Trial
 from deltakit.compare.train import TrainingRecord
 from deltakit.errors import InvalidConfig
 
@@ -72,6 +73,44 @@ class RunFolder:
             labels=tuple(int(row["label"]) for row in rows),
             predicted=tuple(int(row["predicted"]) for row in rows),
         )
+
+    def trial(self, training: Training) -> Trial | None:
+        """A trial that an earlier search has finished, or None."""
+        path = self._trial_path(training)
+        if not path.is_file():
+            return None
+        return Trial(**json.loads(path.read_text(encoding="utf-8"))["trial"])
+
+    def write_trial(self, training: Training, trial: Trial) -> None:
+        """Stores a trial. Its delta is not kept: only the chosen rate is trained for a report."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "id": training.id,
+            "method": repr(training.method),
+            "base": training.base.name,
+            "seed": training.seed,
+            "trial": vars(trial),
+        }
+        write_text(self._trial_path(training), json.dumps(content, indent=2) + "\n")
+        self.deltas().discard(training)
+
+    def _trial_path(self, training: Training) -> Path:
+        return self.path / "trials" / f"{training.id}.json"
+
+    def write_search(self, cell: Cell, choice: Choice) -> None:
+        """Stores what a cell's search tried and chose."""
+        write_text(self._search_path(cell.id), json.dumps(choice.to_plain(), indent=2) + "\n")
+
+    def search(self, cell_id: str) -> Choice | None:
+        """What a cell's search tried and chose, or None where there was none."""
+        path = self._search_path(cell_id)
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Choice(lr=content["lr"], trials=tuple(Trial(**t) for t in content["trials"]))
+
+    def _search_path(self, cell_id: str) -> Path:
+        return self.path / "cells" / f"{cell_id}.search.json"
 
     def description(self) -> dict[str, Any]:
         """What ``run.json`` says.

@@ -1,0 +1,109 @@
+"""The search for a learning rate: the same one for every method.
+
+One grid, even in log space and wide enough for all, the same number of trials each. A trial trains
+on the training split at a seed that no reported row has, and is judged on the validation split.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from deltakit.errors import DeltakitError, InvalidConfig
+
+GRID = (3e-5, 3e-2)
+"""The lowest and the highest rate: from what full fine-tuning takes to what (IA)³ takes."""
+
+TUNING_SEED = 1_000_003
+"""The seed of all trials. Rows are reported with seeds 0, 1, ..."""
+
+
+class Edge(StrEnum):
+    """Where in the grid a choice lies; at an edge a wider grid might hold a better one."""
+
+    LOW = "low"
+    HIGH = "high"
+    INSIDE = ""
+
+
+class SearchFailed(DeltakitError, RuntimeError):
+    """A search of which every trial failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One rate that was tried.
+
+    Attributes:
+        lr: the rate.
+        score: the metric on the validation split; None where the training failed.
+        seconds: how long it trained.
+        reason: why it failed.
+    """
+
+    lr: float
+    score: float | None
+    seconds: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The rate that a search ended with, and all that it tried."""
+
+    lr: float
+    trials: tuple[Trial, ...]
+
+    @property
+    def edge(self) -> Edge:
+        """Where in the grid it lies. A grid of one rate has no edges."""
+        rates = sorted(trial.lr for trial in self.trials)
+        if len(rates) < 2 or rates[0] < self.lr < rates[-1]:
+            return Edge.INSIDE
+        return Edge.LOW if self.lr == rates[0] else Edge.HIGH
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all trials."""
+        return sum(trial.seconds or 0.0 for trial in self.trials)
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"lr": self.lr, "edge": self.edge.value, "trials": [vars(t) for t in self.trials]}
+
+
+def rates(trials: int, grid: tuple[float, float] = GRID) -> tuple[float, ...]:
+    """The rates of a search, even in log space, both ends included.
+
+    Args:
+        trials: how many.
+        grid: the lowest and the highest.
+
+    Raises:
+        InvalidConfig: fewer than two, or a grid without extent.
+    """
+    low, high = grid
+    if trials < 2:
+        raise InvalidConfig(f"--trials {trials}: a search takes two at least; 1 means no search.")
+    if not 0 < low < high < math.inf:
+        raise InvalidConfig(
+            f"--lr-grid {low:g},{high:g}: give a lower and a higher rate, as in 3e-5,3e-2."
+        )
+    step = (math.log(high) - math.log(low)) / (trials - 1)
+    # Two digits: a rate that people can type again.
+    return tuple(float(f"{math.exp(math.log(low) + n * step):.2g}") for n in range(trials))
+
+
+def choose(trials: Sequence[Trial]) -> Choice:
+    """The rate of the best trial; of equal ones the lowest, which is the safer one.
+
+    Raises:
+        SearchFailed: none of them has a score.
+    """
+    scored = [trial for trial in trials if trial.score is not None]
+    if not scored:
+        reasons = "; ".join(f"{trial.lr:g}: {trial.reason}" for trial in trials)
+        raise SearchFailed(f"every learning rate failed ({reasons}).")
+    best = max(scored, key=lambda trial: (trial.score, -trial.lr))
+    return Choice(lr=best.lr, trials=tuple(trials))
