@@ -316,6 +316,17 @@ def _trained_cell(summary: Summary) -> Cell:
     return Cell(text=count(trained), note=note, sort=trained)
 
 
+_EDGES = {"low": " ↓", "high": " ↑"}
+
+
+def _rate_cell(summary: Summary) -> Cell:
+    rates = {(row.lr, row.lr_edge) for row in summary.done if row.lr is not None}
+    if not rates:
+        return ABSENT
+    words = (f"{lr:g}{_EDGES.get(edge or '', '')}" for lr, edge in sorted(rates, key=str))
+    return Cell(text=", ".join(words), sort=min(lr for lr, _ in rates))
+
+
 def measured(column: str, words: Callable[[float], str]) -> Callable[[Summary], Cell]:
     """The cell of a column of ``results.csv``: its mean over seeds, put into `words`."""
 
@@ -409,6 +420,12 @@ COLUMNS_FOR_PEOPLE = (
 BASE = Column(
     title="Base", help="How the weights of the base are stored while it runs.", cell=_base_cell
 )
+RATE = Column(
+    title="Learning rate",
+    help="The best of the rates that were tried, on the validation split. Marked where it is the "
+    "lowest (↓) or the highest (↑) of them: a wider grid might hold a better one.",
+    cell=_rate_cell,
+)
 VS_FULL = Column(
     title="vs full precision",
     help="Accuracy minus that of the same method on the base in full precision, in percentage "
@@ -441,10 +458,12 @@ COSTS_OF_BASES = (
 
 
 def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
-    """The columns of a run's table: bases get theirs where there are several."""
+    """The columns of a run's table: several bases and a search for rates add theirs."""
     method, score, *rest = COLUMNS_FOR_PEOPLE
+    if any(summary.mean("trials") for summary in summaries):
+        rest = [*rest, RATE]
     if len({summary.base for summary in summaries}) == 1:
-        return COLUMNS_FOR_PEOPLE
+        return (method, score, *rest)
     return (method, BASE, score, VS_FULL, *rest, *COSTS_OF_BASES)
 
 

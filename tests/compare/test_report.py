@@ -301,6 +301,18 @@ def test_bases_have_rows_and_a_column_of_their_own(write: Write) -> None:
     assert [line[:2] for line in lines] == [[m, b] for m in ("low", "a") for b in ("fp32", "int8")]
 
 
+def test_rates_that_were_searched_for_are_shown_and_edges_marked(write: Write) -> None:
+    rows = [
+        done("a", 60, lr=3e-4, trials=4),
+        done("b", 61, lr=3e-2, trials=4, lr_edge="high"),
+        done("c", 61, lr=3e-5, trials=4, lr_edge="low"),
+    ]
+    header, _, *lines = read_markdown(write(rows, {}, {}))
+    found = [dict(zip(header, line, strict=True))["Learning rate"] for line in lines]
+    assert found == ["0.0003", "0.03 ↑", "3e-05 ↓"]
+    assert "Learning rate" not in read_markdown(write([done("a", 60)], {}, {}))[0]
+
+
 def test_a_base_is_compared_with_full_precision(write: Write) -> None:
     rows = [
         done("a", 70, base_bytes=4096, train_step_ms=12.0),
