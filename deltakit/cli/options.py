@@ -146,6 +146,12 @@ _OPTIONS = (
         metavar="LOW,HIGH",
         help="Lowest and highest rate of the search. [3e-5,3e-2]",
     ),
+    click.option(
+        "--match-params",
+        type=whole,
+        metavar="N",
+        help="Solve every method's width (rank, bottleneck) for N trained parameters.",
+    ),
     click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
     click.option("--pair-column", help="Column of the second text, where there is one."),
     click.option("--label-column", help="Column of the label, where the task is yours. [label]"),

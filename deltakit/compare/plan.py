@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
 from deltakit.arch.bases import Floating
+from deltakit.compare.match import described, matched, matched_label
 from deltakit.compare.model import DEFAULT_MODEL, BaseChoice, ModelSource, device, find_model
 from deltakit.compare.search import GRID, TUNING_SEED, rates
 from deltakit.compare.tasks import load_task, subsample
@@ -105,6 +106,8 @@ class Request:
         trials: learning rates that are tried for every method; 1 takes `budget`'s, or each
             method's own.
         lr_grid: the lowest and the highest rate that is tried.
+        match_params: trained parameters that every method's width is solved for; None leaves the
+            methods as they are asked for.
         text_column: names of columns, where the task is local or on the Hub.
     """
 
@@ -118,6 +121,7 @@ class Request:
     seeds: int = 1
     trials: int = 1
     lr_grid: tuple[float, float] = GRID
+    match_params: int | None = None
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
@@ -310,6 +314,7 @@ def resolve(request: Request) -> Plan:
     model = find_model(request.model)
     bases = _bases(request, model)
     target = _task(request, request.task)
+    methods, sizes = _matched(request, methods, model.skeleton(len(target.labels)))
     sources, folders = _sources(request, methods, target)
     tasks = {target.name: target, **sources}
     cells = tuple(
@@ -323,7 +328,7 @@ def resolve(request: Request) -> Plan:
         tasks=tasks,
         cells=cells,
         roles=_roles(methods),
-        notes=_notes(methods, bases),
+        notes=(*_notes(methods, bases), *sizes),
     )
     try_out(plan)
     model.check_complete()
@@ -352,6 +357,33 @@ def _methods(specs: tuple[str, ...]) -> dict[str, Method]:
                 "--source-tasks instead."
             )
     return {**{k: v for k, v in baselines.items() if v not in asked.values()}, **asked}
+
+
+def _matched(
+    request: Request, methods: dict[str, Method], skeleton: Any
+) -> tuple[dict[str, Method], tuple[str, ...]]:
+    """The methods at the size that was asked for, and a sentence on each."""
+    target = request.match_params
+    if target is None:
+        return methods, ()
+    check_whole(request, match_params=target)
+
+    def trained(method: Method) -> int:
+        dk.attach(skeleton, method)
+        found = dk.summary(skeleton).trained_params
+        dk.detach(skeleton)
+        return found
+
+    sized: dict[str, Method] = {}
+    notes: list[str] = []
+    for label, method in methods.items():
+        if method.role is not Role.METHOD or isinstance(method, CombiningMethod):
+            sized[label] = method
+            continue
+        new = matched(method, target, trained)
+        sized[matched_label(label, new)] = new
+        notes.append(described(label, new, target, trained))
+    return sized, tuple(notes)
 
 
 def _check_search(request: Request) -> None:

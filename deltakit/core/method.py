@@ -133,6 +133,14 @@ class Method(ABC):
         del rank
         return self
 
+    def sized(self, width: int) -> Method | None:
+        """The method with another inner width (a rank, a bottleneck); None where it has none.
+
+        The number of trained parameters grows with the width.
+        """
+        del width
+        return None
+
     def __add__(self, other: Method) -> Sum:
         """Both methods at once (this is how MAM is made)."""
         if not isinstance(other, Method):
@@ -203,6 +211,13 @@ class Sum(Method):
 
     def truncated(self, rank: int) -> Method:
         return Sum(parts=tuple(part.truncated(rank) for part in self.parts))
+
+    def sized(self, width: int) -> Method | None:
+        """Every part that has a width has this one."""
+        sized = tuple(part.sized(width) for part in self.parts)
+        if not any(sized):
+            return None
+        return Sum(parts=tuple(new or old for new, old in zip(sized, self.parts, strict=True)))
 
 
 UNIFIED_VIEW = Paper(

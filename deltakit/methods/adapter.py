@@ -25,7 +25,7 @@ The paper initialises with σ = 1e-2, its code with 1e-3; `adapters` draws from 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -254,6 +254,9 @@ class SequentialAdapter(Method):
             dropout=self.dropout,
             bias=self.bias,
         )
+
+    def sized(self, width: int) -> Method:
+        return replace(self, bottleneck=width)
 
     def trains(self, name: str, owner: nn.Module) -> bool:
         return self.train_norms and type(owner).__name__.endswith("Norm")

@@ -125,5 +125,9 @@ class AdapterDrop(Method):
             return super().summed(others)
         return replace(self, method=self.method.summed(inner))
 
+    def sized(self, width: int) -> Method | None:
+        sized = self.method.sized(width)
+        return None if sized is None else replace(self, method=sized)
+
     def truncated(self, rank: int) -> Method:
         return replace(self, method=self.method.truncated(rank))

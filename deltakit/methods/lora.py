@@ -189,6 +189,11 @@ class LoRA(Method):
         rank = self.rank + sum(lora.rank for lora in loras)
         return replace(self, rank=rank, alpha=rank, rslora=False)
 
+    def sized(self, width: int) -> Method:
+        """Another rank, at the same scale of the change."""
+        scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+        return replace(self, rank=width, alpha=scale * (width**0.5 if self.rslora else width))
+
     def truncated(self, rank: int) -> Method:
         rank = min(rank, self.rank)
         return replace(self, rank=rank, alpha=rank, rslora=False)

@@ -8,7 +8,7 @@ The paper's text fixes s = 4 (2 on GLUE); the `adapters` library takes a bottlen
 adapter and of 800 for the prefix's network.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from deltakit.core.method import UNIFIED_VIEW, Method, Paper, Placement, Start, register_method
@@ -61,6 +61,10 @@ class MAM(Method):
             bias=self.bias,
             dropout=self.dropout,
         )
+
+    def sized(self, width: int) -> Method:
+        """Another bottleneck of the adapter; the prefix stays."""
+        return replace(self, bottleneck=width)
 
     def placements(self) -> tuple[Placement, ...]:
         return self.sum().placements()

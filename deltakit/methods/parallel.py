@@ -19,7 +19,7 @@ mBART code feed the un-normalised stream there; in post-LN models the two are th
 scale starts at 1 in `adapters`; here it starts at `scale`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -113,6 +113,9 @@ class ParallelAdapter(Method):
                 scale=1.0 if self.learned_scale else self.scale,
             ),
         )
+
+    def sized(self, width: int) -> Method:
+        return replace(self, bottleneck=width)
 
     def form(self, handle: Handle) -> Delta:
         """The bottleneck for one layer."""

@@ -168,3 +168,9 @@ class PrefixTuning(Method):
 
     def deployed(self) -> Method:
         return replace(self, bottleneck=None)
+
+    def sized(self, width: int) -> Method:
+        """Another bottleneck of the network, or another length where there is none."""
+        if self.bottleneck is None:
+            return replace(self, length=width)
+        return replace(self, bottleneck=width)

@@ -19,7 +19,7 @@ PEFT puts it in front there too. P has positions like any tokens, so the model's
 by l: prefix tuning is the variant that costs no position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -74,6 +74,9 @@ class PromptTuning(Method):
 
     def placements(self) -> tuple[Placement, ...]:
         return (Placement(site=Site.TOKENS, form=self.form, insertion=Insertion.PARALLEL),)
+
+    def sized(self, width: int) -> Method:
+        return replace(self, length=width)
 
     def form(self, handle: Handle) -> Delta:
         """The vectors, drawn from the model's vocabulary."""
