@@ -6,7 +6,7 @@ What is read is whole, finite and used exactly once, or the read fails with the 
 import json
 import pickle
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -60,6 +60,24 @@ class Tensors:
                 "its config describes. Load it on a model of the architecture and size it was "
                 "made for."
             )
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of what a config calls `name`, which must lie in the folder.
+
+    The name is judged, not where a link leads: the Hub's snapshots are links into its blobs.
+
+    Raises:
+        CheckpointError: it is no name, is absolute, or climbs out.
+    """
+    path = PureWindowsPath(name) if isinstance(name, str) else PureWindowsPath()
+    climbs = any(not part.strip(". ") for part in path.parts)  # Windows drops what is stripped
+    if not path.parts or path.anchor or climbs or "\0" in str(name):
+        raise CheckpointError(
+            f"{folder}: {name!r} is no name of a file in this folder, and nothing outside of it "
+            "is read or written."
+        )
+    return folder / str(name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

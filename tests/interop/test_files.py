@@ -11,6 +11,7 @@ import torch
 from deltakit.errors import CheckpointError
 from deltakit.interop.files import (
     Tensors,
+    inside,
     our_words,
     read_json,
     read_tensors,
@@ -137,3 +138,27 @@ def test_json(tmp_path: Path) -> None:
 def test_metadata_that_is_none_of_ours(tmp_path: Path, words: str) -> None:
     with pytest.raises(CheckpointError, match="metadata"):
         our_words(Tensors(tmp_path, {}, {"deltakit": words}))
+
+
+@pytest.mark.parametrize("name", ["member", "lang/en", "a.b", ".hidden", "a..b", "..a"])
+def test_a_name_inside(tmp_path: Path, name: str) -> None:
+    assert inside(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../b", "a/../../b", "/etc", "C:\\a", "C:a", "\\\\host\\a", "..\\b", ".. /b", "a/..", "",
+     ".", "./", "a\0", None, 3, ["a"]],
+)  # fmt: skip
+def test_a_name_that_climbs_out(tmp_path: Path, name: object) -> None:
+    with pytest.raises(CheckpointError, match="is no name of a file in this folder"):
+        inside(tmp_path, name)
+
+
+def test_a_link_may_lead_anywhere(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "0123").write_text('{"r": 8}')
+    (snapshot / "config.json").symlink_to("../../blobs/0123")
+    assert read_json(inside(snapshot, "config.json")) == {"r": 8}
