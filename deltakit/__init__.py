@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from deltakit.inject.merge import MergeReport, merge, unmerge
     from deltakit.inject.observe import fusion_attention
     from deltakit.inject.summary import summary
+    from deltakit.interop.convert import convert
     from deltakit.interop.folders import load, save
     from deltakit.methods.adapter import SequentialAdapter
     from deltakit.methods.baselines import FullFineTuning, HeadOnly
@@ -91,6 +92,7 @@ _HOMES = {
     "deltakit.inject.merge": ("MergeReport", "merge", "unmerge"),
     "deltakit.inject.observe": ("fusion_attention",),
     "deltakit.inject.summary": ("summary",),
+    "deltakit.interop.convert": ("convert",),
     "deltakit.interop.folders": ("load", "save"),
     "deltakit.methods.adapter": ("SequentialAdapter",),
     "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
@@ -153,6 +155,7 @@ __all__ = [
     "__version__",
     "activate",
     "attach",
+    "convert",
     "deploy",
     "detach",
     "disabled",

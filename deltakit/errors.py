@@ -73,3 +73,9 @@ def nearest(value: str, known: Iterable[str]) -> str:
     """A sentence that suggests the nearest of the `known` names, or nothing."""
     near = difflib.get_close_matches(value, sorted(known), n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says first, as a sentence."""
+    first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    return first if first.endswith(".") else f"{first}."

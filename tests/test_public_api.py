@@ -16,9 +16,9 @@ PUBLIC = [
     "NormTuning", "NotMergeable", "OnePass", "Paper", "ParallelAdapter", "PerRow", "Placement",
     "Positions", "PrefixTuning", "PromptTuning", "Regularised", "Reparametrised", "Scaling",
     "SequentialAdapter", "Site", "Stack", "Start", "Units", "Widening", "__version__", "activate",
-    "attach", "deploy", "detach", "disabled", "drop", "fusion_attention", "infer_family", "load",
-    "load_base", "merge", "parse_method", "prune", "register_family", "register_method", "resolve",
-    "save", "summary", "task_arithmetic", "unmerge",
+    "attach", "convert", "deploy", "detach", "disabled", "drop", "fusion_attention", "infer_family",
+    "load", "load_base", "merge", "parse_method", "prune", "register_family", "register_method",
+    "resolve", "save", "summary", "task_arithmetic", "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

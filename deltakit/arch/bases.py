@@ -11,7 +11,7 @@ import torch
 
 from deltakit._registry import Registry
 from deltakit.arch.quantised import codec_class, codec_of, steady
-from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, unknown
+from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, first_line, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -260,7 +260,7 @@ def _config(name: str, labels: int | None, *, local_files_only: bool) -> Any:
         return AutoConfig.from_pretrained(name, local_files_only=local_files_only, **given)
     except (OSError, ValueError, KeyError) as error:
         raise UnknownName(
-            f"model {name!r} cannot be loaded: {_first_line(error)} Give a folder that holds a "
+            f"model {name!r} cannot be loaded: {first_line(error)} Give a folder that holds a "
             "transformers checkpoint, or a Hub name."
         ) from None
 
@@ -298,7 +298,7 @@ def _check_computes(dtype: torch.dtype, device: torch.device) -> None:
         torch.nn.functional.layer_norm(one @ one, (1,))
     except (RuntimeError, TypeError, AssertionError) as error:
         raise InvalidConfig(
-            f"{device.type!r} does not compute in {dtype} here: {_first_line(error)} Give another "
+            f"{device.type!r} does not compute in {dtype} here: {first_line(error)} Give another "
             "device= or dtype=."
         ) from None
 
@@ -317,7 +317,7 @@ def _heads(name: str, config: Any, kind: Any) -> list[str]:
         with torch.device("meta"):
             skeleton = kind.from_config(config)
     except ValueError as error:
-        raise InvalidConfig(f"model {name!r}: {_first_line(error)}") from None
+        raise InvalidConfig(f"model {name!r}: {first_line(error)}") from None
     inside = set(skeleton.base_model.modules()) - {skeleton.get_output_embeddings()}
     return [
         path
@@ -333,8 +333,3 @@ def _unquantised(model: "PreTrainedModel") -> list[str]:
         for name, module in model.named_modules()
         if codec_class(module) is not None and codec_of(module) is None
     ]
-
-
-def _first_line(error: BaseException) -> str:
-    first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-    return first if first.endswith(".") else f"{first}."

@@ -7,6 +7,7 @@ import click
 from deltakit import __version__
 from deltakit.cli.cite import cite
 from deltakit.cli.compare import compare
+from deltakit.cli.convert import convert
 from deltakit.cli.methods import methods
 from deltakit.cli.plan import plan
 from deltakit.cli.report import report
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for _command in (compare, plan, report, methods, sites, summary, cite):
+for _command in (compare, plan, report, methods, sites, summary, convert, cite):
     cli.add_command(_command)
 
 

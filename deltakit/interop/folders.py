@@ -8,6 +8,7 @@ from deltakit.errors import CheckpointError
 from deltakit.inject.checkpoint import Checkpoint
 from deltakit.inject.state import install, snapshot
 from deltakit.interop.formats import FORMATS, Format
+from deltakit.interop.hub import folder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,16 +48,18 @@ def load(
 
     Args:
         model: a model of the architecture and size that the delta was made for.
-        folder: what `save`, or another library, wrote.
+        folder: what `save`, or another library, wrote; or, where no folder has the name, that of
+            one on the Hub: "owner/name", "owner/name/sub-folder", either with "@revision".
         name: the name to attach it under; by default the one that it was saved under.
         head: whether to load the task head that was saved with it.
 
     Raises:
         CheckpointError: a missing or torn file, an unknown format, another architecture, a tensor
-            that is missing, left over, of another shape or not finite. The model is unchanged.
+            that is missing, left over, of another shape or not finite; a name that neither the Hub
+            nor the local cache has. The model is unchanged.
         NameInUse: another delta has the name.
     """
-    path = Path(folder)
+    path = folder_of(folder)
     install(model, recognise(path).read(path, model), name, head=head)
 
 
@@ -65,7 +68,7 @@ def write_checkpoint(
 ) -> None:
     """Writes a checkpoint in a format. Raises as `save`."""
     chosen = FORMATS.get(format)
-    others = [each.title for each in _recognised(folder) if each is not chosen]
+    others = [each.title for each in formats_in(folder) if each is not chosen]
     if others:
         raise CheckpointError(
             f"{folder} holds a delta of {others[0]}, and would be ambiguous with one of "
@@ -76,7 +79,7 @@ def write_checkpoint(
 
 def recognise(folder: Path) -> Format:
     """The format of a folder, told by its files. Raises `CheckpointError`."""
-    found = _recognised(folder)
+    found = formats_in(folder)
     if len(found) == 1:
         return found[0]
     if found:
@@ -85,9 +88,17 @@ def recognise(folder: Path) -> Format:
     what = "exists and is no folder" if folder.exists() else "does not exist"
     if folder.is_dir():
         signs = "; ".join(f"{FORMATS.get(n).title}: {FORMATS.get(n).signs}" for n in FORMATS)
-        what = f"holds no delta. Looked for: {signs}"
+        inner = [path.name for path in sorted(folder.iterdir()) if formats_in(path)]
+        what = f"holds no delta{_pointer(inner)}. Looked for: {signs}"
     raise CheckpointError(f"{folder} {what}.")
 
 
-def _recognised(folder: Path) -> list[Format]:
+def _pointer(inner: list[str]) -> str:
+    return (
+        f" itself, only in its folders, of which to name one: {', '.join(inner)}" if inner else ""
+    )
+
+
+def formats_in(folder: Path) -> list[Format]:
+    """The formats whose files the folder has."""
     return [FORMATS.get(name) for name in FORMATS if FORMATS.get(name).recognises(folder)]

@@ -46,5 +46,25 @@ class Format(ABC):
         """
 
 
+class Standalone(Format):
+    """A format whose folders name the sites themselves, so that no model is needed."""
+
+    @abstractmethod
+    def read_alone(self, folder: Path) -> Checkpoint:
+        """As `read`."""
+
+    @abstractmethod
+    def write_alone(self, folder: Path, checkpoint: Checkpoint) -> None:
+        """As `write`."""
+
+    def read(self, folder: Path, model: "PreTrainedModel") -> Checkpoint:
+        del model
+        return self.read_alone(folder)
+
+    def write(self, folder: Path, checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
+        del model
+        self.write_alone(folder, checkpoint)
+
+
 FORMATS: Registry[Format] = Registry("format")
 """By the name that ``format=`` and ``--to`` take."""

@@ -1,16 +1,12 @@
-"""deltakit's own folders. They name the model's sites, so no model is needed to read them."""
+"""deltakit's own folders."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltakit.inject.checkpoint import CONFIG, WEIGHTS, Checkpoint, read, write
-from deltakit.interop.formats import FORMATS, Format
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from deltakit.interop.formats import FORMATS, Standalone
 
 
-class Native(Format):
+class Native(Standalone):
     """``delta.json`` and ``delta.safetensors``."""
 
     title = "deltakit"
@@ -19,12 +15,10 @@ class Native(Format):
     def recognises(self, folder: Path) -> bool:
         return (folder / CONFIG).is_file()
 
-    def read(self, folder: Path, model: "PreTrainedModel") -> Checkpoint:
-        del model
+    def read_alone(self, folder: Path) -> Checkpoint:
         return read(folder)
 
-    def write(self, folder: Path, checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
-        del model
+    def write_alone(self, folder: Path, checkpoint: Checkpoint) -> None:
         write(folder, checkpoint)
 
 

@@ -20,7 +20,7 @@ from deltakit.core.method import METHODS
 
 Run = Callable[..., Any]
 importlib.import_module("deltakit.methods")  # fills METHODS
-COMMANDS = ("compare", "plan", "report", "methods", "sites", "summary", "cite")
+COMMANDS = ("compare", "plan", "report", "methods", "sites", "summary", "convert", "cite")
 HEAVY = ("torch", "transformers", "datasets", "pandas", "matplotlib", "scipy", "sklearn", "numpy")
 
 

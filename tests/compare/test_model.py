@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from deltakit.compare import model
+from deltakit.arch import named
 from deltakit.compare.model import BaseChoice, ModelSource, find_model
 from deltakit.errors import InvalidConfig, MissingExtra, UnknownName
 
@@ -96,12 +96,15 @@ def test_a_model_that_cannot_classify(how: str, tmp_path: Path) -> None:
 
 
 def test_a_shipped_model_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(model.SHIPPED, "minilm", ("surely_not_installed", "model"))
+    monkeypatch.setitem(named.SHIPPED, "minilm", ("surely_not_installed", "model"))
     with pytest.raises(MissingExtra, match=r"surely-not-installed.*\[demo\]"):
         find_model("minilm")
 
 
-@pytest.mark.parametrize("name", ["minilmm", "./nothing", "/nowhere/at/all", "~/nothing", "a/b/c"])
+@pytest.mark.parametrize(
+    "name",
+    ["minilmm", "./nothing", "/nowhere/at/all", "~/nothing", "a/b/c", "bert-large-of-nobody"],
+)
 def test_names_of_nothing(name: str) -> None:
     with pytest.raises(UnknownName) as caught:
         find_model(name)

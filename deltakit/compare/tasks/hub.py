@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltakit.compare.network import HUB_TIMEOUT, hub_answers
+from deltakit._network import HUB_TIMEOUT, hub_answers
 from deltakit.compare.tasks.base import TASKS, TaskData
 from deltakit.compare.tasks.tables import Columns
 from deltakit.compare.tasks.tabular import (

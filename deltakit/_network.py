@@ -18,3 +18,10 @@ def hub_answers(ask: Callable[[], object]) -> bool:
         # No network, a proxy's refusal, offline mode: the HTTP client has a class for each.
         return False
     return True
+
+
+def model_answers(repo: str, revision: str | None = None) -> bool:
+    """Whether the Hub answers when it is asked for a repository of a model, or of deltas."""
+    from huggingface_hub import HfApi
+
+    return hub_answers(lambda: HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT))
