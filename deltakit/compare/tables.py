@@ -180,7 +180,8 @@ def summarise(
             failed=tuple(row for row in group if row.status == "failed"),
             score=_score(_done(group)),
             vs_floor=_versus((role(run, "floor"), base), (method, base), seeds),
-            vs_ceiling=_versus((role(run, "ceiling"), base), (method, base), seeds),
+            vs_ceiling=_versus((role(run, "ceiling"), base), (method, base), seeds)
+            or _versus((role(run, "ceiling"), full), (method, base), seeds),
             vs_full=_versus((method, full), (method, base), seeds),
         )
         for (method, base), group in sorted(groups.items(), key=lambda g: methods.index(g[0][0]))
@@ -357,7 +358,8 @@ COLUMNS_FOR_PEOPLE = (
     ),
     Column(
         title="vs ceiling",
-        help="The same against the ceiling, which trains every weight.",
+        help="The same against the ceiling, which trains every weight; on a quantised base, which "
+        "has none, against the one in full precision.",
         cell=lambda summary: _difference_cell(summary.vs_ceiling),
     ),
     Column(

@@ -335,6 +335,17 @@ def test_one_base_has_no_columns_of_bases(write: Write) -> None:
     assert not {"Base", "vs full precision", "Base size", "Train step"} & set(header)
 
 
+def test_a_quantised_row_has_the_ceiling_in_full_precision() -> None:
+    run = {"roles": {"ceiling": "full"}, "full_precision": "fp32"}
+    rows = [done("full", 80), done("a", 70, base="int8"), done("full", 79, base="bf16")]
+    predictions = {(r.method, r.base, 0): right(round(100 * (r.score or 0))) for r in rows}
+    found = {(s.method, s.base): s.vs_ceiling for s in summarise(rows, predictions, run)}
+    assert found["full", "fp32"] is None
+    int8, bf16 = found["a", "int8"], found["full", "bf16"]
+    assert int8 is not None and int8.points == pytest.approx(-10)
+    assert bf16 is not None and bf16.points == pytest.approx(-1)
+
+
 def test_a_role_on_another_base_is_no_role() -> None:
     rows = [done("low", 60), done("a", 70, base="int8")]
     predictions = {("low", "fp32", 0): right(60), ("a", "int8", 0): right(70)}
