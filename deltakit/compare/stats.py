@@ -1,24 +1,41 @@
-"""How sure a comparison may be: intervals for scores, and tests between two rows of a table.
+"""How sure a comparison may be: intervals for scores, and tests between rows of a table.
 
-Everything here looks at single test examples (right or wrong), so that two rows that saw the same
-test split are compared as pairs, which is far sharper than comparing two intervals by eye.
+Two rows that saw the same test examples are compared as pairs, which is far sharper than comparing
+two intervals by eye. What a row's seeds say is an `Evidence`; `difference` compares two of them by
+one rule for every metric. ``docs/statistics.md`` says why this rule, with its measured error rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from deltakit.compare.distribution import TPlusNormal
 from deltakit.compare.schema import Predictions
 from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
+
+    Metric = Callable[[NDArray[np.generic], NDArray[np.generic]], float]
+    """A score from labels and predictions, both of shape (examples,)."""
 
 CONFIDENCE = 0.95
 """The confidence of every interval in a report."""
+
+LEVEL = 1 - CONFIDENCE
+"""Rows with a p of at most this are told apart."""
+
+POWER = 0.8
+"""How often a difference of `Difference.detectable` points is found."""
+
+DRAWS = 500
+"""How often a metric that is no mean over examples is computed on resampled examples."""
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +43,40 @@ class Difference:
     """How much better one row is than another, on the same test examples.
 
     Attributes:
-        points: difference of accuracy in percentage points, the first row minus the second.
-        low: lower end of its 95 % interval over test examples, in points.
+        points: difference of the scores in points (percentage points of accuracy, hundredths of
+            any other metric), the first row minus the second, as a mean over seeds.
+        low: lower end of its 95 % interval, in points.
         high: upper end.
-        p: two-sided p of "both are equally accurate".
+        p: two-sided p of "both are equally good".
+        detectable: the true difference, in points, that a comparison with this spread, these seeds
+            and examples finds with 80 % power at 5 %; None where there is no spread to judge by.
+        about: what `p` and the interval generalise to. With one seed each, that is new test
+            examples for these two trained "models"; only several seeds say something of "methods".
     """
 
     points: float
     low: float
     high: float
     p: float
+    detectable: float | None
+    about: Literal["models", "methods"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What a row scored, and how far another draw of test examples would move that.
+
+    Attributes:
+        scores: the metric of each seed, of shape (seeds,).
+        moves: of shape (seeds, draws), scaled so that ``moves @ moves.T`` is the covariance of
+            `scores` over draws of test examples. Rows are paired by draw.
+    """
+
+    scores: NDArray[np.float64]
+    moves: NDArray[np.float64]
+
+
+# ------------------------------------------------------------------------- the score of one row
 
 
 def proportion_interval(correct: int, n: int) -> tuple[float, float]:
@@ -101,50 +142,236 @@ def across_seeds(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, float(quantile * stats.sem(values))
 
 
-def paired_difference(first: Sequence[Predictions], second: Sequence[Predictions]) -> Difference:
-    """The difference of two rows' accuracies, paired by test example.
+# ----------------------------------------------------------------------- evidence from examples
 
-    Of several seeds, every example counts once, with the mean of its outcomes: seeds are no new
-    examples. The interval is that of the mean of paired differences (Student's t over examples).
-    With one seed on both sides p is `mcnemar`'s; with more it is the paired t-test's.
+
+def of_predictions(seeds: Sequence[Predictions]) -> Evidence:
+    """The accuracy of a row, from one `Predictions` for each of its seeds.
+
+    Raises:
+        InvalidConfig: there are none, or they were made on different test splits.
+    """
+    if not seeds:
+        raise InvalidConfig("a row without predictions has no difference. Give at least one seed.")
+    _check_same_split(seeds)
+    return of_examples([_right(predictions) for predictions in seeds])
+
+
+def of_examples(values: ArrayLike) -> Evidence:
+    """A metric that is a mean over examples: accuracy, squared error, log-likelihood.
+
+    Args:
+        values: what each example adds to the mean, of shape (seeds, examples).
+
+    Raises:
+        InvalidConfig: `values` has another shape, is empty, or is not finite.
+    """
+    import numpy as np
+
+    each = np.asarray(values, dtype=np.float64)
+    if each.ndim != 2 or not each.size or not np.isfinite(each).all():
+        raise InvalidConfig(
+            f"values of shape {each.shape} are not one finite number for each seed and example. "
+            "Give an array of shape (seeds, examples)."
+        )
+    scores = each.mean(axis=1)
+    n = each.shape[1]
+    return Evidence(scores=scores, moves=(each - scores[:, None]) / np.sqrt(n * max(n - 1, 1)))
+
+
+def of_metric(metric: Metric, labels: ArrayLike, predicted: ArrayLike) -> Evidence:
+    """A metric that is no mean over examples (F1, Matthews, Pearson), by a bootstrap over them.
+
+    The resampled examples depend on nothing but their number, so that rows stay paired.
+
+    Args:
+        metric: takes labels and predictions and returns the score; called ``DRAWS`` times a seed.
+        labels: of shape (examples,).
+        predicted: of shape (seeds, examples).
+
+    Raises:
+        InvalidConfig: the shapes do not fit, or the metric is not finite on some resample.
+    """
+    import numpy as np
+
+    truth, guesses = np.asarray(labels), np.asarray(predicted)
+    if not truth.size or not guesses.size or guesses.shape[1:] != truth.shape:
+        raise InvalidConfig(
+            f"predictions of shape {guesses.shape} do not fit labels of shape {truth.shape}. "
+            "Give (seeds, examples) and (examples,)."
+        )
+    generator = np.random.default_rng(0)
+    draws = [generator.integers(truth.size, size=truth.size) for _ in range(DRAWS)]
+    redone = [[metric(truth[draw], guess[draw]) for draw in draws] for guess in guesses]
+    scores, drawn = np.array([metric(truth, guess) for guess in guesses]), np.array(redone)
+    if not (np.isfinite(scores).all() and np.isfinite(drawn).all()):
+        raise InvalidConfig(
+            "the metric is not a finite number on some resample of the examples. Give it a value "
+            "for predictions that are all the same."
+        )
+    moves = (drawn - drawn.mean(axis=1, keepdims=True)) / np.sqrt(DRAWS - 1)
+    return Evidence(scores=scores, moves=moves)
+
+
+# --------------------------------------------------------------------------------- differences
+
+
+def paired_difference(
+    first: Sequence[Predictions], second: Sequence[Predictions], *, seed_sd: float = 0.0
+) -> Difference:
+    """The difference of two rows' accuracies; see `difference`.
+
+    Where the seeds of each row repeat one another, as a single one does, p is `mcnemar`'s.
 
     Args:
         first: one entry for each seed of the first row.
-        second: one for each seed of the second row; the numbers of seeds may differ.
+        second: one for each seed of the second row. As many as in `first` are paired in order: give
+            the same seeds in the same order. Other numbers are compared unpaired.
+        seed_sd: as in `difference`.
 
     Raises:
         InvalidConfig: a row has no predictions, or they were made on different test splits.
     """
-    if not first or not second:
-        raise InvalidConfig("a row without predictions has no difference. Give at least one seed.")
-    _check_same_split((*first, *second))
-    change = _pooled(first) - _pooled(second)
-    low, high, p = _student(change)
-    if len(first) == len(second) == 1:
-        p = mcnemar(first[0], second[0])
-    return Difference(points=100 * float(change.mean()), low=100 * low, high=100 * high, p=p)
+    rows = of_predictions(first), of_predictions(second)
+    _check_same_split((first[0], second[0]))
+    found = difference(*rows, seed_sd=seed_sd)
+    if len({*first}) == len({*second}) == 1:
+        return replace(found, p=max(found.p, mcnemar(first[0], second[0])))
+    return found
 
 
-def _student(change: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Interval and p of the mean of `change`, of shape (examples,)."""
+def difference(first: Evidence, second: Evidence, *, seed_sd: float = 0.0) -> Difference:
+    """The difference of two rows' scores, paired by test example and by seed.
+
+    The error of a mean over seeds is a Student's t variable, scaled by what the per-seed
+    differences vary, plus a normal one, scaled by what test examples move all seeds together.
+    A claim about methods is never surer than the same claim about these trained models.
+
+    Args:
+        first: the first row.
+        second: the second row, from the same examples; seeds as in `paired_difference`.
+        seed_sd: how much a row's score varies between seeds, as a standard deviation in points,
+            where that is known from elsewhere. It counts only where both rows have a single seed,
+            which cannot say it.
+
+    Raises:
+        InvalidConfig: the two rows are not from the same examples.
+    """
+    if first.moves.shape[1] != second.moves.shape[1]:
+        raise InvalidConfig(
+            f"rows with {first.moves.shape[1]} and {second.moves.shape[1]} test examples or "
+            "resamples cannot be paired. Compare rows that were tested on the same split."
+        )
+    change = float(first.scores.mean() - second.scores.mean())
+    several = len(first.scores) > 1 or len(second.scores) > 1
+    errors = [_of_models(first, second, seed_sd=0.0 if several else seed_sd / 100)]
+    errors += [_of_methods(first, second)] if several else []
+    ends = [error.quantile((1 + CONFIDENCE) / 2) for error in errors]
+    detectable = max(end + error.quantile(POWER) for end, error in zip(ends, errors, strict=True))
+    return Difference(
+        points=100 * change,
+        low=100 * (change - max(ends)),
+        high=100 * (change + max(ends)),
+        p=max(error.tails(abs(change)) for error in errors),
+        detectable=100 * detectable if detectable else None,
+        about="methods" if several or seed_sd else "models",
+    )
+
+
+def _of_models(first: Evidence, second: Evidence, *, seed_sd: float) -> TPlusNormal:
+    """The error of a difference between these very models: that of the test examples."""
     import numpy as np
-    from scipy.stats import ttest_1samp
 
-    mean = float(change.mean())
-    # Without any spread the t statistic is 0/0: two rows that agree everywhere are common.
-    if np.ptp(change) == 0:
-        return mean, mean, 1.0 if mean == 0 else 0.0
-    result = ttest_1samp(change, 0.0)
-    interval = result.confidence_interval(CONFIDENCE)
-    return float(interval.low), float(interval.high), float(result.pvalue)
+    moves = first.moves.mean(axis=0) - second.moves.mean(axis=0)
+    spread = float(np.linalg.norm(moves))
+    # Each of the two rows varies by `seed_sd`.
+    return TPlusNormal(student=spread, normal=2**0.5 * seed_sd, df=max(moves.size - 1, 1))
 
 
-def _pooled(seeds: Sequence[Predictions]) -> NDArray[np.float64]:
-    """How often each example was right over the seeds, of shape (examples,)."""
+def _of_methods(first: Evidence, second: Evidence) -> TPlusNormal:
+    """The error of a difference between what other seeds and other examples would give."""
     import numpy as np
 
-    pooled: NDArray[np.float64] = np.mean([_right(predictions) for predictions in seeds], axis=0)
-    return pooled
+    seeds = len(first.scores)
+    if seeds != len(second.scores):
+        return _unpaired(first, second)
+    moves = first.moves - second.moves
+    # What examples move all seeds by: the mean covariance between two seeds. What they move one
+    # seed alone by is part of the variance between seeds already.
+    total, own = seeds**2 * np.sum(moves.mean(axis=0) ** 2), np.sum(moves**2)
+    return TPlusNormal(
+        student=float(np.std(first.scores - second.scores, ddof=1) / seeds**0.5),
+        normal=float(max(total - own, 0.0) / (seeds * (seeds - 1))) ** 0.5,
+        df=seeds - 1,
+    )
+
+
+def _unpaired(first: Evidence, second: Evidence) -> TPlusNormal:
+    """The same for different numbers of seeds, on the cautious side.
+
+    The degrees of freedom are the fewer ones. A single seed is taken to vary as the other row's.
+    """
+    import numpy as np
+
+    rows = (first, second)
+    several = [row for row in rows if len(row.scores) > 1]
+    known = [float(np.var(row.scores, ddof=1)) for row in several]
+    variances = known if len(known) == 2 else known * 2
+    return TPlusNormal(
+        student=sum(v / len(row.scores) for v, row in zip(variances, rows, strict=True)) ** 0.5,
+        normal=float(np.linalg.norm(first.moves.mean(axis=0) - second.moves.mean(axis=0))),
+        df=min(len(row.scores) for row in several) - 1,
+    )
+
+
+# ---------------------------------------------------------------------------------- several rows
+
+
+def holm(p: Mapping[Key, float]) -> dict[Key, float]:
+    """Holm's adjusted p of each of several comparisons, in the order of `p`.
+
+    Where those of at most `LEVEL` are called different, that any such call is wrong happens in at
+    most 5 % of tables.
+    """
+    adjusted: dict[Key, float] = {}
+    least = 0.0
+    for done, key in enumerate(sorted(p, key=p.__getitem__)):
+        least = max(least, min(1.0, (len(p) - done) * p[key]))
+        adjusted[key] = least
+    return {key: adjusted[key] for key in p}
+
+
+def group_letters(ranked: Sequence[str], different: Collection[tuple[str, str]]) -> dict[str, str]:
+    """Letters for a table's rows: those that share one cannot be told apart.
+
+    Args:
+        ranked: the labels of the rows, best first; the first row's letters begin with "a".
+        different: the pairs that are told apart, in either order.
+
+    Returns:
+        The letters of each row, in the order of `ranked`: a to z, then a1 to z1 and so on.
+    """
+    groups = {frozenset(ranked)}
+    for pair in combinations(ranked, 2):
+        if pair in different or pair[::-1] in different:
+            # Piepho's insert and absorb: split what holds both, then drop what lies within another.
+            pieces = {
+                group - {label} if group.issuperset(pair) else group
+                for group in groups
+                for label in pair
+            }
+            groups = {piece for piece in pieces if not any(piece < other for other in pieces)}
+    ordered = sorted(groups, key=lambda group: [label not in group for label in ranked])
+    names = [chr(97 + at % 26) + (str(at // 26) if at >= 26 else "") for at in range(len(ordered))]
+    return {
+        label: "".join(name for name, group in zip(names, ordered, strict=True) if label in group)
+        for label in ranked
+    }
+
+
+def collapsed(predictions: Predictions) -> bool:
+    """Whether a run predicts one class for every example, on a split that has several."""
+    return len({*predictions.predicted}) == 1 < len({*predictions.labels})
 
 
 def _right(predictions: Predictions) -> NDArray[np.float64]:
