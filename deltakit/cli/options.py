@@ -152,6 +152,7 @@ _OPTIONS = (
         metavar="N",
         help="Solve every method's width (rank, bottleneck) for N trained parameters.",
     ),
+    click.option("--baseline", help="The row that all others are compared with, e.g. lora."),
     click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
     click.option("--pair-column", help="Column of the second text, where there is one."),
     click.option("--label-column", help="Column of the label, where the task is yours. [label]"),

@@ -108,6 +108,7 @@ class Request:
         lr_grid: the lowest and the highest rate that is tried.
         match_params: trained parameters that every method's width is solved for; None leaves the
             methods as they are asked for.
+        baseline: the row, by its label, that all others are compared with; none by default.
         text_column: names of columns, where the task is local or on the Hub.
     """
 
@@ -122,6 +123,7 @@ class Request:
     trials: int = 1
     lr_grid: tuple[float, float] = GRID
     match_params: int | None = None
+    baseline: str | None = None
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
@@ -327,7 +329,7 @@ def resolve(request: Request) -> Plan:
         model=model,
         tasks=tasks,
         cells=cells,
-        roles=_roles(methods),
+        roles=_roles(request, methods),
         notes=(*_notes(methods, bases), *sizes),
     )
     try_out(plan)
@@ -447,8 +449,13 @@ def _notes(methods: Mapping[str, Method], bases: Mapping[BaseChoice, "Base"]) ->
     )
 
 
-def _roles(methods: Mapping[str, Method]) -> dict[str, str]:
-    return {m.role.value: label for label, m in methods.items() if m.role is not Role.METHOD}
+def _roles(request: Request, methods: Mapping[str, Method]) -> dict[str, str]:
+    roles = {m.role.value: label for label, m in methods.items() if m.role is not Role.METHOD}
+    if request.baseline is None:
+        return roles
+    if request.baseline not in methods:
+        raise unknown("--baseline", request.baseline, methods, hint="It is the label of a row.")
+    return {**roles, "baseline": request.baseline}
 
 
 def _task(request: Request, name: str) -> "TaskData":

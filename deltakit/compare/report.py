@@ -187,8 +187,9 @@ def _time_cell(summary: Summary) -> Cell:
 def _terminal_score(summary: Summary) -> Cell:
     if summary.failure is not None:
         return Cell(text="failed")
-    note = f"\n{summary.seeds_done}" if summary.failed else ""
-    return Cell(text=MISSING if summary.score is None else f"{summary.score}{note}")
+    note = f"\n{summary.seeds_done}" if summary.seeds_done else ""
+    score = MISSING if summary.score is None else f"{summary.score} {summary.group}".rstrip()
+    return Cell(text=score + note)
 
 
 def _vs_full_cell(summary: Summary) -> Cell:

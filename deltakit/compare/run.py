@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deltakit.compare.cell import MEASURE_UNITS, Workshop, clean_up, failed, run_cell, units
-from deltakit.compare.plan import FULL_PRECISION, Cell, Plan
+from deltakit.compare.plan import CONSTANT, FULL_PRECISION, Cell, Plan
 from deltakit.compare.progress import Progress, Silent
 from deltakit.compare.report import write_reports
 from deltakit.compare.schema import CellResult, Predictions
@@ -163,6 +163,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             ],
         },
         "roles": dict(plan.roles),
+        "constant": CONSTANT,
         "full_precision": FULL_PRECISION if FULL_PRECISION in plan.request.bases else None,
         "model": {"name": plan.model.name, "fingerprint": plan.model.fingerprint},
         "tasks": {

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltakit.compare import schema
+from deltakit.compare.contrasts import Row, Seeds, contrasts, letters
 from deltakit.compare.schema import CellResult, Predictions
-from deltakit.compare.stats import Difference, across_seeds, paired_difference
+from deltakit.compare.stats import Difference, across_seeds, collapsed
 from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -129,6 +130,12 @@ class Summary:
     vs_ceiling: Difference | None
     vs_full: Difference | None = None
     """Against the same method on the base in full precision."""
+    vs_baseline: Difference | None = None
+    """Against the row that the user named."""
+    group: str = ""
+    """Rows that share a letter cannot be told apart; empty with a single seed."""
+    collapsed: int = 0
+    """How many of the seeds predict one class for everything."""
 
     def mean(self, column: str) -> float | None:
         """The mean of a numeric column over the finished seeds, or None where it has no value."""
@@ -137,8 +144,13 @@ class Summary:
 
     @property
     def seeds_done(self) -> str:
-        """How many of the seeds have finished, in words."""
-        return f"{len(self.done)} of {len(self.done) + len(self.failed)} seeds"
+        """How many of the seeds have finished and how many came to nothing, in words."""
+        words = []
+        if self.failed:
+            words.append(f"{len(self.done)} of {len(self.done) + len(self.failed)} seeds")
+        if self.collapsed:
+            words.append(f"{self.collapsed} collapsed")
+        return ", ".join(words)
 
     @property
     def failure(self) -> str | None:
@@ -171,18 +183,25 @@ def summarise(
         groups.setdefault((row.method, row.base), []).append(row)
     seeds = {key: _predictions(group, predictions) for key, group in groups.items()}
     methods = list(dict.fromkeys(method for method, _ in groups))
-    full = run.get("full_precision")
+    full = str(run.get("full_precision"))
+    scores = {key: _score(_done(group)) for key, group in groups.items()}
+    ranked = sorted(groups, key=lambda key: -_points(scores[key]))
+    group_of = letters(seeds, ranked)
+    versus = {name: _versus(seeds, role(run, name), full) for name in _REFERENCES}
+    vs_full = contrasts(seeds, {key: (key[0], full) for key in seeds})
     return tuple(
         Summary(
             method=method,
             base=base,
             done=_done(group),
             failed=tuple(row for row in group if row.status == "failed"),
-            score=_score(_done(group)),
-            vs_floor=_versus((role(run, "floor"), base), (method, base), seeds),
-            vs_ceiling=_versus((role(run, "ceiling"), base), (method, base), seeds)
-            or _versus((role(run, "ceiling"), full), (method, base), seeds),
-            vs_full=_versus((method, full), (method, base), seeds),
+            score=scores[method, base],
+            vs_floor=versus["floor"].get((method, base)),
+            vs_ceiling=versus["ceiling"].get((method, base)),
+            vs_baseline=versus["baseline"].get((method, base)),
+            vs_full=vs_full.get((method, base)),
+            group=group_of.get((method, base), ""),
+            collapsed=_collapsed(method, run, seeds[method, base]),
         )
         for (method, base), group in sorted(groups.items(), key=lambda g: methods.index(g[0][0]))
     )
@@ -207,9 +226,18 @@ def _done(rows: Sequence[CellResult]) -> tuple[CellResult, ...]:
     return tuple(row for row in rows if row.status == "done")
 
 
-def _predictions(rows: Sequence[CellResult], predictions: PredictionsOf) -> tuple[Predictions, ...]:
-    keys = [(row.method, row.base, row.seed) for row in _done(rows)]
-    return tuple(predictions[key] for key in keys if key in predictions)
+def _predictions(rows: Sequence[CellResult], predictions: PredictionsOf) -> Seeds:
+    keys = {row.seed: (row.method, row.base, row.seed) for row in _done(rows)}
+    return {seed: predictions[key] for seed, key in keys.items() if key in predictions}
+
+
+def _points(score: Score | None) -> float:
+    return -math.inf if score is None else score.mean
+
+
+def _collapsed(method: str, run: Mapping[str, Any], seeds: Seeds) -> int:
+    """The constant prediction is one class for everything by design."""
+    return 0 if method == run.get("constant") else sum(map(collapsed, seeds.values()))
 
 
 def _score(done: Sequence[CellResult]) -> Score | None:
@@ -228,17 +256,15 @@ def _score(done: Sequence[CellResult]) -> Score | None:
     )
 
 
-def _versus(
-    other: tuple[str | None, str | None],
-    key: tuple[str, str],
-    seeds: Mapping[tuple[str, str], tuple[Predictions, ...]],
-) -> Difference | None:
-    """The difference to the row of the `other` method and base; none to itself."""
-    method, base = other
-    theirs = seeds.get((method or "", base or ""), ())
-    if other == key or not seeds[key] or not theirs:
-        return None
-    return paired_difference(seeds[key], theirs)
+_REFERENCES = ("floor", "ceiling", "baseline")
+
+
+def _versus(seeds: Mapping[Row, Seeds], label: str | None, full: str) -> dict[Row, Difference]:
+    """Every row against the one labelled `label` on its own base, or else in full precision."""
+    if label is None:
+        return {}
+    pairs = {(m, b): (label, b) if seeds.get((label, b)) else (label, full) for m, b in seeds}
+    return contrasts(seeds, pairs)
 
 
 # ---------------------------------------------------------------------------------- the columns
@@ -289,8 +315,8 @@ def _score_cell(summary: Summary) -> Cell:
         return Cell(text=shorten(summary.failure))
     if summary.score is None:
         return ABSENT
-    note = summary.seeds_done if summary.failed else ""
-    return Cell(text=str(summary.score), note=note, sort=summary.score.mean)
+    words = f"{summary.score} {summary.group}".rstrip()
+    return Cell(text=words, note=summary.seeds_done, sort=summary.score.mean)
 
 
 def _difference_cell(difference: Difference | None) -> Cell:
@@ -299,9 +325,15 @@ def _difference_cell(difference: Difference | None) -> Cell:
     return Cell(
         text=_signed(difference.points),
         note=f"p {probability(difference.p)}",
-        detail=f"{_signed(difference.low)} to {_signed(difference.high)}",
+        detail=f"{_signed(difference.low)} to {_signed(difference.high)}{_findable(difference)}",
         sort=difference.points,
     )
+
+
+def _findable(difference: Difference) -> str:
+    if difference.detectable is None:
+        return ""
+    return f"; {difference.detectable:.1f} would be found 4 times in 5"
 
 
 def _signed(value: float) -> str:
@@ -347,13 +379,15 @@ COLUMNS_FOR_PEOPLE = (
     Column(
         title="Score %",
         help="On the test split. With several seeds, the mean and half of Student's 95 % interval "
-        "over them; with one, Wilson's 95 % interval over test examples.",
+        "over them; with one, Wilson's 95 % interval over test examples. Rows that share a letter "
+        "cannot be told apart (all pairs, Holm).",
         cell=_score_cell,
     ),
     Column(
         title="vs floor",
-        help="Accuracy minus the floor's, in percentage points, and p. The floor trains nothing "
-        "but the task head: what does not beat it has not earned its parameters.",
+        help="Accuracy minus the floor's, in percentage points, and p, adjusted for the number of "
+        "rows (Holm). The floor trains nothing but the task head: what does not beat it has not "
+        "earned its parameters.",
         cell=lambda summary: _difference_cell(summary.vs_floor),
     ),
     Column(
@@ -434,6 +468,11 @@ VS_FULL = Column(
     "points, and p: what holding the base this way costs.",
     cell=lambda summary: _difference_cell(summary.vs_full),
 )
+VS_BASELINE = Column(
+    title="vs baseline",
+    help="The same against the row that --baseline names.",
+    cell=lambda summary: _difference_cell(summary.vs_baseline),
+)
 COSTS_OF_BASES = (
     Column(
         title="Base size",
@@ -462,6 +501,8 @@ COSTS_OF_BASES = (
 def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
     """The columns of a run's table: several bases and a search for rates add theirs."""
     method, score, *rest = COLUMNS_FOR_PEOPLE
+    if any(summary.vs_baseline for summary in summaries):
+        rest = [VS_BASELINE, *rest]
     if any(summary.mean("trials") for summary in summaries):
         rest = [*rest, RATE]
     if len({summary.base for summary in summaries}) == 1:
@@ -471,7 +512,7 @@ def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
 
 def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, ...]:
     """The sentences that stand under a table."""
-    ends = [(name, role(run, name.lower())) for name in ("Floor", "Ceiling")]
+    ends = [(name, role(run, name.lower())) for name in ("Floor", "Ceiling", "Baseline")]
     rows = [row for summary in summaries for row in summary.done]
     metrics = sorted({row.metric for row in rows if row.metric is not None})
     tested = sorted({row.n_test for row in rows if row.n_test is not None})
@@ -479,7 +520,25 @@ def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, .
     if metrics and tested:
         examples = " or ".join(f"{n:,}" for n in tested)
         lines.append(f"Score: {', '.join(metrics)} in per cent on {examples} test examples.")
-    return tuple(lines)
+    return (*lines, *_how_sure(summaries))
+
+
+def _how_sure(summaries: Sequence[Summary]) -> Iterator[str]:
+    """What the differences are about, and how small a one this run could have found."""
+    found = [
+        difference
+        for summary in summaries
+        for difference in (summary.vs_baseline, summary.vs_floor, summary.vs_ceiling)
+        if difference is not None
+    ]
+    if any(difference.about == "models" for difference in found):
+        yield "One seed: p is about these trained models, and says nothing about other seeds."
+    sizes = [d.detectable for d in found if d.detectable is not None]
+    if sizes:
+        yield (
+            f"A difference of {min(sizes):.1f} to {max(sizes):.1f} points is what this run finds "
+            "4 times in 5."
+        )
 
 
 # -------------------------------------------------------------------------------- the file forms
