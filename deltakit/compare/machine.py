@@ -1,0 +1,71 @@
+"""What the machine itself says of an action: its memory at the peak, and the energy it took.
+
+Both are None where the machine does not say. They hold for one machine and one moment; the exact
+bytes of `deltakit.compare.measure` are the same everywhere.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_RESET = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_POWERCAP = Path("/sys/class/powercap")
+
+
+def device_peak(action: Callable[[], None], device: torch.device) -> int | None:
+    """Bytes at the peak while `action` runs, with what was there before.
+
+    On an accelerator what its allocator has handed out; on a CPU the process's resident memory,
+    which Linux alone lets one reset.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        action()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        _RESET.write_text("5")  # 5 resets the peak of resident memory
+    except OSError:
+        action()
+        return None
+    action()
+    return _resident_peak()
+
+
+def _resident_peak() -> int | None:
+    lines = _STATUS.read_text(encoding="ascii").splitlines()
+    found = next((line for line in lines if line.startswith("VmHWM:")), None)
+    return None if found is None else 1024 * int(found.split()[1])
+
+
+class EnergyMeter:
+    """Joules that the machine's processors took since it was made; None where none is counted.
+
+    It counts all that the machine does, so it means something only where nothing else runs.
+    """
+
+    def __init__(self, root: Path = _POWERCAP) -> None:
+        self._zones = [
+            zone for zone in sorted(root.glob("intel-rapl:?")) if _read(zone) is not None
+        ]
+        self._start = [_read(zone) for zone in self._zones]
+
+    def joules(self) -> float | None:
+        """What was taken so far. A counter that has gone round once is allowed for."""
+        total = 0.0
+        for zone, start in zip(self._zones, self._start, strict=True):
+            now = _read(zone)
+            if now is None or start is None:
+                return None
+            limit = _read(zone, "max_energy_range_uj") or 0
+            total += (now - start if now >= start else now + limit - start) / 1e6
+        return total if self._zones else None
+
+
+def _read(zone: Path, name: str = "energy_uj") -> int | None:
+    try:
+        return int((zone / name).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # often readable by the superuser alone
+        return None

@@ -1,0 +1,57 @@
+"""What the machine says: resident memory at its peak, counters of energy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltakit.compare import machine
+from deltakit.compare.machine import EnergyMeter, device_peak
+
+CPU = torch.device("cpu")
+BYTES = 200 << 20
+
+
+def allocate() -> None:
+    torch.ones(BYTES // 4).sum()
+
+
+@pytest.mark.skipif(not machine._RESET.exists(), reason="only Linux resets the resident peak")
+def test_the_resident_peak_is_reset_and_seen() -> None:
+    before = device_peak(lambda: None, CPU)
+    with_it = device_peak(allocate, CPU)
+    after = device_peak(lambda: None, CPU)
+    assert before is not None and with_it is not None and after is not None
+    assert with_it - before > 0.8 * BYTES
+    assert with_it - after > 0.8 * BYTES
+
+
+def test_a_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_RESET", tmp_path / "none" / "clear_refs")
+    ran: list[int] = []
+    assert device_peak(lambda: ran.append(1), CPU) is None
+    assert ran == [1]
+
+
+def zone(root: Path, name: str, micro: int, limit: int = 1_000_000) -> Path:
+    (root / name).mkdir(exist_ok=True)
+    (root / name / "energy_uj").write_text(f"{micro}\n")
+    (root / name / "max_energy_range_uj").write_text(f"{limit}\n")
+    return root / name
+
+
+def test_energy_is_summed_over_processors(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", 100_000)
+    zone(tmp_path, "intel-rapl:1", 900_000)
+    zone(tmp_path, "intel-rapl:0:0", 5)  # a part of the first
+    meter = EnergyMeter(tmp_path)
+    assert meter.joules() == 0.0
+    zone(tmp_path, "intel-rapl:0", 350_000)
+    zone(tmp_path, "intel-rapl:1", 50_000)  # it has gone round
+    assert meter.joules() == pytest.approx(0.25 + 0.15)
+
+
+def test_no_counter_is_no_energy(tmp_path: Path) -> None:
+    assert EnergyMeter(tmp_path).joules() is None
+    (zone(tmp_path, "intel-rapl:0", 1) / "energy_uj").write_text("secret")
+    assert EnergyMeter(tmp_path).joules() is None
