@@ -30,6 +30,8 @@ class Site(StrEnum):
     FFN_DOWN = "ffn.down"
     FFN_OUT = "ffn.out"
     """What the feed-forward sub-module adds to the residual stream."""
+    FFN_STREAM = "ffn.stream"
+    """The same in a pre-LN model, where x is the stream *before* the norm of the feed-forward."""
     BLOCK_OUT = "block.out"
     """The residual stream that leaves the block; in a post-LN model, around its last norm."""
     TOKENS = "tokens"

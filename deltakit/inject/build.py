@@ -102,6 +102,8 @@ def _why(site: Site) -> str:
     match site:
         case Site.ATTN_KV:
             return ": its attention does not call transformers' attention interface"
+        case Site.FFN_STREAM:
+            return ": no norm of the stream in front of its feed-forward is known"
         case Site.TOKENS:
             return ": no place for further tokens is known in it"
         case _:

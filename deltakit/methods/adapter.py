@@ -233,8 +233,16 @@ class SequentialAdapter(Method):
     @property
     def starts(self) -> Start:  # type: ignore[override]
         """Near the identity in both papers, exactly there with "lora"."""
-        chosen = self.initialisation or _PRESETS[self.placement].initialisation
-        return Start.IDENTITY if chosen == "lora" else Start.NEAR
+        return Start.IDENTITY if self.settled().initialisation == "lora" else Start.NEAR
+
+    def settled(self) -> "SequentialAdapter":
+        """The same, with what the placement chooses written out."""
+        preset = _PRESETS[self.placement]
+        return replace(
+            self,
+            activation=self.activation or preset.activation,
+            initialisation=self.initialisation or preset.initialisation,
+        )
 
     def placements(self) -> tuple[Placement, ...]:
         return tuple(

@@ -15,8 +15,8 @@ It starts like LoRA, with W_up = 0, so Δh is zero at the start.
 
 Where the sources differ. x is what the feed-forward itself is given: in a pre-LN model the
 *normalised* stream, as in the paper's text and figures. The `adapters` library and the paper's own
-mBART code feed the un-normalised stream there; in post-LN models the two are the same. A learned
-scale starts at 1 in `adapters`; here it starts at `scale`.
+mBART code feed the un-normalised stream there: ``reads="stream"``; in post-LN models the two are
+the same. A learned scale starts at 1 in `adapters`; here it starts at `scale`.
 """
 
 from dataclasses import dataclass, replace
@@ -42,6 +42,8 @@ from deltakit.methods.adapter import (
     Initialisation,
     bottleneck_width,
 )
+
+_READS = {"input": Site.FFN_OUT, "stream": Site.FFN_STREAM}
 
 
 class ScaledDelta(Delta, Widening):
@@ -73,6 +75,8 @@ class ParallelAdapter(Method):
         initialisation: "lora" starts with Δh = 0.
         dropout: on Δh, in training.
         bias: whether the two projections have one.
+        reads: "input" (what the feed-forward is given) or "stream" (the stream before its norm,
+            in pre-LN models).
 
     Raises:
         InvalidConfig: a value out of range.
@@ -86,6 +90,7 @@ class ParallelAdapter(Method):
     initialisation: Initialisation = "lora"
     dropout: float = 0.0
     bias: bool = True
+    reads: str = "input"
 
     paper: ClassVar[Paper] = UNIFIED_VIEW
     learning_rate: ClassVar[float] = 3e-4
@@ -101,13 +106,14 @@ class ParallelAdapter(Method):
         check_bool(self, learned_scale=self.learned_scale, bias=self.bias)
         check_choice(self, tuple(ACTIVATIONS), activation=self.activation)
         check_choice(self, INITIALISATIONS, initialisation=self.initialisation)
+        check_choice(self, tuple(_READS), reads=self.reads)
         if self.bottleneck is not None:
             check_whole(self, bottleneck=self.bottleneck)
 
     def placements(self) -> tuple[Placement, ...]:
         return (
             Placement(
-                site=Site.FFN_OUT,
+                site=_READS[self.reads],
                 form=self.form,
                 insertion=Insertion.PARALLEL,
                 scale=1.0 if self.learned_scale else self.scale,

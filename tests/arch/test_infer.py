@@ -24,7 +24,7 @@ FFN = {Site.FFN_GATE, Site.FFN_UP, Site.FFN_MID, Site.FFN_DOWN, Site.FFN_OUT}
 
 def left_out(family: str) -> set[Site]:
     """What structure alone does not say."""
-    missing = {Site.TOKENS}
+    missing = {Site.TOKENS, Site.FFN_STREAM}
     missing |= {Site.BLOCK_OUT} if family in (*POST_LN, "opt") else set()
     missing |= {Site.ATTN_OUT, Site.FFN_OUT} if family in NORMED else set()
     missing |= FFN if family in EXPERTS else set()

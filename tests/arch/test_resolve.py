@@ -62,6 +62,7 @@ GATED = (
 EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
 OWN_ATTENTION = ("mpnet", "deberta-v2", "bloom")
 NO_TOKENS = ("gemma3", "vit", "clip", "clip_text_model", "clip_vision_model", "whisper")
+STREAMED = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "t5", "mt5")
 STACKS = {
     **dict.fromkeys(("t5", "mt5", "bart", "mbart", "whisper"), ("encoder", "decoder", "cross")),
     "clip": ("text", "vision"),
@@ -75,6 +76,7 @@ def sites_of(family: str) -> set[Site]:
     """What there is in a layer of a family's main stacks."""
     missing = {Site.TOKENS}
     missing |= set() if family in GATED else {Site.FFN_GATE}
+    missing |= set() if family in STREAMED else {Site.FFN_STREAM}
     missing |= INSIDE_FFN if family in EXPERTS else set()
     missing |= {Site.ATTN_KV} if family in OWN_ATTENTION else set()
     return set(Site) - missing
@@ -123,6 +125,7 @@ def test_widths(kit: SimpleNamespace, family: str) -> None:
         Site.FFN_MID: (inner, inner),
         Site.FFN_DOWN: (inner, 16),
         Site.FFN_OUT: (16, 16),
+        Site.FFN_STREAM: (16, 16),
         Site.BLOCK_OUT: (16, 16),
         Site.TOKENS: (tokens, tokens),
     }
@@ -334,6 +337,9 @@ def check_stream(model: Any, seen: Watch) -> None:
         if attn.stack == "decoder" and across:
             total = total + across[attn.layer]
         torch.testing.assert_close(total, seen.h(block))
+        if Site.FFN_STREAM in layer:
+            stream = layer[Site.FFN_STREAM]
+            torch.testing.assert_close(seen.x(stream) + seen.h(stream), seen.h(block))
 
 
 def like(part: Tensor, whole: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ register_family(
                     Site.FFN_MID: input_of("mlp.c_proj"),
                     Site.FFN_DOWN: output("mlp.c_proj"),
                     Site.FFN_OUT: output("mlp"),
+                    Site.FFN_STREAM: output("mlp", reads="ln_2"),
                     Site.BLOCK_OUT: output(""),
                 },
             ),

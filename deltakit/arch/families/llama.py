@@ -3,9 +3,13 @@
 In some (Cohere, StableLM) attention and FFN read the stream side by side: their sites are the same.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from deltakit.arch.family import (
     Family,
     LayerStack,
+    Location,
     Tokens,
     attention,
     input_of,
@@ -13,6 +17,31 @@ from deltakit.arch.family import (
     register_family,
 )
 from deltakit.core.site import Site
+
+_SITES = {
+    Site.ATTN_Q: output("self_attn.q_proj"),
+    Site.ATTN_K: output("self_attn.k_proj"),
+    Site.ATTN_V: output("self_attn.v_proj"),
+    Site.ATTN_O: output("self_attn.o_proj"),
+    Site.ATTN_KV: attention("self_attn"),
+    Site.ATTN_OUT: output("self_attn.o_proj", reads="self_attn.q_proj"),
+    Site.FFN_GATE: output("mlp.gate_proj"),
+    Site.FFN_UP: output("mlp.up_proj"),
+    Site.FFN_MID: input_of("mlp.down_proj"),
+    Site.FFN_DOWN: output("mlp.down_proj"),
+    Site.FFN_OUT: output("mlp"),
+    Site.BLOCK_OUT: output(""),
+}
+
+
+def _sites(config: Any) -> Mapping[Site, Location]:
+    """The sites; attention and FFN side by side read one norm, and no stream between them."""
+    beside = config.model_type in ("cohere", "cohere2") or (
+        config.model_type == "stablelm" and config.use_parallel_residual
+    )
+    stream = {} if beside else {Site.FFN_STREAM: output("mlp", reads="post_attention_layernorm")}
+    return {**_SITES, **stream}
+
 
 register_family(
     Family(
@@ -39,20 +68,7 @@ register_family(
             LayerStack(
                 name="decoder",
                 layers="layers",
-                sites={
-                    Site.ATTN_Q: output("self_attn.q_proj"),
-                    Site.ATTN_K: output("self_attn.k_proj"),
-                    Site.ATTN_V: output("self_attn.v_proj"),
-                    Site.ATTN_O: output("self_attn.o_proj"),
-                    Site.ATTN_KV: attention("self_attn"),
-                    Site.ATTN_OUT: output("self_attn.o_proj", reads="self_attn.q_proj"),
-                    Site.FFN_GATE: output("mlp.gate_proj"),
-                    Site.FFN_UP: output("mlp.up_proj"),
-                    Site.FFN_MID: input_of("mlp.down_proj"),
-                    Site.FFN_DOWN: output("mlp.down_proj"),
-                    Site.FFN_OUT: output("mlp"),
-                    Site.BLOCK_OUT: output(""),
-                },
+                sites=_sites,
             ),
         ),
         tokens=Tokens(),

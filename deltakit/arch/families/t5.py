@@ -42,6 +42,7 @@ def _sites(ffn: str) -> Callable[[Any], Mapping[Site, Location]]:
             Site.FFN_MID: input_of(f"{path}.wo"),
             Site.FFN_DOWN: output(f"{path}.wo"),
             Site.FFN_OUT: output(f"{ffn}.dropout", reads=first[Site.FFN_UP].path),
+            Site.FFN_STREAM: output(f"{ffn}.dropout", reads=f"{ffn}.layer_norm"),
             Site.BLOCK_OUT: output(""),
         }
 

@@ -1,0 +1,262 @@
+"""Bottleneck adapters: configs without an "architecture"."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from deltakit.errors import CheckpointError
+from deltakit.interop.adapterhub.layout import Host, Term
+from deltakit.interop.adapterhub.links import Link
+from deltakit.interop.adapterhub.settings import REQUIRED, Settings, is_number
+from deltakit.methods.adapter import SequentialAdapter, bottleneck_width
+from deltakit.methods.parallel import ParallelAdapter
+
+Bottleneck: TypeAlias = SequentialAdapter | ParallelAdapter
+
+DEFAULTS: dict[str, Any] = {
+    "mh_adapter": REQUIRED,
+    "output_adapter": REQUIRED,
+    "reduction_factor": REQUIRED,
+    "non_linearity": REQUIRED,
+    "original_ln_before": False,
+    "original_ln_after": True,
+    "ln_before": False,
+    "ln_after": False,
+    "init_weights": "bert",
+    "init_weights_seed": None,
+    "is_parallel": False,
+    "scaling": 1.0,
+    "use_gating": False,
+    "residual_before_ln": True,
+    "adapter_residual_before_ln": False,
+    "inv_adapter": None,
+    "inv_adapter_reduction_factor": None,
+    "cross_adapter": False,
+    "leave_out": [],
+    "dropout": 0.0,
+    "phm_layer": False,
+    "phm_dim": 4,
+    "factorized_phm_W": True,
+    "shared_W_phm": False,
+    "shared_phm_rule": True,
+    "factorized_phm_rule": False,
+    "phm_c_init": "normal",
+    "phm_init_range": 0.0001,
+    "learn_phm": True,
+    "hypercomplex_nonlinearity": "glorot-uniform",
+    "phm_rank": 1,
+    "phm_bias": True,
+    "stochastic_depth": 0.0,
+}
+"""The library's. What a part that is not there would be like, and the seed, may say anything."""
+
+_ONLY: dict[str, tuple[Any, str]] = {
+    "original_ln_after": (True, "deltakit keeps the model's residual addition and norm"),
+    "ln_before": (False, "deltakit's bottlenecks have no norm of their own"),
+    "ln_after": (False, "deltakit's bottlenecks have no norm of their own"),
+    "use_gating": (False, "deltakit has no gates"),
+    "inv_adapter": (None, "deltakit has no invertible adapters"),
+    "phm_layer": (False, "deltakit has no Compacter"),
+    "stochastic_depth": (0, "deltakit does not drop the adapters of whole rows"),
+}
+_ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "silu": "silu",
+    "swish": "swish",
+    "tanh": "tanh",
+    "leakyrelu": "leaky_relu",
+    "leaky_relu": "leaky_relu",
+    "linear": "identity",
+}
+_INITIALISATIONS = {"bert": "normal", "houlsby": "truncated_normal", "mam_adapter": "lora"}
+_LOCATIONS = ("mh_adapter", "output_adapter", "original_ln_before")
+_PLACEMENTS = {(False, True, True): "pfeiffer", (True, True, False): "houlsby"}
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def read(settings: Settings, host: Host) -> tuple[Term, ...]:
+    """The methods of one config: one for each reduction factor that it has."""
+    settings.all_only(_ONLY)
+    method = _parallel(settings, host) if settings.flag("is_parallel") else _sequential(settings)
+    if host.crosses:
+        double = isinstance(method, SequentialAdapter) and method.placement == "houlsby"
+        settings.only("cross_adapter", double, "deltakit adapts all attentions of a model or none")
+    factors = _factors(settings, host)
+    return tuple(
+        Term(
+            method=replace(method, **_widths(factor, host.width)),
+            omitted=host.omitted(
+                frozenset(n for n in host.numbers() if factors.get(n) != factor), settings.origin
+            ),
+        )
+        for factor in dict.fromkeys(factors.values())
+    )
+
+
+def _sequential(settings: Settings) -> SequentialAdapter:
+    places = tuple(settings.flag(key) for key in _LOCATIONS)
+    if places not in _PLACEMENTS:
+        said = ", ".join(f"{key}={settings[key]!r}" for key in _LOCATIONS)
+        raise CheckpointError(
+            f"{settings.origin}: {said} cannot be loaded: deltakit has seq_bn (False, True, True) "
+            "and double_seq_bn (True, True, False)."
+        )
+    settings.only("residual_before_ln", True, "deltakit adds a change to what the model computes")
+    return SequentialAdapter(
+        placement=_PLACEMENTS[places], scale=settings.number("scaling"), **_common(settings)
+    )
+
+
+def _parallel(settings: Settings, host: Host) -> ParallelAdapter:
+    settings.only("mh_adapter", False, "deltakit's parallel adapter is beside the feed-forward")
+    settings.only("output_adapter", True, "deltakit's parallel adapter is beside the feed-forward")
+    learned = settings["scaling"] == "learned"
+    return ParallelAdapter(
+        scale=1.0 if learned else settings.number("scaling"),
+        learned_scale=learned,
+        **_common(settings),
+        **_reads(host),
+    )
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    word = settings["non_linearity"]
+    if not isinstance(word, str) or word.lower() not in _ACTIVATIONS:
+        raise settings.refused("non_linearity", f"deltakit has {', '.join(_ACTIVATIONS)}")
+    return {
+        "activation": _ACTIVATIONS[word.lower()],
+        "initialisation": settings.choice("init_weights", _INITIALISATIONS),
+        "dropout": settings.number("dropout"),
+    }
+
+
+def _factors(settings: Settings, host: Host) -> dict[int, float]:
+    """The reduction factor of each layer that has an adapter, by the library's number."""
+    given = settings["reduction_factor"]
+    table = given if isinstance(given, dict) else {"default": given}
+    left_out = settings.layers("leave_out")
+    host.omitted(left_out, settings.origin)
+    present = [n for n in host.numbers() if n not in left_out]
+    factors: dict[int, Any] = {n: table.get(str(n), table.get("default")) for n in present}
+    numbered = set(table) <= {"default", *map(str, host.numbers())}
+    if not numbered or not all(_divides(factor, host.width) for factor in factors.values()):
+        raise settings.refused("reduction_factor", "every layer needs one, above zero")
+    return factors
+
+
+def _divides(factor: object, width: int) -> bool:
+    return is_number(factor) and factor > 0 and math.isfinite(width // factor)
+
+
+def _widths(factor: float, width: int) -> dict[str, Any]:
+    return {"reduction": factor} if int(width // factor) >= 1 else {"bottleneck": 1}
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
+    """One config for methods that differ in their widths and layers alone."""
+    method = terms[0].method
+    assert isinstance(method, SequentialAdapter | ParallelAdapter)
+    if not method.bias:
+        raise CheckpointError(
+            f"{type(method).__name__}(bias=False) has no words in AdapterHub's format: its "
+            "bottlenecks have biases. Save it as format='deltakit'."
+        )
+    config = {key: value for key, value in DEFAULTS.items() if value is not REQUIRED}
+    config |= _described(method, host)
+    factors = _factor_by_layer(terms, host)
+    distinct = list(dict.fromkeys(factors.values()))
+    config["reduction_factor"] = (
+        distinct[0] if len(distinct) == 1 else {str(n): f for n, f in factors.items()}
+    )
+    return {**config, "leave_out": [n for n in host.numbers() if n not in factors]}
+
+
+def group(term: Term) -> Bottleneck:
+    """What must be equal for two methods to share a config."""
+    assert isinstance(term.method, SequentialAdapter | ParallelAdapter)
+    return replace(term.method, reduction=1, bottleneck=None)
+
+
+def _reads(host: Host) -> dict[str, Any]:
+    """The library's parallel adapter reads the stream, which a post-LN model does not norm."""
+    return {} if host.post_norm else {"reads": "stream"}
+
+
+def _described(method: Bottleneck, host: Host) -> dict[str, Any]:
+    words = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    drawn = {ours: theirs for theirs, ours in _INITIALISATIONS.items()}
+    if isinstance(method, SequentialAdapter):
+        method = method.settled()
+        placements = {ours: theirs for theirs, ours in _PLACEMENTS.items()}
+        places = dict(zip(_LOCATIONS, placements[method.placement], strict=True))
+        scaling: Any = float(method.scale)
+    else:
+        if method != replace(method, **{"reads": "input", **_reads(host)}):
+            raise CheckpointError(
+                f"ParallelAdapter(reads={method.reads!r}) has no words in AdapterHub's format for "
+                f"this {host.kind}: in a pre-LN model its library reads the stream before the "
+                "norm, in others what the feed-forward is given. Save it as format='deltakit'."
+            )
+        places = {"mh_adapter": False, "output_adapter": True, "is_parallel": True}
+        scaling = "learned" if method.learned_scale else float(method.scale)
+    assert method.activation is not None and method.initialisation is not None
+    return {
+        **places,
+        "cross_adapter": host.crosses and places["mh_adapter"],
+        "non_linearity": words[method.activation],
+        "init_weights": drawn[method.initialisation],
+        "scaling": scaling,
+        "dropout": float(method.dropout),
+    }
+
+
+def _factor_by_layer(terms: tuple[Term, ...], host: Host) -> dict[int, float]:
+    factors: dict[int, float] = {}
+    for term in terms:
+        present = host.present(term)
+        twice = sorted(set(present) & set(factors))
+        if twice:
+            raise CheckpointError(
+                f"AdapterHub's library has one place for a bottleneck in layer {twice[0]}, and "
+                "this delta puts two there. Save them as deltas of their own."
+            )
+        factors |= dict.fromkeys(present, _factor(term, host.width))
+    return {n: factors[n] for n in sorted(factors)}
+
+
+def _factor(term: Term, width: int) -> float:
+    """A reduction factor that gives the bottleneck's very width: theirs is rounded down."""
+    method = term.method
+    assert isinstance(method, SequentialAdapter | ParallelAdapter)
+    m = bottleneck_width(width, method.reduction, method.bottleneck)
+    if method.bottleneck is None:
+        return method.reduction
+    if width % m == 0:
+        return width // m
+    factor = width / m
+    return factor if int(width // factor) == m else math.nextafter(factor, 0)
+
+
+# --------------------------------------------------------------------------------------- both
+
+
+def links(term: Term, host: Host, name: str) -> Iterator[Link]:
+    """What its tensors are called."""
+    learned = isinstance(term.method, ParallelAdapter) and term.method.learned_scale
+    inner = "form." if learned else ""
+    for handle in host.at(term):
+        stem = f"{host.stem(handle)}.adapters.{name}"
+        for ours, theirs in (("down", "adapter_down.0"), ("up", "adapter_up")):
+            for kind in ("weight", "bias"):
+                mine = f"{handle.key}.{inner}{ours}.{kind}"
+                yield Link(theirs=f"{stem}.{theirs}.{kind}", ours=(mine,))
+        if learned:
+            yield Link(theirs=f"{stem}.scaling", ours=(f"{handle.key}.scale",))

@@ -1,0 +1,115 @@
+"""Prefixes. The library has one network for all layers of a stack, and repeats it in each layer.
+
+Its attention is wrong with a prefix on decoders under SDPA (slots are masked out, or tokens do not
+see themselves), and on DistilBERT where a batch is padded. What it computes with eager attention is
+what its formula says, and what deltakit computes in either; except in T5, see `Layout.no_prefix`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from deltakit.core.site import Handle, Site
+from deltakit.errors import CheckpointError
+from deltakit.interop.adapterhub.layout import Host, Term
+from deltakit.interop.adapterhub.links import Link, Packing, Positions, Rows
+from deltakit.interop.adapterhub.settings import Settings
+from deltakit.methods.prefix import PrefixTuning
+
+DEFAULTS: dict[str, Any] = {
+    "architecture": "prefix_tuning",
+    "encoder_prefix": True,
+    "cross_prefix": True,
+    "leave_out": [],
+    "flat": False,
+    "prefix_length": 30,
+    "bottleneck_size": 512,
+    "non_linearity": "tanh",
+    "dropout": 0.0,
+    "use_gating": False,
+    "shared_gating": True,
+    "init_weights_seed": None,
+}
+_TRUNK = {
+    "wte.weight": "embedding",
+    "control_trans.0.weight": "down.weight",
+    "control_trans.0.bias": "down.bias",
+}
+
+
+def read(settings: Settings, host: Host) -> tuple[Term, ...]:
+    """The method of one config."""
+    _check(host)
+    settings.only("use_gating", False, "deltakit has no gates")
+    flat = settings.flag("flat")
+    if not flat:
+        settings.only("non_linearity", "tanh", "deltakit's network of a prefix has a tanh")
+    for key in ("encoder_prefix", "cross_prefix") if host.crosses else ():
+        settings.only(key, True, "deltakit puts a prefix into all attentions of a model")
+    method = PrefixTuning(
+        length=settings.whole("prefix_length"),
+        bottleneck=None if flat else settings.whole("bottleneck_size"),
+        dropout=settings.number("dropout"),
+    )
+    return (
+        Term(method=method, omitted=host.omitted(settings.layers("leave_out"), settings.origin)),
+    )
+
+
+def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
+    """The config of one method."""
+    _check(host)
+    (term,) = terms
+    method = term.method
+    assert isinstance(method, PrefixTuning)
+    return {
+        **DEFAULTS,
+        "flat": method.bottleneck is None,
+        "prefix_length": method.length,
+        "bottleneck_size": method.bottleneck or DEFAULTS["bottleneck_size"],
+        "dropout": float(method.dropout),
+        "leave_out": host.numbered(term.omitted),
+    }
+
+
+def _check(host: Host) -> None:
+    if host.layout.no_prefix is not None:
+        raise CheckpointError(
+            f"{host.layout.no_prefix}, which deltakit does not, so prefixes of this {host.kind} "
+            "are neither read nor written."
+        )
+
+
+def links(term: Term, host: Host, name: str) -> Iterator[Link]:
+    """What its tensors are called; those of all layers of a stack are one."""
+    assert isinstance(term.method, PrefixTuning)
+    stacks: dict[str, list[Handle]] = {}
+    for handle in host.at(term):
+        stacks.setdefault(handle.stack, []).append(handle)
+    for stack, handles in stacks.items():
+        for theirs, ours, packing in _network(term.method, handles):
+            place = f"prefix_tunings.{name}.{host.layout.stacks[stack].prefix}.{theirs}"
+            yield Link(
+                theirs=f"prefix_tuning.{place}",
+                ours=ours,
+                packing=packing,
+                copies=tuple(
+                    f"{host.path(each)}.prefix_tuning.pool.{place}"
+                    for each in host.handles
+                    if each.site is Site.ATTN_KV
+                ),
+            )
+
+
+def _network(
+    method: PrefixTuning, handles: list[Handle]
+) -> Iterator[tuple[str, tuple[str, ...], Packing]]:
+    """The tensors of one stack: theirs, and those of ours that it holds."""
+    if method.bottleneck is None:
+        ours = tuple(f"{handle.key}.memory" for handle in handles)
+        yield "control_trans", ours, Positions(method.length)
+        return
+    for theirs, mine in _TRUNK.items():
+        yield theirs, (f"{handles[0].key}.trunk.{mine}",), Rows()
+    for kind in ("weight", "bias"):
+        ups = tuple(f"{handle.key}.up.{kind}" for handle in handles)
+        yield f"control_trans.2.{kind}", ups, Rows()

@@ -1,0 +1,566 @@
+"""Write golden folders of the library ``adapters`` (AdapterHub) and what its models return.
+
+Run it in a separate virtual environment; the test suite itself only reads what it writes::
+
+    pip install adapters==1.3.0 torch==2.13.0 safetensors
+    python tests/golden/make_adapterhub_golden.py
+
+It writes ``adapterhub.zip`` beside itself.  The values are reproducible: every tensor is drawn from
+a generator seeded by the name of its case.  In the archive:
+
+``golden.json``
+    ``versions``; ``bases``: for each model type the arguments of its config and the base whose
+    tensors it has (``like``); ``cases``: for each model type and case the name of the model's class
+``bases/<base>.safetensors``
+    the state dict of the plain, bare model
+``inputs.safetensors``, ``outputs.safetensors``
+    the batch (``decoder_input_ids`` for encoder-decoders alone); for each ``<model type>/<case>``
+    the logits of a model with a head, else ``last_hidden_state``, in eval mode with eager attention
+``<model type>/<case>/``
+    the folder, as ``save_adapter``, ``save_adapter_fusion`` or ``save_adapter_setup`` wrote it (or
+    as an older version would have, where a case edits it)
+
+Each output is that of a fresh model which has loaded the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import adapters
+import torch
+import transformers
+from adapters import (
+    AdapterConfig,
+    ConfigUnion,
+    DoubleSeqBnConfig,
+    IA3Config,
+    LoRAConfig,
+    ParBnConfig,
+    PrefixTuningConfig,
+    SeqBnConfig,
+)
+from adapters.composition import Fuse, Stack
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve().parent
+State = dict[str, torch.Tensor]
+Edit = Callable[[Path], None]
+
+_BERT = {
+    "vocab_size": 24,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+    "max_position_embeddings": 12,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "pad_token_id": 0,
+}
+_LLAMA = {
+    "vocab_size": 24,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 20,
+    "max_position_embeddings": 12,
+    "pad_token_id": 0,
+}
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", _BERT),
+    "roberta": ("bert", _BERT),
+    "xlm-roberta": ("bert", _BERT),
+    "electra": ("bert", {**_BERT, "embedding_size": 16}),
+    "distilbert": (
+        "distilbert",
+        {
+            "vocab_size": 24,
+            "dim": 16,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 20,
+            "max_position_embeddings": 12,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "seq_classif_dropout": 0.0,
+        },
+    ),
+    "llama": ("llama", _LLAMA),
+    "mistral": ("llama", _LLAMA),
+    "gpt2": (
+        "gpt2",
+        {
+            "vocab_size": 24,
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_inner": 20,
+            "n_positions": 12,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "pad_token_id": 0,
+        },
+    ),
+    "t5": (
+        "t5",
+        {
+            "vocab_size": 24,
+            "d_model": 16,
+            "d_kv": 4,
+            "num_heads": 2,
+            "d_ff": 20,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "relative_attention_num_buckets": 4,
+            "dropout_rate": 0.0,
+            "feed_forward_proj": "gated-gelu",
+            "pad_token_id": 0,
+        },
+    ),
+    "bart": (
+        "bart",
+        {
+            "vocab_size": 24,
+            "d_model": 16,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 20,
+            "decoder_ffn_dim": 20,
+            "max_position_embeddings": 12,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "pad_token_id": 0,
+        },
+    ),
+}
+ENCODER_DECODERS = ("t5", "bart")
+BATCH = ("input_ids", "attention_mask")
+
+
+@dataclass(kw_only=True)
+class Case:
+    """One folder: what is added to a model, how it is saved, and what an older version had in it.
+
+    ``setup`` is what is active; None stands for the one adapter.  ``fusions`` are added in order.
+    ``how`` is "adapter", "fusion" (its members beside it) or "setup".
+    """
+
+    adapters: dict[str, AdapterConfig | ConfigUnion]
+    setup: Any = None
+    fusions: tuple[tuple[list[str], Any], ...] = ()
+    how: str = "adapter"
+    safetensors: bool = True
+    model: str | None = None
+    heads: dict[str, dict[str, Any]] | None = None
+    edit: Edit | None = None
+
+
+# ------------------------------------------------------------------------------------- the cases
+
+
+def seq_bn(reduction_factor: Any = 4, **more: Any) -> SeqBnConfig:
+    return SeqBnConfig(reduction_factor=reduction_factor, **more)
+
+
+def double(reduction_factor: Any = 4, **more: Any) -> DoubleSeqBnConfig:
+    return DoubleSeqBnConfig(reduction_factor=reduction_factor, **more)
+
+
+def par_bn(**more: Any) -> ParBnConfig:
+    return ParBnConfig(reduction_factor=4, **more)
+
+
+def lora(**more: Any) -> LoRAConfig:
+    return LoRAConfig(**{"r": 2, "alpha": 6, **more})
+
+
+def lora_all(**more: Any) -> LoRAConfig:
+    return lora(attn_matrices=["q", "k", "v"], intermediate_lora=True, output_lora=True, **more)
+
+
+def prefix(**more: Any) -> PrefixTuningConfig:
+    return PrefixTuningConfig(**{"prefix_length": 3, "bottleneck_size": 5, **more})
+
+
+def edited(**changes: Any) -> Edit:
+    """Changes top-level keys of the adapter's config; None takes one away."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        config = {**json.loads(path.read_text()), **changes}
+        config = {key: value for key, value in config.items() if value is not None}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True))
+
+    return edit
+
+
+def made_by_version_1(folder: Path) -> None:
+    """The keys of the weights as they were, a type, no version, and a config with fewer keys."""
+    path = folder / "pytorch_adapter.bin"
+    weights = torch.load(path, weights_only=True)
+    rename = ("output.adapters.", "output.layer_text_task_adapters.")
+    torch.save({key.replace(*rename): tensor for key, tensor in weights.items()}, path)
+    kept = ("mh_adapter", "output_adapter", "ln_before", "ln_after", "original_ln_before")
+    kept = (*kept, "original_ln_after", "residual_before_ln", "non_linearity", "reduction_factor")
+    config = json.loads((folder / "adapter_config.json").read_text())["config"]
+    config = {key: config[key] for key in (*kept, "adapter_residual_before_ln")}
+    config["invertible_adapter"] = {
+        "block_type": "nice",
+        "non_linearity": "relu",
+        "reduction_factor": 2,
+    }
+    edited(version=None, type="text_task", config=config)(folder)
+
+
+def common(crosses: bool = False) -> dict[str, Case]:
+    """What every family has."""
+    return {
+        "seq_bn": Case(adapters={"a": seq_bn()}),
+        "double_seq_bn": Case(adapters={"a": double(cross_adapter=crosses)}),
+        "par_bn": Case(adapters={"a": par_bn()}),
+        "lora_qv": Case(adapters={"a": lora()}),
+        "lora_all": Case(adapters={"a": lora_all()}),
+        "prefix": Case(adapters={"a": prefix()}, safetensors=False),
+        "prefix_flat": Case(adapters={"a": prefix(flat=True)}, safetensors=False),
+    }
+
+
+def classifier(model: str, **head: Any) -> Case:
+    """A model with a flexible head; "ab" is another one, which its filter also catches."""
+    heads = {"a": {"num_labels": 3, **head}, "ab": {"num_labels": 2}}
+    return Case(adapters={"a": seq_bn()}, model=model, heads=heads)
+
+
+def bert() -> dict[str, Case]:
+    several = {"a": seq_bn(4), "b": seq_bn(8), "c": seq_bn(2)}
+    by_layer = {"0": 2, "default": 8}
+    return {
+        **common(),
+        "seq_bn_bin": Case(
+            adapters={"a": seq_bn(non_linearity="gelu", scaling=0.5, dropout=0.1)},
+            safetensors=False,
+        ),
+        "seq_bn_by_layer": Case(adapters={"a": seq_bn(by_layer, non_linearity="leakyrelu")}),
+        "seq_bn_leave_out": Case(adapters={"a": seq_bn(leave_out=[0])}),
+        "seq_bn_wide": Case(adapters={"a": seq_bn(99.5, init_weights="houlsby")}),
+        "seq_bn_old": Case(
+            adapters={"a": seq_bn(non_linearity="gelu")},
+            safetensors=False,
+            edit=made_by_version_1,
+        ),
+        "scaled_par_bn": Case(adapters={"a": par_bn(scaling="learned", non_linearity="tanh")}),
+        "lora_leave_out": Case(adapters={"a": lora(leave_out=[1], attn_matrices=["k"])}),
+        "lora_old": Case(adapters={"a": lora()}, edit=edited(version="adapters.1.0.1")),
+        "ia3": Case(adapters={"a": IA3Config()}),
+        "prefix_leave_out": Case(adapters={"a": prefix(leave_out=[0])}, safetensors=False),
+        "prefix_flat_leave_out": Case(
+            adapters={"a": prefix(flat=True, leave_out=[0])}, safetensors=False
+        ),
+        "mam": Case(adapters={"a": ConfigUnion(prefix(), par_bn())}, safetensors=False),
+        "union": Case(adapters={"a": ConfigUnion(lora(), seq_bn(leave_out=[1]))}),
+        "fusion": Case(
+            adapters=several,
+            setup=Fuse("a", "b"),
+            fusions=((["a", "b"], "dynamic"), (["a", "b", "c"], "dynamic")),
+            how="setup",
+        ),
+        "fusion_alone": Case(
+            adapters={"a": seq_bn(4), "b": seq_bn(8)},
+            setup=Fuse("a", "b"),
+            fusions=((["a", "b"], "static"),),
+            how="fusion",
+            safetensors=False,
+        ),
+        "fusion_double": Case(
+            adapters={"a": double(4), "b": double(8)},
+            setup=Fuse("a", "b"),
+            fusions=((["a", "b"], "dynamic"),),
+            how="setup",
+        ),
+        "stack": Case(
+            adapters={"a": seq_bn(4), "b": seq_bn(8)}, setup=Stack("a", "b"), how="setup"
+        ),
+        "stack_of_fusion": Case(
+            adapters=several,
+            setup=Stack("c", Fuse("a", "b")),
+            fusions=((["a", "b"], "dynamic"),),
+            how="setup",
+        ),
+        "head": Case(adapters={"a": seq_bn()}, model="BertForSequenceClassification"),
+        "head_pooled": classifier("BertAdapterModel", layers=1, use_pooler=True),
+        "head_unheld": classifier("BertAdapterModel"),
+        "head_of_fusion": Case(
+            adapters={"a": seq_bn(4), "b": seq_bn(8)},
+            setup=Fuse("a", "b"),
+            fusions=((["a", "b"], "dynamic"),),
+            how="setup",
+            model="BertForSequenceClassification",
+        ),
+    }
+
+
+def some(*names: str, **more: Case) -> dict[str, Case]:
+    return {**{name: common()[name] for name in names}, **more}
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "bert": bert(),
+    "roberta": some(
+        "seq_bn",
+        "lora_all",
+        "prefix_flat",
+        ia3=Case(adapters={"a": IA3Config()}),
+        head_flexible=classifier("RobertaAdapterModel"),
+    ),
+    "xlm-roberta": some("seq_bn", "lora_all", head_flexible=classifier("XLMRobertaAdapterModel")),
+    "electra": some(
+        "double_seq_bn",
+        "lora_all",
+        head_flexible=classifier("ElectraAdapterModel", activation_function="gelu"),
+    ),
+    "distilbert": {
+        **common(),
+        "ia3": Case(adapters={"a": IA3Config()}),
+        "head_flexible": classifier("DistilBertAdapterModel", activation_function="relu"),
+    },
+    "llama": {
+        **common(),
+        "ia3": Case(adapters={"a": IA3Config(intermediate_lora=False, output_lora=True)}),
+        "head": Case(adapters={"a": seq_bn()}, model="LlamaForSequenceClassification"),
+    },
+    "mistral": some("seq_bn", "double_seq_bn", "par_bn", "lora_all"),
+    "gpt2": {
+        **common(),
+        "ia3": Case(adapters={"a": IA3Config()}),
+        "lora_kv": Case(adapters={"a": lora(attn_matrices=["v", "k"], output_lora=True)}),
+    },
+    "t5": {
+        # Its prefixes shift the relative positions of the tokens behind them.
+        **{k: case for k, case in common(crosses=True).items() if not k.startswith("prefix")},
+        "seq_bn_leave_out": Case(adapters={"a": seq_bn(leave_out=[0, 2])}),
+    },
+    "bart": {
+        **common(crosses=True),
+        "prefix_leave_out": Case(adapters={"a": prefix(leave_out=[1, 3])}, safetensors=False),
+    },
+}
+
+
+# ------------------------------------------------------------------------------------ the models
+
+
+def generator(name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+@torch.no_grad()
+def randomise(tensors: State, name: str) -> None:
+    """Fill ``tensors`` in place: multipliers around 1, the rest around 0, sigma 0.2 (prefixes 0.5).
+
+    Values are rounded to bfloat16, which makes the archive smaller.
+    """
+    draw = generator(name)
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        if not tensor.is_floating_point():
+            continue
+        norm = "norm" in key.lower() or ".ln_" in f".{key}"
+        vector = "ia3" in name and key.endswith("lora_B")
+        around = (
+            1.0 if (norm and key.endswith("weight")) or key.endswith("scaling") or vector else 0
+        )
+        tensor.normal_(around, 0.5 if "prefix_tunings." in key else 0.2, generator=draw)
+        tensor.copy_(tensor.bfloat16())
+
+
+def plain_state(model_type: str) -> State:
+    """The tensors of the base, those of shared parameters once."""
+    model = bare(model_type)
+    state = dict(model.named_parameters())
+    randomise(state, f"base/{model_type}")
+    return {key: tensor.detach().clone() for key, tensor in state.items()}
+
+
+def bare(model_type: str) -> Any:
+    config = transformers.AutoConfig.for_model(model_type, **BASES[model_type][1])
+    return transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+
+
+def fresh(model_type: str, model_class: str | None) -> Any:
+    """A model with the base's tensors, ready for adapters."""
+    config = transformers.AutoConfig.for_model(model_type, **BASES[model_type][1], num_labels=3)
+    config._attn_implementation = "eager"
+    if model_class is None:
+        model = bare(model_type)
+    elif model_class.endswith("AdapterModel"):
+        model = getattr(adapters, model_class)(config)
+    else:
+        model = getattr(transformers, model_class)(config)
+    inner = getattr(model, model.base_model_prefix, model)
+    state = load_base(BASES[model_type][0])
+    known = dict(inner.named_parameters())
+    inner.load_state_dict({key: state[key] for key in known}, strict=False)
+    if not hasattr(model, "adapters_config"):
+        adapters.init(model)
+    return model.eval()
+
+
+STATES: dict[str, State] = {}
+
+
+def load_base(base: str) -> State:
+    if base not in STATES:
+        STATES[base] = plain_state(base)
+    return STATES[base]
+
+
+def inputs_for(model_type: str, inputs: State) -> State:
+    names = (*BATCH, "decoder_input_ids") if model_type in ENCODER_DECODERS else BATCH
+    return {name: inputs[name] for name in names}
+
+
+def output(model: Any, inputs: State) -> torch.Tensor:
+    with torch.no_grad():
+        found = model(**inputs)
+    return found.logits if "logits" in found else found.last_hidden_state
+
+
+def filled(model_type: str, name: str, case: Case) -> Any:
+    """A model with everything of the case added, random and active."""
+    model = fresh(model_type, case.model)
+    known = set(model.base_model.state_dict())
+    for adapter, config in case.adapters.items():
+        model.add_adapter(adapter, config=config)
+    for members, config in case.fusions:
+        model.add_adapter_fusion(members, config=config)
+    for head, settings in (case.heads or {}).items():
+        model.add_classification_head(head, **settings)
+    inner = model.base_model
+    added = {k: t for k, t in inner.state_dict().items() if k not in known and ".pool." not in k}
+    heads = dict(model.named_parameters()) if inner is not model else {}
+    prefix = f"{model.base_model_prefix}."
+    added |= {key: tensor.data for key, tensor in heads.items() if not key.startswith(prefix)}
+    randomise(added, f"{name}/{model_type}")
+    activate(model, case)
+    return model
+
+
+def activate(model: Any, case: Case) -> None:
+    model.set_active_adapters(case.setup or "a")
+    if case.heads:
+        model.active_head = "a"
+
+
+def save(model: Any, folder: Path, case: Case) -> None:
+    how = {"use_safetensors": case.safetensors}
+    if case.how == "setup":
+        model.save_adapter_setup(str(folder), case.setup, **how)
+    elif case.how == "adapter":
+        model.save_adapter(str(folder), "a", **how)
+    else:
+        for name in case.adapters:
+            model.save_adapter(str(folder / name), name, **how)
+        model.save_adapter_fusion(str(folder / "fused"), list(case.adapters), **how)
+    for readme in folder.rglob("README.md"):
+        readme.unlink()
+
+
+def load(model: Any, folder: Path, case: Case) -> None:
+    how = {"use_safetensors": case.safetensors}
+    if case.how == "setup":
+        model.load_adapter_setup(str(folder), **how)
+    elif case.how == "adapter":
+        model.load_adapter(str(folder), **how)
+    else:
+        for name in case.adapters:
+            model.load_adapter(str(folder / name), **how)
+        model.load_adapter_fusion(str(folder / "fused"), **how)
+
+
+def run_case(model_type: str, name: str, case: Case, folder: Path, inputs: State) -> torch.Tensor:
+    """Saves the case's folder; what a fresh model that has loaded it returns."""
+    model = filled(model_type, name, case)
+    before = output(model, inputs)
+    save(model, folder, case)
+    if case.edit is not None:
+        case.edit(folder)
+    again = fresh(model_type, case.model)
+    load(again, folder, case)
+    activate(again, case)
+    after = output(again.eval(), inputs)
+    if case.edit is None and not torch.allclose(before, after, atol=1e-6):
+        raise RuntimeError(f"{model_type}/{name}: the library does not read what it wrote")
+    if case.model is None:
+        plain = output(fresh(model_type, None), inputs)
+        if (after - plain).abs().max() < 0.02:
+            raise RuntimeError(f"{model_type}/{name}: the adapters have no visible effect")
+    return after
+
+
+def batch() -> State:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    draw = generator("batch")
+    ids = torch.randint(5, 24, mask.shape, generator=draw).masked_fill(mask == 0, 0)
+    decoder = torch.randint(5, 24, (2, 4), generator=draw)
+    return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder}
+
+
+def pack(folder: Path, target: Path) -> None:
+    """All files of a folder in an archive that is the same each time."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            info = zipfile.ZipInfo(str(path.relative_to(folder)), (2020, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, path.read_bytes())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "bases").mkdir()
+        outputs: State = {}
+        inputs = batch()
+        save_file(inputs, folder / "inputs.safetensors")
+        for model_type, cases in CASES.items():
+            for case_name, case in cases.items():
+                at = folder / model_type / case_name
+                at.mkdir(parents=True)
+                given = inputs_for(model_type, inputs)
+                outputs[f"{model_type}/{case_name}"] = run_case(
+                    model_type, case_name, case, at, given
+                ).contiguous()
+        save_file(outputs, folder / "outputs.safetensors")
+        for base, state in STATES.items():
+            save_file(state, folder / "bases" / f"{base}.safetensors")
+        golden = {
+            "versions": {
+                "adapters": adapters.__version__,
+                "torch": torch.__version__.split("+")[0],
+                "transformers": transformers.__version__,
+            },
+            "bases": {key: {"like": like, "config": c} for key, (like, c) in BASES.items()},
+            "cases": {
+                model_type: {name: case.model for name, case in cases.items()}
+                for model_type, cases in CASES.items()
+            },
+        }
+        (folder / "golden.json").write_text(json.dumps(golden, indent=2) + "\n")
+        pack(folder, HERE / "adapterhub.zip")
+
+
+if __name__ == "__main__":
+    main()
