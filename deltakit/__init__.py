@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from deltakit.methods.mam import MAM
     from deltakit.methods.norms import NormTuning
     from deltakit.methods.parallel import ParallelAdapter
+    from deltakit.methods.partial import PartialFineTuning
     from deltakit.methods.prefix import PrefixTuning
     from deltakit.methods.prompt import PromptTuning
 
@@ -104,6 +105,7 @@ _HOMES = {
     "deltakit.methods.mam": ("MAM",),
     "deltakit.methods.norms": ("NormTuning",),
     "deltakit.methods.parallel": ("ParallelAdapter",),
+    "deltakit.methods.partial": ("PartialFineTuning",),
     "deltakit.methods.prefix": ("PrefixTuning",),
     "deltakit.methods.prompt": ("PromptTuning",),
 }
@@ -138,6 +140,7 @@ __all__ = [
     "OnePass",
     "Paper",
     "ParallelAdapter",
+    "PartialFineTuning",
     "PerRow",
     "Placement",
     "Positions",

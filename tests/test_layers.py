@@ -89,7 +89,7 @@ def help_texts(tree: ast.Module) -> set[int]:
     }
 
 
-ENGLISH = {"full", "head", "prefix", "prompt"}
+ENGLISH = {"full", "head", "partial", "prefix", "prompt"}
 """Short names that are plain words too: a variable may have them, a string may not."""
 
 

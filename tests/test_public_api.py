@@ -13,12 +13,13 @@ PUBLIC = [
     "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Additive", "Attending", "BitFit", "Combiner",
     "Composition", "Delta", "DeltakitError", "Family", "FullFineTuning", "Handle", "HeadOnly",
     "Insertion", "LayerStack", "LoRA", "Location", "Mean", "MergeReport", "Mergeable", "Method",
-    "NormTuning", "NotMergeable", "OnePass", "Paper", "ParallelAdapter", "PerRow", "Placement",
-    "Positions", "PrefixTuning", "PromptTuning", "Regularised", "Reparametrised", "Scaling",
-    "SequentialAdapter", "Site", "Stack", "Start", "Units", "Widening", "__version__", "activate",
-    "attach", "convert", "deploy", "detach", "disabled", "drop", "fusion_attention", "infer_family",
-    "load", "load_base", "merge", "parse_method", "prune", "register_family", "register_method",
-    "resolve", "save", "summary", "task_arithmetic", "unmerge",
+    "NormTuning", "NotMergeable", "OnePass", "Paper", "ParallelAdapter", "PartialFineTuning",
+    "PerRow", "Placement", "Positions", "PrefixTuning", "PromptTuning", "Regularised",
+    "Reparametrised", "Scaling", "SequentialAdapter", "Site", "Stack", "Start", "Units",
+    "Widening", "__version__", "activate", "attach", "convert", "deploy", "detach", "disabled",
+    "drop", "fusion_attention", "infer_family", "load", "load_base", "merge", "parse_method",
+    "prune", "register_family", "register_method", "resolve", "save", "summary", "task_arithmetic",
+    "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

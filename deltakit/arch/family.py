@@ -135,12 +135,22 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Where the sites are in all models of these `model_types` (transformers' config value)."""
+    """Where the sites are in all models of these `model_types` (transformers' config value).
+
+    Attributes:
+        name: what the family is called.
+        model_types: the config values.
+        stacks: its stacks of layers.
+        tokens: where the sequence of input embeddings is.
+        positions: dotted path, relative to the base model, of the module that makes vectors or
+            rotations of the tokens' positions; None where they are relative, or read elsewhere too.
+    """
 
     name: str
     model_types: tuple[str, ...]
     stacks: tuple[LayerStack, ...]
     tokens: Tokens | None = None
+    positions: str | None = None
 
 
 FAMILIES: Registry[Family] = Registry("model type")

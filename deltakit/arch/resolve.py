@@ -56,6 +56,7 @@ def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
     """The family's data applied to the modules of `model`. Raises `UnknownArchitecture`."""
     names = {module: name for name, module in model.named_modules()}
     tokens = () if family.tokens is None else _tokens(model, family.tokens, names)
+    positions = () if family.positions is None else _positions(model, family.positions, names)
     layers = [h for stack in family.stacks for h in _stack_handles(model, stack, names)]
     if not layers:
         paths = ", ".join(repr(stack.layers) for stack in family.stacks)
@@ -63,7 +64,7 @@ def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
             f"{type(model).__name__} says model_type={model.config.model_type!r}, but has layers "
             f"in none of {paths}. `deltakit sites MODEL` prints the modules that it has."
         )
-    return (*tokens, *layers)
+    return (*tokens, *positions, *layers)
 
 
 def _tokens(
@@ -88,6 +89,28 @@ def _tokens(
         embeddings=embeddings,
         dtype=_dtype(embeddings, embeddings, model.dtype),
         device=_device(embeddings, embeddings),
+    )
+
+
+def _positions(
+    model: "PreTrainedModel", path: str, names: dict[nn.Module, str]
+) -> Iterator[Handle]:
+    module = _find(model.base_model, path)
+    if module is None:
+        return
+    learned = isinstance(module, nn.Embedding)
+    yield Handle(
+        site=Site.POSITIONS,
+        stack="input",
+        layer=0,
+        path=names[module],
+        module=module,
+        tap=Tap.NUMBERS,
+        d_in=1,
+        d_out=1,
+        limit=model.config.max_position_embeddings if learned else None,
+        dtype=model.dtype,
+        device=_device(module, model),
     )
 
 

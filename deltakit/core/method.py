@@ -111,6 +111,18 @@ class Method(ABC):
         del name, owner
         return False
 
+    def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
+        """Checks that the base's parameters are those that the method asks for.
+
+        Args:
+            names: of each parameter all its names, first the one that it goes by; tied ones have
+                several.
+
+        Raises:
+            InvalidConfig: it asks for one that is not there, or by some of its names only.
+        """
+        del names
+
     def deployed(self) -> Method:
         """The method as it is when training is over: without what only training needs."""
         return self
@@ -198,6 +210,10 @@ class Sum(Method):
 
     def trains(self, name: str, owner: nn.Module) -> bool:
         return any(part.trains(name, owner) for part in self.parts)
+
+    def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
+        for part in self.parts:
+            part.check_names(names)
 
     def deployed(self) -> Method:
         return Sum(parts=tuple(part.deployed() for part in self.parts))

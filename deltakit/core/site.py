@@ -36,6 +36,8 @@ class Site(StrEnum):
     """The residual stream that leaves the block; in a post-LN model, around its last norm."""
     TOKENS = "tokens"
     """The sequence of input embeddings, before any block."""
+    POSITIONS = "positions"
+    """The number of each token in the sequence, of which the model makes a vector or a rotation."""
 
 
 LINEAR_SITES = (
@@ -48,6 +50,9 @@ LINEAR_SITES = (
     Site.FFN_DOWN,
 )
 """The sites that are one linear projection, or some columns of one."""
+
+INPUT_SITES = (Site.TOKENS, Site.POSITIONS)
+"""The sites before any layer."""
 
 
 class Tap(Enum):
@@ -63,6 +68,8 @@ class Tap(Enum):
     """The module calls the attention function: a change is keys and values beside its own."""
     SEQUENCE = "sequence"
     """The module is given the sequence of tokens: a change is positions beside its own."""
+    NUMBERS = "numbers"
+    """The module is given the number of each token in the sequence: h is these numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,7 @@ class Handle:
             it is gated or not known.
         position: at the sequence of tokens, how many stay in front of those that a delta adds.
         embeddings: at the sequence of tokens, the module that turns ids into vectors.
+        limit: at the tokens' positions, how many the model knows; None where there is no end.
     """
 
     site: Site
@@ -144,6 +152,12 @@ class Handle:
     activation: str | None = None
     position: int = 0
     embeddings: nn.Module | None = None
+    limit: int | None = None
+
+    @property
+    def in_a_layer(self) -> bool:
+        """Whether the site is in one of the stack's layers, and not before all of them."""
+        return self.site not in INPUT_SITES
 
     @property
     def key(self) -> str:

@@ -186,7 +186,7 @@ def _nodes(bank: Bank, composition: Composition) -> dict[str, Node]:
 
 
 def _check_joins(handle: Handle, node: Node) -> None:
-    if node.weighs and handle.tap in (Tap.ATTENTION, Tap.SEQUENCE):
+    if node.weighs and handle.tap in (Tap.ATTENTION, Tap.SEQUENCE, Tap.NUMBERS):
         raise IncompatibleDeltas(
             f"changes at {handle.key!r} are positions of a sequence: they stand side by side and "
             "cannot be weighed. Use Stack, or leave these deltas out."

@@ -212,6 +212,15 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if not n.startswith(prefix)}
 
 
+def parameter_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """All names of each of the model's own parameters; tied ones have several."""
+    names: dict[int, list[str]] = {id(p): [] for p in base_parameters(model).values()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in names:
+            names[id(parameter)].append(name)
+    return tuple(map(tuple, names.values()))
+
+
 def head_names(model: "PreTrainedModel") -> frozenset[str]:
     """Names of the task head's parameters: what lies outside ``model.base_model``.
 

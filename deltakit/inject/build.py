@@ -12,7 +12,7 @@ from deltakit.core.delta import Delta
 from deltakit.core.method import CombiningMethod, Method, Placement, Role
 from deltakit.core.site import Handle, Site, Tap
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, SiteNotFound
-from deltakit.inject.bank import Attached, Bank, base_parameters, head_names
+from deltakit.inject.bank import Attached, Bank, base_parameters, head_names, parameter_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +40,7 @@ def build(
         _build_combiners(bank, method, attached, dtype)
     else:
         _build_leaves(bank, method, attached, dtype)
+    method.check_names(parameter_names(model))
     attached.own = {
         parameter: model.get_parameter(parameter).detach().clone()
         for parameter in _owned(model, bank, method)
@@ -58,7 +59,7 @@ def _build_leaves(
     gates: dict[int, Gate] = {}
     for placement in method.placements():
         for handle in _handles(bank, placement):
-            up_to = placement.drop_up_to
+            up_to = placement.drop_up_to if handle.in_a_layer else 0
             leaf = Leaf(
                 _make(placement, handle, dtype),
                 placement.insertion,
@@ -82,8 +83,8 @@ def _handles(bank: Bank, placement: Placement) -> list[Handle]:
 
 
 def left_out(handle: Handle, layers: frozenset[int]) -> bool:
-    """Whether the handle is in one of `layers`; the sequence of tokens is in none."""
-    return handle.layer in layers and handle.tap is not Tap.SEQUENCE
+    """Whether the handle is in one of `layers`; what comes before all of them is in none."""
+    return handle.layer in layers and handle.in_a_layer
 
 
 def check_layers(bank: Bank, layers: Iterable[int]) -> None:
@@ -106,6 +107,8 @@ def _why(site: Site) -> str:
             return ": no norm of the stream in front of its feed-forward is known"
         case Site.TOKENS:
             return ": no place for further tokens is known in it"
+        case Site.POSITIONS:
+            return ": its tokens' positions are relative, or it is not known where all are read"
         case _:
             return ""
 
@@ -140,7 +143,7 @@ def _build_combiners(
     attached.members = method.names
     for key in members[0].leaves:
         handle = bank.handles[key]
-        if handle.tap in (Tap.ATTENTION, Tap.SEQUENCE):
+        if handle.tap in (Tap.ATTENTION, Tap.SEQUENCE, Tap.NUMBERS):
             raise IncompatibleDeltas(
                 f"{kind} weighs changes, and those at {key!r} are positions of a sequence, which "
                 f"cannot be weighed. Members with {handle.site.value!r} cannot be fused."

@@ -4,6 +4,7 @@ A port is a callable object, not a closure, so that a model with deltas can be d
 pickled. With nothing active there is no hook: the base runs as if deltakit were not there.
 """
 
+import inspect
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Protocol, assert_never
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from deltakit.core.compose import Gate, Node, Signal
 from deltakit.core.delta import Regularised
 from deltakit.core.ports import AddingPort
+from deltakit.core.rows import Rows
 from deltakit.core.site import Handle, Tap
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attention import AttentionPort, Switch
@@ -62,6 +64,62 @@ class InputPort(AddingPort):
     def advance(self, signal: Signal, change: Tensor) -> Signal:
         h = signal.stream + change
         return Signal(h, h, h)
+
+
+class NumbersPort(AddingPort):
+    """h is the number of each token in the sequence, ``(rows, tokens)``; padding's stays its own.
+
+    What the module does with the numbers, it does at every step of a cached sequence.
+    """
+
+    def __init__(self, handle: Handle, node: Node) -> None:
+        names = [*inspect.signature(handle.module.forward).parameters]
+        self.name = "position_ids" if "position_ids" in names else names[0]
+        self.place = names.index(self.name)
+        self.limit = handle.limit
+        self.node = node
+        self.fitting: set[int] = set()
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not self.node.present:
+            return args, kwargs
+        named = self.name in kwargs
+        given = kwargs[self.name] if named else args[self.place]
+        changed = self.node.applied(Signal(given, given, given), self)
+        padding = module.padding_idx if isinstance(module, nn.Embedding) else None
+        if padding is not None:
+            changed = torch.where(given == padding, given, changed)
+        self._check(changed)
+        if named:
+            return args, {**kwargs, self.name: changed}
+        return (*args[: self.place], changed, *args[self.place + 1 :]), kwargs
+
+    def advance(self, signal: Signal, change: Tensor) -> Signal:
+        h = signal.stream + change
+        return Signal(h, h, h)
+
+    def rows(self, node: Node, signal: Signal) -> Tensor:
+        """As for any site; the model may have numbered the tokens once for all rows."""
+        assert isinstance(node, Rows)
+        each = signal.stream.expand(len(node.choice), -1)
+        return super().rows(node, Signal(each, each, each))
+
+    def _check(self, numbers: Tensor) -> None:
+        """Raises `IncompatibleDeltas` for a number that the model does not know.
+
+        Asking an accelerator has it wait, so there it is asked once for each length.
+        """
+        length = numbers.shape[-1]
+        known = length in self.fitting and numbers.device.type != "cpu"
+        if self.limit is None or known or torch.compiler.is_compiling():
+            return
+        last = int(numbers.max())
+        if last >= self.limit:
+            raise IncompatibleDeltas(
+                f"with the positions that the deltas add, a token has number {last}, but the model "
+                f"knows 0 to {self.limit - 1}. Shorten the input by {last - self.limit + 1}."
+            )
+        self.fitting.add(length)
 
 
 class NormPort(AddingPort):
@@ -260,6 +318,9 @@ def install(handle: Handle, node: Node) -> Iterable[Removable]:
             switch = Switch(module, AttentionPort(node))
             yield switch
             yield module.register_forward_pre_hook(switch)
+        case Tap.NUMBERS:
+            numbers = NumbersPort(handle, node)
+            yield module.register_forward_pre_hook(numbers, with_kwargs=True)
         case Tap.SEQUENCE:
             tokens = SequencePort(handle, node)
             yield module.register_forward_pre_hook(tokens.lengthen, with_kwargs=True)

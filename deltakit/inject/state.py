@@ -11,7 +11,6 @@ from torch import Tensor
 
 from deltakit.arch.resolve import resolve
 from deltakit.core.algebra import Composition, One
-from deltakit.core.site import Tap
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NameInUse
 from deltakit.inject.active import current, deactivate, reactivate
 from deltakit.inject.attach import activate, attach, detach
@@ -117,7 +116,7 @@ def base_of(model: "PreTrainedModel") -> dict[str, Any]:
     handles = resolve(model) if bank is None else tuple(bank.handles.values())
     sizes: dict[str, int] = {}
     for handle in handles:
-        if handle.tap is not Tap.SEQUENCE:
+        if handle.in_a_layer:
             sizes.setdefault(f"{handle.stack} width", handle.d_in)
             sizes[f"{handle.stack} layers"] = handle.layer + 1
     return {"model_type": model.config.model_type, **sizes}

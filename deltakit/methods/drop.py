@@ -19,7 +19,7 @@ from torch import nn
 
 from deltakit.core.checks import check_whole
 from deltakit.core.method import CombiningMethod, Method, Paper, Placement, Start, register_method
-from deltakit.core.site import Site
+from deltakit.core.site import INPUT_SITES
 from deltakit.errors import InvalidConfig
 from deltakit.methods.adapter import SequentialAdapter
 
@@ -80,7 +80,7 @@ class AdapterDrop(Method):
                 f"AdapterDrop(method={self.method!r}): a method that puts deltas into layers, for "
                 "example SequentialAdapter(). Layers of a fusion are dropped with deltakit.drop."
             )
-        if not any(placement.site is not Site.TOKENS for placement in self.method.placements()):
+        if not any(placement.site not in INPUT_SITES for placement in self.method.placements()):
             raise InvalidConfig(
                 f"AdapterDrop({type(self.method).__name__}()): it puts nothing into any layer, so "
                 "there is nothing to drop."
@@ -115,6 +115,9 @@ class AdapterDrop(Method):
 
     def trains(self, name: str, owner: nn.Module) -> bool:
         return self.method.trains(name, owner)
+
+    def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
+        self.method.check_names(names)
 
     def deployed(self) -> Method:
         return replace(self, method=self.method.deployed())

@@ -17,19 +17,20 @@ It is trained through a small network, P = tanh(E W_1 + b_1) W_2 + b_2, whose E 
 of a stack share, and deployed without it: `deploy` keeps 2 l d numbers a layer.
 
 Where the sources differ. Keys and values enter behind the projection, the rotation and the cache,
-as in `adapters`, so no position is shifted. PEFT passes them as a cache: its positions begin at l,
-and its encoder-decoder models have them in the decoder's self-attention alone, where the paper and
-this have them in all three. E starts from N(0, 1) in all of them.
+as in `adapters`, so no position is shifted. PEFT passes them as a cache, so its tokens' positions
+begin at l, which shortens the context by l: that is ``positions="shifted"``, h + l at the site of
+the tokens' positions. PEFT's encoder-decoder models have prefixes in the decoder's self-attention
+alone, where the paper and this have them in all three. E starts from N(0, 1) in all of them.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltakit.core.checks import check_fraction, check_whole
+from deltakit.core.checks import check_choice, check_fraction, check_whole
 from deltakit.core.delta import Delta, Positions, Reparametrised
 from deltakit.core.method import Method, Paper, Placement, Start, register_method
 from deltakit.core.site import Handle, Insertion, Site
@@ -106,6 +107,17 @@ class ReparametrisedPrefix(Positions, Reparametrised):
         return plain
 
 
+class Shift(Delta):
+    """The same number for every token. Shapes: ``(rows, tokens)`` to ``(rows, tokens)``."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, self.length)
+
+
 @dataclass
 class _Network:
     """Makes the layers' deltas one by one, the first of each stack with the trunk."""
@@ -132,6 +144,7 @@ class PrefixTuning(Method):
         length: l, how many keys and values in each layer.
         bottleneck: width of the network that they are trained through; None trains them directly.
         dropout: on the keys and values, in training.
+        positions: of the tokens: "kept", or "shifted" by l, as if the prefix were tokens (PEFT).
 
     Raises:
         InvalidConfig: a value out of range.
@@ -140,6 +153,7 @@ class PrefixTuning(Method):
     length: int = 30
     bottleneck: int | None = 512
     dropout: float = 0.0
+    positions: Literal["kept", "shifted"] = "kept"
 
     paper: ClassVar[Paper] = Paper(
         key="li2021prefix",
@@ -155,16 +169,24 @@ class PrefixTuning(Method):
     def __post_init__(self) -> None:
         check_whole(self, length=self.length)
         check_fraction(self, dropout=self.dropout)
+        check_choice(self, ("kept", "shifted"), positions=self.positions)
         if self.bottleneck is not None:
             check_whole(self, bottleneck=self.bottleneck)
 
     def placements(self) -> tuple[Placement, ...]:
         form = self.form if self.bottleneck is None else _Network(self).form
-        return (Placement(site=Site.ATTN_KV, form=form, insertion=Insertion.PARALLEL),)
+        prefix = Placement(site=Site.ATTN_KV, form=form, insertion=Insertion.PARALLEL)
+        shift = Placement(site=Site.POSITIONS, form=self.shift, insertion=Insertion.SEQUENTIAL)
+        return (prefix,) if self.positions == "kept" else (prefix, shift)
 
     def form(self, handle: Handle) -> Delta:
         """The plain keys and values of one layer."""
         return Prefix(self.length, handle.d_out, dropout=self.dropout)
+
+    def shift(self, handle: Handle) -> Delta:
+        """What is added to the tokens' positions."""
+        del handle
+        return Shift(self.length)
 
     def deployed(self) -> Method:
         return replace(self, bottleneck=None)

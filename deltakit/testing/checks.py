@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 
 import deltakit as dk
 from deltakit.core.method import CombiningMethod, Start
-from deltakit.core.site import Tap
 from deltakit.errors import DeltakitError, InvalidConfig, NotMergeable
 from deltakit.inject.bank import head_names, need_bank
 from deltakit.testing.case import (
@@ -260,7 +259,7 @@ def check_dropped_layers(case: Case) -> None:
     bank = need_bank(model)
     if bank.attached["default"].own.keys() - head_names(model):
         raise NotApplicable("it trains parameters of the base as well")
-    stack = next(h.stack for h in bank.handles.values() if h.tap is not Tap.SEQUENCE)
+    stack = next(h.stack for h in bank.handles.values() if h.in_a_layer)
     handles = [handle for handle in bank.handles.values() if handle.stack == stack]
     flowing = _modules_with_gradient(model, case.inputs, {handle.module for handle in handles})
     layers = {handle.layer for handle in handles if handle.module in flowing}

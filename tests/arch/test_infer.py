@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 import deltakit as dk
 from deltakit.arch.family import FAMILIES, input_of, output
 from deltakit.arch.resolve import family_of, handles_of
-from deltakit.core.site import Site, Tap
+from deltakit.core.site import INPUT_SITES, Site, Tap
 from deltakit.errors import UnknownArchitecture
 
 POST_LN = ("bert", "roberta", "electra", "distilbert", "albert", "mpnet", "deberta-v2", "bart")
@@ -24,7 +24,7 @@ FFN = {Site.FFN_GATE, Site.FFN_UP, Site.FFN_MID, Site.FFN_DOWN, Site.FFN_OUT}
 
 def left_out(family: str) -> set[Site]:
     """What structure alone does not say."""
-    missing = {Site.TOKENS, Site.FFN_STREAM}
+    missing = {*INPUT_SITES, Site.FFN_STREAM}
     missing |= {Site.BLOCK_OUT} if family in (*POST_LN, "opt") else set()
     missing |= {Site.ATTN_OUT, Site.FFN_OUT} if family in NORMED else set()
     missing |= FFN if family in EXPERTS else set()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import deltakit as dk
 from deltakit.arch.family import FAMILIES, output
 from deltakit.arch.resolve import family_of, linear_widths
-from deltakit.core.site import LINEAR_SITES, Insertion, Site, Tap
+from deltakit.core.site import INPUT_SITES, LINEAR_SITES, Insertion, Site, Tap
 from deltakit.errors import NameInUse, UnknownArchitecture
 
 MORE = (
@@ -63,6 +63,15 @@ EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
 OWN_ATTENTION = ("mpnet", "deberta-v2", "bloom")
 NO_TOKENS = ("gemma3", "vit", "clip", "clip_text_model", "clip_vision_model", "whisper")
 STREAMED = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "t5", "mt5")
+UNKNOWN_POSITIONS = (*OWN_ATTENTION, "t5", "mt5", "bart", "mbart")
+NO_POSITIONS = (
+    *UNKNOWN_POSITIONS,
+    "vit",
+    "clip",
+    "clip_text_model",
+    "clip_vision_model",
+    "whisper",
+)
 STACKS = {
     **dict.fromkeys(("t5", "mt5", "bart", "mbart", "whisper"), ("encoder", "decoder", "cross")),
     "clip": ("text", "vision"),
@@ -74,7 +83,7 @@ INSIDE_FFN = {Site.FFN_GATE, Site.FFN_UP, Site.FFN_MID, Site.FFN_DOWN}
 
 def sites_of(family: str) -> set[Site]:
     """What there is in a layer of a family's main stacks."""
-    missing = {Site.TOKENS}
+    missing = set(INPUT_SITES)
     missing |= set() if family in GATED else {Site.FFN_GATE}
     missing |= set() if family in STREAMED else {Site.FFN_STREAM}
     missing |= INSIDE_FFN if family in EXPERTS else set()
@@ -100,7 +109,8 @@ def test_every_family_resolves(kit: SimpleNamespace, family: str, kind: str) -> 
         assert sum(h.stack == stack for h in handles) == 2 * len(sites)
     inputs = [h.key for h in handles if h.stack == "input"]
     decoder_alone = "encoder" not in stacks and family in STACKS
-    assert inputs == ([] if family in NO_TOKENS or decoder_alone else ["input.0.tokens"])
+    tokens = [] if family in NO_TOKENS or decoder_alone else ["input.0.tokens"]
+    assert inputs == tokens + ([] if family in NO_POSITIONS else ["input.0.positions"])
     assert len({h.key for h in handles}) == len(handles)
     for handle in handles:
         assert model.get_submodule(handle.path) is handle.module
@@ -128,6 +138,7 @@ def test_widths(kit: SimpleNamespace, family: str) -> None:
         Site.FFN_STREAM: (16, 16),
         Site.BLOCK_OUT: (16, 16),
         Site.TOKENS: (tokens, tokens),
+        Site.POSITIONS: (1, 1),
     }
     for handle in dk.resolve(kit.make_model(family)):
         assert (handle.d_in, handle.d_out) == widths[handle.site], handle.key
@@ -190,6 +201,16 @@ def test_tokens_are_those_of_the_embeddings(kit: SimpleNamespace, family: str) -
             assert handle.d_in == handle.d_out == handle.embeddings.embedding_dim
             assert handle.tap is Tap.SEQUENCE and handle.position in (0, 1)
             assert (handle.reader is None) == (family not in STACKS)
+
+
+def test_positions_are_numbers_that_something_reads(kit: SimpleNamespace, family: str) -> None:
+    model, inputs = kit.make_model(family), kit.make_inputs(family)
+    for handle in dk.resolve(model):
+        if handle.site is Site.POSITIONS:
+            assert handle.tap is Tap.NUMBERS and not handle.in_a_layer
+            learned = isinstance(handle.module, nn.Embedding)
+            assert handle.limit == (40 if learned else None)
+            assert handle.module in Watch(model, inputs).given
 
 
 @pytest.mark.parametrize("family", FUSED)
@@ -406,8 +427,11 @@ def test_model_types_that_share_a_layer(
     inputs = {"input_ids": kit.make_batch(2)["input_ids"].clamp(min=3)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"][:, :4]
-    check_stream(model, Watch(model, inputs))
+    seen = Watch(model, inputs)
+    check_stream(model, seen)
     check_attention(model, inputs, monkeypatch)
+    reads = [h.module for h in dk.resolve(model) if h.site is Site.POSITIONS]
+    assert len(reads) == (family.positions is not None) and set(reads) <= set(seen.given)
 
 
 @pytest.mark.parametrize("name", ["T5EncoderModel", "T5ForTokenClassification"])

@@ -1,5 +1,6 @@
 """Prefix tuning: golden values, live PEFT on decoders, the network and what is left of it."""
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 import deltakit as dk
+from deltakit.core.spec import format_method
 from deltakit.errors import DeltakitError, InvalidConfig, UnknownName
 from deltakit.methods.prefix import Trunk
 
@@ -109,6 +111,193 @@ def test_equals_live_peft_whose_positions_begin_at_l(
     torch.testing.assert_close(mine[seen], other[seen], atol=1e-5, rtol=1e-5)
 
 
+# ----------------------------------------------------------------------------- shifted positions
+
+
+@torch.no_grad()
+def shifted_pair(kit: SimpleNamespace, family: str, kind: str) -> tuple[Any, Any]:
+    """Our model, its positions shifted, and PEFT's with the same values."""
+    from peft import PrefixTuningConfig, TaskType, get_peft_model
+
+    task = TaskType.CAUSAL_LM if kind == "causal" else TaskType.SEQ_CLS
+    config = PrefixTuningConfig(task_type=task, num_virtual_tokens=LENGTH)
+    # The tiny configurations of these two have a key that is Llama's, which PEFT reads.
+    extra = {"num_key_value_heads": 4} if family in ("opt", "gpt_neox") else {}
+    ours, base = (kit.make_model(family, kind, **extra) for _ in range(2))
+    theirs = get_peft_model(base, config).eval()
+    whole = theirs.prompt_encoder["default"].embedding.weight.normal_(std=0.5)
+    dk.attach(ours, dk.PrefixTuning(length=LENGTH, bottleneck=None, positions="shifted"))
+    layers = whole.view(LENGTH, 2, 2, -1).permute(1, 2, 0, 3)
+    tensors = kit.bank(ours).get("default").tensors()
+    for (_, memory), values in zip(tensors, layers, strict=True):
+        memory.copy_(values)
+    return ours, theirs
+
+
+SHIFTED = [("bert", "classify"), ("roberta", "classify"), ("electra", "classify")]
+SHIFTED += [(family, "causal") for family in (*DECODERS, "opt", "qwen3", "phi3", "gpt_neox")]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("family", "kind"), SHIFTED)
+def test_shifted_positions_are_pefts(
+    kit: SimpleNamespace, family: str, kind: str, attention: str
+) -> None:
+    ours, theirs = shifted_pair(kit, family, kind)
+    ours.set_attn_implementation(attention)
+    theirs.base_model.set_attn_implementation(attention)
+    batch = kit.make_batch()
+    seen = batch["attention_mask"].bool() if kind == "causal" else slice(None)
+    for inputs, where in (({"input_ids": batch["input_ids"]}, slice(None)), (batch, seen)):
+        mine, other = kit.out(ours, inputs), kit.out(theirs, inputs)
+        torch.testing.assert_close(mine[where], other[where], atol=1e-5, rtol=1e-5)
+    kept = copy.deepcopy(ours)
+    del kept.deltakit.attached["default"].leaves["input.0.positions"]
+    dk.activate(kept, "default")
+    assert (kit.out(kept, batch) - kit.out(ours, batch)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("family", [*DECODERS, "opt"])
+def test_shifted_generation_is_pefts(kit: SimpleNamespace, family: str, left: bool) -> None:
+    ours, theirs = shifted_pair(kit, family, "causal")
+    batch = padded_left() if left else {"input_ids": torch.randint(5, 64, (3, 6))}
+    batch.pop("position_ids", None)
+    batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
+    more = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    more |= {"output_logits": True, "return_dict_in_generate": True}
+    mine, other = (model.generate(**batch, **more) for model in (ours, theirs))
+    assert torch.equal(mine.sequences, other.sequences)
+    torch.testing.assert_close(
+        torch.stack(mine.logits), torch.stack(other.logits), atol=1e-5, rtol=1e-5
+    )
+    plain = ours.generate(**batch, **more, use_cache=False)
+    torch.testing.assert_close(
+        torch.stack(mine.logits), torch.stack(plain.logits), atol=1e-5, rtol=1e-5
+    )
+
+
+def shifted(length: int) -> dk.PrefixTuning:
+    return dk.PrefixTuning(length=length, bottleneck=None, positions="shifted")
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["bert", "distilbert", "albert", "modernbert", "gpt2", "opt", "mixtral", "gemma3_text"],
+)
+def test_shifted_is_kept_with_other_position_ids(kit: SimpleNamespace, family: str) -> None:
+    model, ids = kit.make_model(family), kit.make_batch()["input_ids"].clamp(min=3)
+    dk.attach(model, shifted(4))
+    found = kit.out(model, {"input_ids": ids})
+    del kit.bank(model).get("default").leaves["input.0.positions"]
+    dk.activate(model, "default")
+    numbers = 4 + torch.arange(ids.shape[1]).expand(len(ids), -1)
+    assert torch.equal(kit.out(model, {"input_ids": ids, "position_ids": numbers}), found)
+    assert not torch.equal(kit.out(model, {"input_ids": ids}), found)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "opt", "llama", "modernbert"])
+def test_shifts_add_up_and_differ_by_row(kit: SimpleNamespace, family: str) -> None:
+    model, batch = kit.make_model(family), kit.make_batch()
+    base = kit.out(model, batch)
+    dk.attach(model, shifted(3), name="a")
+    dk.attach(model, shifted(5), name="b")
+    dk.attach(model, dk.PrefixTuning(length=2, bottleneck=None), name="kept")
+    kit.randomise_deltas(model)
+    alone = {}
+    for what in ("a", "b", "kept", dk.Stack("a", "b"), None):
+        dk.activate(model, what)
+        alone[what] = kit.out(model, batch)
+    assert torch.equal(alone[None], base)
+    rows = ["b", None, dk.Stack("a", "b")], ["a", "a", "kept"]
+    for some in rows:
+        dk.activate(model, dk.PerRow(some))
+        expected = torch.stack([alone[what][i] for i, what in enumerate(some)])
+        torch.testing.assert_close(kit.out(model, batch), expected, atol=1e-5, rtol=1e-5)
+    dk.activate(model, dk.Stack("a", "b"))
+    numbers = seen_numbers(model, batch)
+    with dk.disabled(model):
+        assert torch.equal(numbers, seen_numbers(model, batch) + 8)
+        assert torch.equal(kit.out(model, batch), base)
+    with pytest.raises(dk.DeltakitError, match="'input.0.positions' are positions of a sequence"):
+        dk.activate(model, dk.Mean("a", "b"))
+
+
+def seen_numbers(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """What the model makes vectors or rotations of, of the first row, which has no padding."""
+    (handle,) = (h for h in dk.resolve(model) if h.site is dk.Site.POSITIONS)
+    seen: list[Any] = []
+    hook = handle.module.register_forward_hook(
+        lambda _, args, kwargs, __: seen.extend((*kwargs.values(), *args)), with_kwargs=True
+    )
+    model(**batch)
+    hook.remove()
+    return next(t for t in seen if isinstance(t, Tensor) and not t.is_floating_point())[:1]
+
+
+def test_padding_has_no_position_in_roberta(kit: SimpleNamespace) -> None:
+    """Its number is that of the padding token, which PEFT leaves too; here it is attended to."""
+    ours, theirs = shifted_pair(kit, "roberta", "classify")
+    ids = kit.make_batch()["input_ids"]
+    assert (ids == 0).any() and ours.config.pad_token_id == 0
+    mine, other = (kit.out(m, {"input_ids": ids}) for m in (ours, theirs))
+    torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_dropped_layer_leaves_the_shift(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("gpt2"), kit.make_batch()
+    plain = seen_numbers(model, batch)
+    dk.attach(model, dk.AdapterDrop(shifted(4), random_up_to=2))
+    model.train()
+    for _ in range(6):
+        assert torch.equal(seen_numbers(model, batch), plain + 4)
+    dk.drop(model, first=1)
+    assert torch.equal(seen_numbers(model.eval(), batch), plain + 4)
+
+
+def test_prompts_are_shifted_with_the_tokens(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("gpt2"), kit.make_batch()
+    plain = seen_numbers(model, batch)
+    dk.attach(model, dk.PromptTuning(length=2) + shifted(3))
+    assert torch.equal(seen_numbers(model, batch), torch.arange(plain.shape[1] + 2)[None] + 3)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "opt"])
+def test_too_long_an_input(kit: SimpleNamespace, family: str) -> None:
+    model = kit.make_model(family)
+    first = 1 + model.config.pad_token_id if family == "roberta" else 0
+    room = model.config.max_position_embeddings - first - 7
+    ids = torch.randint(5, 64, (1, 7))
+    dk.attach(model, shifted(room))
+    model(input_ids=ids)
+    dk.detach(model)
+    dk.attach(model, shifted(room + 2))
+    with pytest.raises(dk.DeltakitError, match=r"has number 41, but the model knows 0 to 39\. Sho"):
+        model(input_ids=ids)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "vit", "clip"])
+def test_no_positions_to_shift(kit: SimpleNamespace, family: str) -> None:
+    model = kit.make_model(family)
+    with pytest.raises(dk.DeltakitError, match="no site 'positions': its tokens' positions are"):
+        dk.attach(model, shifted(3))
+
+
+def test_shifted_is_saved_deployed_and_written(kit: SimpleNamespace, tmp_path: Any) -> None:
+    method = dk.parse_method("prefix[length=3,bottleneck=4,positions=shifted]")
+    assert dk.parse_method(format_method(method)) == method
+    model, batch = kit.make_model("llama"), kit.make_batch()
+    dk.attach(model, method)
+    kit.randomise_deltas(model, std=0.5)
+    dk.deploy(model)
+    assert dk.summary(model).trained_params == 2 * 2 * 3 * 8
+    dk.save(model, tmp_path)
+    fresh = kit.make_model("llama")
+    dk.load(fresh, tmp_path)
+    assert torch.equal(kit.out(fresh, batch), kit.out(model, batch))
+    assert fresh.deltakit.attached["default"].method.positions == "shifted"
+
+
 # ------------------------------------------------------------------- the network and the deployed
 
 
@@ -203,7 +392,14 @@ def test_deploying_an_unknown_delta(kit: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"length": 0}, {"length": 1.5}, {"bottleneck": 0}, {"bottleneck": True}, {"dropout": 1}],
+    [
+        {"length": 0},
+        {"length": 1.5},
+        {"bottleneck": 0},
+        {"bottleneck": True},
+        {"dropout": 1},
+        {"positions": "moved"},
+    ],
 )
 def test_settings(setting: dict[str, Any]) -> None:
     (name,) = setting

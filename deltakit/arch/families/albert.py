@@ -37,5 +37,6 @@ register_family(
             ),
         ),
         tokens=Tokens(position=1),
+        positions="embeddings.position_embeddings",
     )
 )

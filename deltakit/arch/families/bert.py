@@ -48,5 +48,6 @@ register_family(
             ),
         ),
         tokens=Tokens(position=1),
+        positions="embeddings.position_embeddings",
     )
 )

@@ -35,6 +35,7 @@ register_family(
         model_types=("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"),
         stacks=(LayerStack(name="decoder", layers="layers", sites=_SITES),),
         tokens=Tokens(),
+        positions="rotary_emb",
     )
 )
 register_family(
@@ -49,5 +50,6 @@ register_family(
                 sites=_SITES,
             ),
         ),
+        positions="language_model.rotary_emb",
     )
 )

@@ -39,5 +39,6 @@ register_family(
             ),
         ),
         tokens=Tokens(),
+        positions="rotary_emb",
     )
 )

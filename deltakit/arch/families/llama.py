@@ -4,6 +4,7 @@ In some (Cohere, StableLM) attention and FFN read the stream side by side: their
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from deltakit.arch.family import (
@@ -43,7 +44,7 @@ def _sites(config: Any) -> Mapping[Site, Location]:
     return {**_SITES, **stream}
 
 
-register_family(
+_LLAMA = register_family(
     Family(
         name="llama",
         model_types=(
@@ -58,7 +59,6 @@ register_family(
             "helium",
             "hunyuan_v1_dense",
             "ministral",
-            "ministral3",
             "olmo",
             "seed_oss",
             "smollm3",
@@ -72,5 +72,8 @@ register_family(
             ),
         ),
         tokens=Tokens(),
+        positions="rotary_emb",
     )
 )
+# Its layers read the positions too, to scale the queries.
+register_family(replace(_LLAMA, name="ministral3", model_types=("ministral3",), positions=None))

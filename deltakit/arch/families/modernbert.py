@@ -38,5 +38,6 @@ register_family(
             ),
         ),
         tokens=Tokens(position=1),
+        positions="rotary_emb",
     )
 )

@@ -49,5 +49,6 @@ register_family(
             ),
         ),
         tokens=Tokens(path="decoder"),
+        positions="decoder.embed_positions",
     )
 )

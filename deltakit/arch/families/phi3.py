@@ -38,5 +38,6 @@ register_family(
             ),
         ),
         tokens=Tokens(),
+        positions="rotary_emb",
     )
 )
