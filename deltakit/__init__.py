@@ -183,8 +183,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'deltakit' has no attribute {name!r}")
-    # Every method by name: parse_method and load need the whole registry, not one file of it.
+    # Every method by name: parse_method and load need the whole registries, not one file of them.
     importlib.import_module("deltakit.methods")
+    importlib.import_module("deltakit.interop")
     return getattr(importlib.import_module(_HOME_OF[name]), name)
 
 

@@ -113,8 +113,9 @@ def test_a_prefix_where_attention_has_no_hooks(
             lambda model=model: dk.attach(model, method, name="prefix"),
             SiteNotFound,
             "this model has no site 'attn.kv': its attention does not call transformers' attention "
-            "interface. It has: attn.k, attn.o, attn.out, attn.q, attn.v, block.out, ffn.down, "
-            "ffn.mid, ffn.out, ffn.up, tokens. Take a method whose sites are among these.",
+            "interface. It has: attn.k, attn.mid, attn.o, attn.out, attn.q, attn.v, block.out, "
+            "embed, ffn.down, ffn.mid, ffn.out, ffn.up, tokens. Take a method whose sites are "
+            "among these.",
             family,
         )
 

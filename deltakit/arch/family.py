@@ -1,7 +1,7 @@
 """The words in which a model family says where its sites are: one small data file a family."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deltakit._registry import Registry
@@ -142,6 +142,9 @@ class Family:
         model_types: the config values.
         stacks: its stacks of layers.
         tokens: where the sequence of input embeddings is.
+        tables: dotted paths, relative to the base model, of the tables that ids are looked up in,
+            by the stack that each is for. By default there is one, the model's input embeddings,
+            where `tokens` says that it takes ids.
         positions: dotted path, relative to the base model, of the module that makes vectors or
             rotations of the tokens' positions; None where they are relative, or read elsewhere too.
     """
@@ -150,6 +153,7 @@ class Family:
     model_types: tuple[str, ...]
     stacks: tuple[LayerStack, ...]
     tokens: Tokens | None = None
+    tables: Mapping[str, str] = field(default_factory=dict)
     positions: str | None = None
 
 

@@ -238,9 +238,11 @@ class _Reading:
             sites = {site: output(path) for site, path in zip(parts, paths, strict=True)}
             for site, path in zip(parts, paths, strict=True):
                 self._found(site, path, linears, "by its name")
+        self._note(Site.ATTN_MID, f"the input of {out}")
         self._found(Site.ATTN_O, out, linears, "the last projection of attention")
         return {
             **sites,
+            Site.ATTN_MID: input_of(out),
             Site.ATTN_O: output(out),
             **self._keys_and_values(paths[0]),
             Site.ATTN_OUT: output(out, reads=paths[0]),

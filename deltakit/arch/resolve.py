@@ -55,7 +55,9 @@ def resolve(model: "PreTrainedModel") -> tuple[Handle, ...]:
 def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
     """The family's data applied to the modules of `model`. Raises `UnknownArchitecture`."""
     names = {module: name for name, module in model.named_modules()}
-    tokens = () if family.tokens is None else _tokens(model, family.tokens, names)
+    tables = _tables(model, family)
+    tokens = () if family.tokens is None else _tokens(model, family.tokens, tables, names)
+    embed = (_embed(model, stack, table, names) for stack, table in tables.items())
     positions = () if family.positions is None else _positions(model, family.positions, names)
     layers = [h for stack in family.stacks for h in _stack_handles(model, stack, names)]
     if not layers:
@@ -64,16 +66,63 @@ def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
             f"{type(model).__name__} says model_type={model.config.model_type!r}, but has layers "
             f"in none of {paths}. `deltakit sites MODEL` prints the modules that it has."
         )
-    return (*tokens, *positions, *layers)
+    return (*tokens, *filter(None, embed), *positions, *layers)
+
+
+def _tables(model: "PreTrainedModel", family: Family) -> dict[str, nn.Module]:
+    """The modules that ids are looked up in, by the stack that each is for."""
+    if not family.tables:
+        known = family.tokens is not None and not model.config.is_encoder_decoder
+        return {"input": model.get_input_embeddings()} if known else {}
+    found = {stack: _find(model.base_model, path) for stack, path in family.tables.items()}
+    tables = {stack: table for stack, table in found.items() if table is not None}
+    first = next(iter(tables.values()), None)
+    shared = len(tables) > 1 and all(table is first for table in tables.values())
+    return {"input": first} if shared and first is not None else tables
+
+
+def _embed(
+    model: "PreTrainedModel", stack: str, table: nn.Module, names: dict[nn.Module, str]
+) -> Handle | None:
+    scale = _table_scale(table)
+    if scale is None or not isinstance(table, nn.Embedding):
+        return None
+    return Handle(
+        site=Site.EMBED,
+        stack=stack,
+        layer=0,
+        path=names[table],
+        module=table,
+        tap=Tap.OUTPUT,
+        d_in=table.num_embeddings,
+        d_out=table.embedding_dim,
+        scale=scale,
+        dtype=_dtype(table, table, model.dtype),
+        device=_device(table, table),
+    )
+
+
+def _table_scale(table: nn.Module) -> float | None:
+    """What transformers' scaled tables multiply by; None for a table that does something else."""
+    if type(table) is nn.Embedding:
+        return 1.0
+    match table:
+        case nn.Embedding(scalar_embed_scale=float(scale)) | nn.Embedding(embed_scale=float(scale)):
+            return scale
+        case _:
+            return None
 
 
 def _tokens(
-    model: "PreTrainedModel", tokens: Tokens, names: dict[nn.Module, str]
+    model: "PreTrainedModel",
+    tokens: Tokens,
+    tables: dict[str, nn.Module],
+    names: dict[nn.Module, str],
 ) -> Iterator[Handle]:
     module = _find(model.base_model, tokens.path)
     if module is None:  # the decoder alone of an encoder-decoder
         return
-    embeddings = model.get_input_embeddings()
+    embeddings = tables.get(tokens.path, model.get_input_embeddings())
     width = embeddings.embedding_dim
     yield Handle(
         site=Site.TOKENS,

@@ -11,9 +11,11 @@ def methods() -> None:
 
     from tabulate import tabulate
 
+    from deltakit.core.foreign import PROVIDERS
     from deltakit.core.method import METHODS
 
     importlib.import_module("deltakit.methods")
+    importlib.import_module("deltakit.interop")
     rows = []
     for name in METHODS:
         entry = METHODS.get(name)
@@ -25,6 +27,8 @@ def methods() -> None:
         rows.append((name, built.paper.key, settings or "–"))
     click.echo(tabulate(rows, ("name", "paper", "settings"), maxcolwidths=[None, None, 70]))
     click.echo("\nWrite settings in brackets, lora[rank=16], and sums with +, lora+houlsby.")
+    for provider in PROVIDERS:
+        click.echo(PROVIDERS.get(provider).usage)
 
 
 def _short(value: object) -> str:

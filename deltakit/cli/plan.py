@@ -12,9 +12,10 @@ from deltakit.cli.options import plan_options, request
 @plan_options
 def plan(**options: Any) -> None:
     """Show what `deltakit compare` with the same options would run, and what each row trains."""
+    import copy
+
     from tabulate import tabulate
 
-    import deltakit as dk
     from deltakit.compare.cell import units
     from deltakit.compare.plan import attach_all, given_folder, resolve
 
@@ -25,9 +26,7 @@ def plan(**options: Any) -> None:
         if cell.training is None:
             rows.append((cell.label, cell.base, cell.seed, "–", "–", "–", "–", "–"))
             continue
-        attach_all(skeleton, cell.training, given_folder)
-        counted = dk.summary(skeleton)
-        dk.detach(skeleton)
+        counted = attach_all(copy.deepcopy(skeleton), cell.training, given_folder).counts()
         before = Counter((training.task, units(resolved, training)) for training in first)
         rows.append(
             (

@@ -13,14 +13,18 @@ import torch
 
 import deltakit as dk
 from deltakit.compare import measure
+from deltakit.compare.diagnose import diagnose
 from deltakit.compare.evaluate import collate, constant, predict, score
+from deltakit.compare.machine import device_peak
 from deltakit.compare.model import BaseChoice, device
-from deltakit.compare.plan import FULL_PRECISION, TRAINED, Cell, Member, Plan, Training, attach_all
+from deltakit.compare.plan import FULL_PRECISION, Cell, Member, Plan, Training, attach_all
 from deltakit.compare.progress import Progress
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.search import Choice, Trial, choose
-from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas
+from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas, weights_bytes
+from deltakit.compare.subject import subject_of
 from deltakit.compare.train import TrainingFailed, TrainingRecord, encode, steps_of, train
+from deltakit.core.foreign import Subject
 from deltakit.core.method import METHODS, Method, Role
 
 if TYPE_CHECKING:
@@ -74,6 +78,8 @@ class Workshop:
                 f"{', '.join(loaded.fresh)}; they are drawn from the seed, and stay so in every "
                 "method that freezes the base."
             )
+        # As the Trainer has it, so that what comes from the store is measured like what is trained.
+        loaded.model.config.use_cache = False
         set_seed(seed)  # the deltas' initialisation does not depend on what loading draws
         return loaded.model
 
@@ -140,10 +146,10 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
     training, choice = resolved(shop, cell.training)
     if choice.trials:
         shop.folder.write_search(cell, choice)
-    model, record = trained(shop, training)
+    subject, record = trained(shop, training)
     shop.progress.note("evaluating")
     test = shop.encoded(cell.task, "test")
-    predictions = predict(model, test, shop.tokenizer)
+    predictions = predict(subject.model, test, shop.tokenizer)
     shop.progress.note("measuring")
     result = dataclasses.replace(
         _scored(shop, cell, predictions),
@@ -152,15 +158,17 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
         trials=len(choice.trials) or None,
         trials_seconds=choice.seconds if choice.trials else None,
         train_seconds=record.seconds,
+        train_joules=record.joules,
         stage1_seconds=_stage1_seconds(shop, training),
         train_steps=record.steps,
         train_examples=record.examples,
         final_loss=_mean(record.losses[-10:]),
-        **_counts(model),
-        **_training_cost(shop, model, training),
+        **dataclasses.asdict(subject.counts()),
+        **_training_cost(shop, subject, training),
     )
-    size = deployed_size(shop, training, model)
-    result = dataclasses.replace(result, delta_bytes=size, **_inference_cost(shop, model))
+    size = deployed_size(shop, training, subject)
+    result = dataclasses.replace(result, delta_bytes=size, **_inference_cost(shop, subject))
+    shop.folder.write_diagnostics(cell, diagnose(subject.model, shop.inference_batch(8)))
     if training.method.role is Role.CEILING:
         # As large as the base itself, and what it costs on disk is in the result.
         shop.folder.deltas().discard(training)
@@ -189,19 +197,20 @@ def _tried(shop: Workshop, training: Training) -> Trial:
         shop.progress.advance(units(shop.plan, training))
         return stored
     try:
-        model, record = trained(shop, training)
+        subject, record = trained(shop, training)
     except TrainingFailed as error:
         trial = Trial(lr=training.lr, score=None, reason=reason(error))
     else:
-        predictions = predict(model, shop.encoded(training.task, "validation"), shop.tokenizer)
+        validation = shop.encoded(training.task, "validation")
+        predictions = predict(subject.model, validation, shop.tokenizer)
         judged = score(predictions, shop.plan.tasks[training.task].metric)
         trial = Trial(lr=training.lr, score=judged.value, seconds=record.seconds)
     shop.folder.write_trial(training, trial)
     return trial
 
 
-def trained(shop: Workshop, training: Training) -> tuple["PreTrainedModel", TrainingRecord]:
-    """The model with a trained delta: trained now, or taken from the store.
+def trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecord]:
+    """The model with a trained method on it: trained now, or taken from the store.
 
     Raises:
         TrainingFailed: the loss became infinite or NaN, or a member could not be trained.
@@ -213,22 +222,26 @@ def trained(shop: Workshop, training: Training) -> tuple["PreTrainedModel", Trai
     model = shop.base(training.task, training.seed, training.base)
     record = store.record(training)
     if record is not None:
-        dk.load(model, store.folder(training), TRAINED)
+        subject = subject_of(model, training.method)
+        subject.load(store.folder(training))
         shop.progress.advance(record.steps)
-        return model, record
-    attach_all(model, training, shop.member_folder)
+        return subject, record
+    subject = attach_all(model, training, shop.member_folder)
+    for note in subject.notes:
+        shop.folder.note(note)
     shop.progress.note("training")
     record = train(
-        model,
+        subject.model,
         shop.encoded(training.task, "train"),
         shop.tokenizer,
         budget=training.budget,
         lr=training.lr,
         seed=training.seed,
         progress=shop.progress,
+        callbacks=subject.callbacks(),
     )
-    store.write(training, record, _save, model)
-    return model, record
+    store.write(training, record, subject.save)
+    return subject, record
 
 
 def ensure(shop: Workshop, training: Training) -> TrainingRecord:
@@ -237,18 +250,13 @@ def ensure(shop: Workshop, training: Training) -> TrainingRecord:
     return trained(shop, training)[1] if record is None else record
 
 
-def deployed_size(shop: Workshop, training: Training, model: "PreTrainedModel") -> int:
-    """Bytes on disk of the delta as it is used, which the model's delta is turned into."""
-    if training.method.deployed() == training.method:
+def deployed_size(shop: Workshop, training: Training, subject: Subject) -> int:
+    """Bytes on disk of the method as it is used, which the subject is turned into."""
+    if not subject.deploy():
         return shop.store_for(training).size(training)
-    dk.deploy(model, TRAINED)
     with tempfile.TemporaryDirectory() as folder:
-        _save(model, Path(folder))
-        return sum(file.stat().st_size for file in Path(folder).iterdir())
-
-
-def _save(model: "PreTrainedModel", folder: Path) -> None:
-    dk.save(model, folder, TRAINED)
+        subject.save(Path(folder))
+        return weights_bytes(Path(folder))
 
 
 def _constant(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
@@ -281,19 +289,8 @@ def _stage1_seconds(shop: Workshop, training: Training) -> float | None:
     return sum(known) if records and len(known) == len(records) else None
 
 
-def _counts(model: "PreTrainedModel") -> dict[str, Any]:
-    counted = dk.summary(model)
-    return {
-        "trained_params": counted.trained_params,
-        "trained_pct": counted.trained_pct,
-        "deployed_params": counted.deployed_params,
-        "head_params": counted.head_params,
-        "base_bytes": counted.base_bytes,
-    }
-
-
-def _training_cost(shop: Workshop, model: "PreTrainedModel", training: Training) -> dict[str, Any]:
-    step = measure.Step(model, shop.train_batch)
+def _training_cost(shop: Workshop, subject: Subject, training: Training) -> dict[str, Any]:
+    step = measure.Step(subject.model, shop.train_batch)
     memory = measure.training_memory(step)
     if training.method.role is Role.CEILING and training.base.name == FULL_PRECISION:
         (own,) = measure.alternate([step], repeats=STEP_REPEATS, warmup=1)
@@ -311,22 +308,23 @@ def _training_cost(shop: Workshop, model: "PreTrainedModel", training: Training)
         "train_gradient_bytes": memory.gradients,
         "train_optimizer_bytes": memory.optimizer,
         "train_activation_bytes": memory.activations,
+        "train_device_peak_bytes": device_peak(step, shop.device),
     }
 
 
-def _inference_cost(shop: Workshop, model: "PreTrainedModel") -> dict[str, Any]:
+def _inference_cost(shop: Workshop, subject: Subject) -> dict[str, Any]:
     one, eight = shop.inference_batch(1), shop.inference_batch(8)
-    single = measure.latency(model, one, repeats=LATENCY_REPEATS[1])
-    batched = measure.latency(model, eight, repeats=LATENCY_REPEATS[8])
+    single = measure.latency(subject, one, repeats=LATENCY_REPEATS[1])
+    batched = measure.latency(subject, eight, repeats=LATENCY_REPEATS[8])
     return {
-        "infer_peak_bytes": measure.inference_memory(model, eight),
+        "infer_peak_bytes": measure.inference_memory(subject.model, eight),
         "latency_ms_b1": single.timing.median_ms,
         "latency_b1_iqr_ms": single.timing.iqr_ms,
         "latency_vs_base_b1": single.vs_base,
         "latency_ms_b8": batched.timing.median_ms,
         "latency_vs_base_b8": batched.vs_base,
         "merged_latency_vs_base_b1": measure.merged_latency_vs_base(
-            model, one, repeats=LATENCY_REPEATS[1]
+            subject, one, repeats=LATENCY_REPEATS[1]
         ),
     }
 

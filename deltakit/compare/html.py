@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltakit.compare import plots
+from deltakit.compare.charts import HEIGHT, WIDTH, Curves, Layers
+from deltakit.compare.claims import Claim, Figure
 from deltakit.compare.tables import MISSING, Cell, Column
+from deltakit.compare.views import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,15 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Map:
+    """A map of layers, with what it shows."""
+
+    title: str
+    text: str
+    layers: Layers
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """Everything that the page says.
 
@@ -39,10 +51,14 @@ class Page:
         columns: the main table's columns.
         lines: its rows.
         legend: the sentences under it.
-        front: the labels on the Pareto front, cheapest first.
-        svg: the plot.
+        views: score against each kind of cost.
+        claims: what is published, and what this run shows of it.
+        curves: the search for learning rates, where there was one.
+        maps: what happens inside the models, by layer.
+        limits: what this run cannot say.
         notes: what a reader of the numbers must know about this run.
         protocol: how the numbers were made, as nested data.
+        failed: how much failed.
         failures: the cells that failed.
         cell_columns: the columns of the table of single cells.
         cells: its values.
@@ -54,10 +70,14 @@ class Page:
     columns: Sequence[Column]
     lines: Sequence[Line]
     legend: Sequence[str]
-    front: Sequence[str]
-    svg: str
+    views: Sequence[View]
+    claims: Sequence[tuple[Claim, Sequence[Figure]]]
+    curves: Curves | None
+    maps: Sequence[Map]
+    limits: Sequence[str]
     notes: Sequence[str]
     protocol: Mapping[str, Any]
+    failed: str
     failures: Sequence[Failure]
     cell_columns: Sequence[str]
     cells: Sequence[Sequence[Any]]
@@ -75,9 +95,10 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = _plain
+    environment.filters |= {"plain": _plain, "inline": _inline}
     template = environment.get_template("report.html.j2")
-    return template.render(page=page, svg=_inline(page.svg), missing=MISSING) + "\n"
+    size = {"width": WIDTH, "height": HEIGHT}
+    return template.render(page=page, missing=MISSING, chart=size) + "\n"
 
 
 def _plain(value: object) -> str:
@@ -94,18 +115,22 @@ _COLOURS = {
     plots.PAPER: "var(--paper)",
     plots.PALETTE[0]: "var(--accent)",
 }
-"""The plot's neutral colours follow the page's, so that it can be read in the dark too."""
+"""A plot's neutral colours follow the page's, so that it can be read in the dark too."""
 
 _OUTSIDE_HTML = re.compile(
     r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|\sxmlns(:\w+)?=\"[^\"]*\"", re.DOTALL
 )
+_NAMES = re.compile(r"(\sid=\"|href=\"#|url\(#)")
 
 
-def _inline(svg: str) -> str:
-    """The SVG as an element of an HTML page, which needs neither prologue nor name spaces."""
+def _inline(svg: str, name: str) -> str:
+    """The SVG as an element of an HTML page, which needs neither prologue nor name spaces.
+
+    Its ids begin with `name`, as no two elements of a page may share one.
+    """
     from markupsafe import Markup
 
-    bare = _OUTSIDE_HTML.sub("", svg).strip()
+    bare = _NAMES.sub(rf"\g<1>{name}-", _OUTSIDE_HTML.sub("", svg).strip())
     for colour, variable in _COLOURS.items():
         bare = bare.replace(colour, variable)
     # Only matplotlib wrote this markup, and it escapes the texts that it was given.

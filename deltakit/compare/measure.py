@@ -6,11 +6,11 @@ machine's speed drifts. Bytes are those of live tensors, counted as they come an
 same on every machine.
 """
 
-import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import deltakit as dk
 from deltakit.arch.quantised import held
+from deltakit.core.foreign import Subject
+from deltakit.errors import NotMergeable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,6 +113,7 @@ def training_memory(step: Step) -> TrainingMemory:
     saved = _SavedBytes(step.model)
     with torch.autograd.graph.saved_tensors_hooks(saved, _same):
         loss = step.forward()
+    activations = saved.total
     loss.backward()
     gradients = _bytes(p.grad for p in step.model.parameters() if p.grad is not None)
     del loss
@@ -126,7 +128,7 @@ def training_memory(step: Step) -> TrainingMemory:
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        activations=saved.total,
+        activations=activations,
         peak=weights + optimizer + live.peak,
     )
 
@@ -153,10 +155,9 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Storages that come in were there before, or are counted already.
-        old = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
+        old = {storage._cdata for storage in _storages(tree_leaves((args, kwargs)))}
         out = func(*args, **(kwargs or {}))
-        for tensor in filter(_is_tensor, tree_leaves(out)):
-            storage = tensor.untyped_storage()
+        for storage in _storages(tree_leaves(out)):
             if storage._cdata not in old and storage not in self._known:
                 self._add(storage)
         return out
@@ -173,32 +174,44 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _SavedBytes:
-    """A pack hook that counts each storage kept for the backward pass once, parameters apart."""
+    """A pack hook that counts each storage kept for the backward pass once, parameters apart.
+
+    What a part of the graph kept that nothing leads back to is let go again, and not counted.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen = {tensor.untyped_storage().data_ptr() for tensor in held(model)}
+        self._seen = {storage.data_ptr() for storage in _storages(held(model))}
         self.total = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.total += storage.nbytes()
+        for storage in _storages((tensor,)):
+            place, size = storage.data_ptr(), storage.nbytes()
+            if place not in self._seen:
+                self._seen.add(place)
+                self.total += size
+                weakref.finalize(storage, self._drop, place, size)
         return tensor
+
+    def _drop(self, place: int, size: int) -> None:
+        self._seen.discard(place)
+        self.total -= size
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
+def _storages(leaves: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
+    """The storages of those that are tensors; a sparse tensor has two."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            parts = (leaf._indices(), leaf._values()) if leaf.is_sparse else (leaf,)
+            yield from (part.untyped_storage() for part in parts)
 
 
-def _bytes(tensors: Any) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the tensors' storages, each once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    return sum({each.data_ptr(): each.nbytes() for each in _storages(tensors)}.values())
 
 
 # ---------------------------------------------------------------------------------------- latency
@@ -206,67 +219,44 @@ def _bytes(tensors: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """One forward pass, and its ratio to the base measured in alternation on the same model."""
+    """One forward pass, and its ratio to the plain base's, measured in alternation."""
 
     timing: Timing
     vs_base: float
 
 
-def latency(model: "PreTrainedModel", batch: Batch, *, repeats: int) -> Latency:
-    """Forward passes of a model with its deltas against the same model with them disabled."""
-    model.eval()
-    timings = _alternate_states(model, batch, _as_is, _disabled, repeats=repeats)
+def latency(subject: Subject, batch: Batch, *, repeats: int) -> Latency:
+    """Forward passes of a model with its method against those of the base without it."""
+    subject.model.eval()
+    states = (lambda: nullcontext(subject.model), subject.disabled)
+    timings = _alternate_states(batch, *states, repeats=repeats)
     return Latency(timing=timings[0], vs_base=timings[0].over(timings[1]))
 
 
-def merged_latency_vs_base(model: "PreTrainedModel", batch: Batch, *, repeats: int) -> float | None:
-    """The same ratio with the deltas merged into the weights.
-
-    None where they do not merge, or where there is nothing at any site to merge.
-    """
-    model.eval()
-    if not any(row.layers for row in dk.summary(model).rows):
-        return None
+def merged_latency_vs_base(subject: Subject, batch: Batch, *, repeats: int) -> float | None:
+    """The same ratio with the method merged into the weights; None where it does not merge."""
+    subject.model.eval()
     try:
-        dk.merge(model, tolerance=math.inf)
-    except dk.NotMergeable:
+        with subject.merged():
+            pass
+    except NotMergeable:
         return None
-    dk.unmerge(model)
-    timings = _alternate_states(model, batch, _merged, _disabled, repeats=repeats)
+    timings = _alternate_states(batch, subject.merged, subject.disabled, repeats=repeats)
     return timings[0].over(timings[1])
 
 
-State = Callable[["PreTrainedModel", Callable[[], None]], None]
-"""Puts a model into a state, calls, and puts it back."""
+State = Callable[[], AbstractContextManager[nn.Module]]
+"""Puts a model into a state, gives what to call, and puts it back."""
 
 
-def _as_is(model: "PreTrainedModel", call: Callable[[], None]) -> None:
-    del model
-    call()
-
-
-def _disabled(model: "PreTrainedModel", call: Callable[[], None]) -> None:
-    with dk.disabled(model):
-        call()
-
-
-def _merged(model: "PreTrainedModel", call: Callable[[], None]) -> None:
-    dk.merge(model, tolerance=math.inf)
-    try:
-        call()
-    finally:
-        dk.unmerge(model)
-
-
-def _alternate_states(
-    model: "PreTrainedModel", batch: Batch, *states: State, repeats: int
-) -> list[Timing]:
+def _alternate_states(batch: Batch, *states: State, repeats: int) -> list[Timing]:
     """As `alternate`, but changing the model's state is not part of the time."""
     times: list[list[float]] = [[] for _ in states]
     for turn in range(repeats + 2):
         for index, state in enumerate(states):
-            timed = _TimedCall(model, batch)
-            state(model, timed)
+            with state() as model:
+                timed = _TimedCall(model, batch)
+                timed()
             if turn >= 2:
                 times[index].append(timed.elapsed_ms)
     return [Timing(times_ms=tuple(each)) for each in times]
@@ -275,7 +265,7 @@ def _alternate_states(
 class _TimedCall:
     """A forward pass whose time can be read; one before it warms the state's caches up."""
 
-    def __init__(self, model: "PreTrainedModel", batch: Batch) -> None:
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.model, self.batch, self.elapsed_ms = model, batch, 0.0
 
     def __call__(self) -> None:

@@ -4,6 +4,7 @@ Everything that changes a score is part of a cell's id, so a cell is never run t
 mistaken for another. Everything that can be wrong is tried here, on a model without weights.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -18,8 +19,10 @@ from deltakit.arch.bases import Floating
 from deltakit.compare.match import described, matched, matched_label
 from deltakit.compare.model import DEFAULT_MODEL, BaseChoice, ModelSource, device, find_model
 from deltakit.compare.search import GRID, TUNING_SEED, rates
+from deltakit.compare.subject import subject_of
 from deltakit.compare.tasks import load_task, subsample
 from deltakit.core.checks import check_positive, check_whole
+from deltakit.core.foreign import Subject
 from deltakit.core.method import METHODS, CombiningMethod, Method, Role, method_to_dict
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
 
@@ -371,10 +374,9 @@ def _matched(
     check_whole(request, match_params=target)
 
     def trained(method: Method) -> int:
-        dk.attach(skeleton, method)
-        found = dk.summary(skeleton).trained_params
-        dk.detach(skeleton)
-        return found
+        subject = subject_of(copy.deepcopy(skeleton), method)
+        subject.attach()
+        return subject.counts().trained_params
 
     sized: dict[str, Method] = {}
     notes: list[str] = []
@@ -573,10 +575,9 @@ def try_out(plan: Plan) -> None:
             continue
         tried.add(cell.label)
         try:
-            attach_all(model, cell.training, given_folder)
+            attach_all(copy.deepcopy(model), cell.training, given_folder)
         except DeltakitError as error:
             raise type(error)(f"{cell.label}: {error}") from None
-        dk.detach(model)
 
 
 def given_folder(member: Member) -> Path | None:
@@ -584,8 +585,10 @@ def given_folder(member: Member) -> Path | None:
     return None if member.folder is None else Path(member.folder)
 
 
-def attach_all(model: Any, training: Training, folder_of: Callable[[Member], Path | None]) -> None:
-    """Attaches a training's delta over its members.
+def attach_all(
+    model: Any, training: Training, folder_of: Callable[[Member], Path | None]
+) -> Subject:
+    """Attaches a training's method over its members.
 
     Args:
         model: the base.
@@ -598,11 +601,9 @@ def attach_all(model: Any, training: Training, folder_of: Callable[[Member], Pat
             dk.load(model, folder, member.name, head=False)
         elif member.training is not None:
             dk.attach(model, member.training.method, member.name)
-    dk.attach(model, training.method, TRAINED)
-
-
-TRAINED = "trained"
-"""The name that a cell attaches its delta under."""
+    subject = subject_of(model, training.method)
+    subject.attach()
+    return subject
 
 
 def profile(name: str) -> Profile:

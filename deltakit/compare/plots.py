@@ -1,4 +1,4 @@
-"""Score against cost, as one picture: the Pareto plot of a comparison.
+"""Score against cost, one picture for each cost: the Pareto plots of a comparison.
 
 The same rows give the same bytes: no date, no version and no random id is written, and the style
 does not depend on the reader's own matplotlib settings.
@@ -12,13 +12,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
+
+from deltakit.compare.labels import Stretch, clip, label, place, stacked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
 
 INK = "#1f2328"
 SOFT = "#6e7781"
@@ -54,18 +56,20 @@ class Point:
     Attributes:
         label: what is written beside it.
         base: which base it ran on: its colour and marker.
-        params: deployed parameters; None where nothing is known of them.
+        cost: what it is set against; None where that is not known.
         score: in per cent.
         low: lower end of the score's 95 % interval, where there is one.
         high: upper end.
+        tip: what a page says where the point is pointed at.
     """
 
     label: str
     base: str
-    params: float | None
+    cost: float | None
     score: float
     low: float | None = None
     high: float | None = None
+    tip: str = ""
 
     @property
     def span(self) -> tuple[float, float]:
@@ -75,30 +79,55 @@ class Point:
         return low, high
 
 
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What scores are set against.
+
+    Attributes:
+        title: what it says.
+        unit: what costs are divided by for it.
+        ticks: how its numbers are written: "engineering" (10 k) or "plain".
+        logarithmic_from: how many times the lowest cost the highest must be for a logarithmic axis.
+    """
+
+    title: str
+    unit: float = 1.0
+    ticks: Literal["engineering", "plain"] = "plain"
+    logarithmic_from: float = 15.0
+
+
+PARAMETERS = Axis(
+    title="Deployed parameters beside the base", ticks="engineering", logarithmic_from=0.0
+)
+
+
 def pareto_front(points: Sequence[Point]) -> tuple[Point, ...]:
-    """The points that no other beats: none has at most their parameters and a higher score.
+    """The points that no other beats: none has at most their cost and a higher score.
 
     Returns:
-        The front, cheapest first. Points without a number of parameters are not on it.
+        The front, cheapest first. Points of which no cost is known are not on it.
     """
-    known = [point for point in points if point.params is not None]
+    known = [point for point in points if point.cost is not None]
     front: list[Point] = []
-    for point in sorted(known, key=lambda p: (p.params or 0, -p.score)):
+    for point in sorted(known, key=lambda p: (p.cost or 0, -p.score)):
         if not front or point.score > front[-1].score:
             front.append(point)
     return tuple(front)
 
 
-def pareto_plot(points: Sequence[Point], *, title: str, metric: str) -> Plot:
-    """Draws score against deployed parameters.
+def pareto_plot(
+    points: Sequence[Point], *, title: str, metric: str, axis: Axis = PARAMETERS
+) -> Plot:
+    """Draws score against cost.
 
-    Points without parameters of their own lie nowhere on a logarithmic axis: they are horizontal
-    lines, for the others to be seen against.
+    Points without a cost lie nowhere on the axis: they are horizontal lines, for the others to be
+    seen against.
 
     Args:
         points: the rows that have a score.
-        title: what was compared.
+        title: what was compared; "" for a picture that is named elsewhere.
         metric: what the score is, for the axis.
+        axis: what the cost is.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -109,18 +138,30 @@ def pareto_plot(points: Sequence[Point], *, title: str, metric: str) -> Plot:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         bases = tuple(dict.fromkeys(point.base for point in points))
-        lines = [point for point in points if not point.params]
-        placed = _dodged([point for point in points if point.params], bases)
-        front = _dodged(pareto_front(points), bases)
-        _frame(axes, placed, lines, metric)
-        figure.suptitle(_clip(title, 80), x=0.02, ha="left", fontsize=9, fontweight="bold")
+        lines = [point for point in points if not point.cost]
+        placed = [_scaled(point, axis) for point in points if point.cost]
+        front = [_scaled(point, axis) for point in pareto_front(points)]
+        if _is_logarithmic(placed, axis):
+            placed, front = _dodged(placed, bases), _dodged(front, bases)
+        _frame(axes, placed, lines, metric, axis)
+        if title:
+            figure.suptitle(clip(title, 80), x=0.02, ha="left", fontsize=9, fontweight="bold")
         labels = _draw_lines(axes, lines, bases)
         labels += _draw_points(axes, placed, front, bases)
         stairs = _stairs(axes, front)
         axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1.2, zorder=2)
         _draw_legend(figure, bases, placed)
-        _place(figure, axes, labels, _lengths(placed, stairs))
-        return Plot(png=_bytes(figure, "png"), svg=_bytes(figure, "svg").decode("utf-8"))
+        place(figure, axes, labels, _lengths(placed, stairs))
+        svg = _bytes(figure, "svg").decode("utf-8")
+        return Plot(png=_bytes(figure, "png"), svg=_with_tips(svg, placed))
+
+
+def _with_tips(svg: str, placed: Sequence[Point]) -> str:
+    """The picture with a title at each point that has a tip."""
+    for number, point in enumerate(placed):
+        mark = f'<g id="point-{number}">'
+        svg = svg.replace(mark, f'<g class="point"><title>{escape(point.tip)}</title>')
+    return svg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +183,51 @@ def _bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
 # ------------------------------------------------------------------------------- what is drawn
 
 
-def _frame(axes: Axes, placed: Sequence[Point], lines: Sequence[Point], metric: str) -> None:
-    from matplotlib.ticker import EngFormatter, NullFormatter
+def _scaled(point: Point, axis: Axis) -> Point:
+    return dataclasses.replace(point, cost=(point.cost or 0) / axis.unit)
 
-    axes.set_xscale("log")
-    params = [point.params for point in placed if point.params] or [1e3, 1e6]
-    axes.set_xlim(min(params) / 4, max(params) * 4)
+
+def _is_logarithmic(placed: Sequence[Point], axis: Axis) -> bool:
+    costs = [point.cost for point in placed if point.cost] or [1.0]
+    return max(costs) >= axis.logarithmic_from * min(costs)
+
+
+def _frame(
+    axes: Axes, placed: Sequence[Point], lines: Sequence[Point], metric: str, axis: Axis
+) -> None:
+    if _is_logarithmic(placed, axis):
+        _logarithmic(axes, placed, axis)
+    else:
+        _linear(axes, placed, axis)
     axes.set_ylim(*_score_limits(placed, lines))
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("Deployed parameters beside the base (logarithmic)")
-    axes.set_ylabel(f"{_clip(metric, 30)} on the test split, %")
+    axes.set_ylabel(f"{clip(metric, 30)} on the test split, %")
     axes.grid(visible=True, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _logarithmic(axes: Axes, placed: Sequence[Point], axis: Axis) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+
+    costs = [point.cost for point in placed if point.cost] or [1e3, 1e6]
+    axes.set_xscale("log")
+    if axis.ticks == "engineering":
+        axes.set_xlim(min(costs) / 4, max(costs) * 4)
+        axes.xaxis.set_major_formatter(EngFormatter())
+    else:
+        axes.set_xlim(min(costs) / 2, max(costs) * 2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(f"{axis.title} (logarithmic)")
+
+
+def _linear(axes: Axes, placed: Sequence[Point], axis: Axis) -> None:
+    costs = [point.cost for point in placed if point.cost] or [0.0]
+    # Room for the labels at either side; a point alone stands in the middle.
+    room = 0.25 * ((max(costs) - min(costs)) or max(costs) or 1.0)
+    axes.set_xlim(max(min(costs) - room, 0.0), max(costs) + room)
+    axes.set_xlabel(axis.title)
 
 
 def _score_limits(placed: Sequence[Point], lines: Sequence[Point]) -> tuple[float, float]:
@@ -181,22 +253,22 @@ def _draw_lines(axes: Axes, lines: Sequence[Point], bases: Sequence[str]) -> lis
         axes.axhline(line.score, color=color, linewidth=1, linestyle=(0, (4, 3)))
     across = axes.get_yaxis_transform()
     labels = [
-        _label(axes, _clip(line.label), (0.0, line.score), SOFT, across=across)
+        label(axes, clip(line.label), (0.0, line.score), SOFT, across=across)
         for line in _highest(shown)
     ]
     if hidden:
-        text = "below: " + ", ".join(f"{_clip(x.label)} {x.score:.1f} %" for x in hidden)
-        labels.append(_label(axes, text, (0.0, 0.0), SOFT, across=axes.transAxes))
+        text = "below: " + ", ".join(f"{clip(x.label)} {x.score:.1f} %" for x in hidden)
+        labels.append(label(axes, text, (0.0, 0.0), SOFT, across=axes.transAxes))
     return labels
 
 
 def _draw_points(
     axes: Axes, placed: Sequence[Point], front: Sequence[Point], bases: Sequence[str]
 ) -> list[Annotation]:
-    for point in placed:
+    for number, point in enumerate(placed):
         low, high = point.span
-        axes.errorbar(
-            [point.params or 0],
+        bars = axes.errorbar(
+            [point.cost or 0],
             [point.score],
             yerr=[[point.score - low], [high - point.score]],
             fmt=_MARKERS[bases.index(point.base) % len(_MARKERS)],
@@ -207,12 +279,15 @@ def _draw_points(
             capsize=2,
             zorder=3,
         )
+        if point.tip:
+            bars[0].set_gid(f"point-{number}")
     best = {point.label for point in front}
     return [
-        _label(
+        label(
             axes,
-            _stacked(point.label),
-            (point.params or 0, point.score),
+            stacked(point.label),
+            (point.cost or 0, point.score),
+            INK,
             weight="bold" if point.label in best else "normal",
         )
         for point in _highest(placed)
@@ -235,7 +310,7 @@ def _dodged(points: Sequence[Point], bases: Sequence[str]) -> list[Point]:
     """The points, those of different bases a little apart, so that no interval hides another."""
     middle = (len(bases) - 1) / 2
     return [
-        dataclasses.replace(p, params=(p.params or 0) * 1.06 ** (bases.index(p.base) - middle))
+        dataclasses.replace(p, cost=(p.cost or 0) * 1.06 ** (bases.index(p.base) - middle))
         for p in points
     ]
 
@@ -245,7 +320,7 @@ def _stairs(axes: Axes, front: Sequence[Point]) -> list[tuple[float, float]]:
     left, right = axes.get_xlim()
     corners: list[tuple[float, float]] = []
     for point in front:
-        x = point.params or left
+        x = point.cost or left
         corners += [(x, corners[-1][1])] if corners else []
         corners.append((x, point.score))
     return [*corners, (right, corners[-1][1])] if corners else [(left, math.nan)]
@@ -268,125 +343,14 @@ def _draw_legend(figure: Figure, bases: Sequence[str], placed: Sequence[Point]) 
     if len(bases) > 1:
         shown = enumerate(bases)
         handles = handles[:1] + [
-            marker(n % len(PALETTE), PALETTE[n % len(PALETTE)], _clip(base)) for n, base in shown
+            marker(n % len(PALETTE), PALETTE[n % len(PALETTE)], clip(base)) for n, base in shown
         ]
     figure.legend(handles=handles, loc="outside lower right", ncols=4, frameon=False, fontsize=7)
 
 
-# -------------------------------------------------------------------------- labels, out of the way
-
-_SPOTS = tuple(
-    (
-        side * x,
-        y,
-        "left" if side > 0 else "right",
-        "bottom" if y > 0 else "top" if y < 0 else "center",
-    )
-    for x, y in (
-        (7, 0),
-        (6, 4),
-        (6, -4),
-        (10, 12),
-        (10, -12),
-        (14, 22),
-        (14, -22),
-        (18, 34),
-        (18, -34),
-    )
-    for side in (1, -1)
-)
-"""Where a point's label may stand: its offset in points, and its alignment. The best ones first."""
-
-_LINE_SPOTS = tuple(
-    (along, away, "left", "bottom" if away > 0 else "top")
-    for along in (4, 90, 180)
-    for away in (2, -2)
-)
-
-
-def _label(
-    axes: Axes,
-    text: str,
-    at: tuple[float, float],
-    color: str = INK,
-    *,
-    weight: str = "normal",
-    across: Any = "data",
-) -> Annotation:
-    """A label at the point `at` of the coordinates `across`; `_place` moves it to a free spot."""
-    label = axes.annotate(
-        text,
-        at,
-        xycoords=across,
-        textcoords="offset points",
-        xytext=(0, 0),
-        color=color,
-        fontweight=weight,
-        fontsize=7.5,
-        zorder=4,
-    )
-    # A label never moves the axes: it is placed after they are.
-    label.set_in_layout(False)
-    return label
-
-
-Stretch = tuple[tuple[float, float], tuple[float, float]]
-"""The two ends of a straight line, in data coordinates."""
-
-
 def _lengths(placed: Sequence[Point], stairs: Sequence[tuple[float, float]]) -> list[Stretch]:
     """What a label should not hide: intervals with their markers, and the front."""
-    bars = [tuple((point.params or 0, end) for end in point.span) for point in placed]
-    markers = [((point.params or 0, point.score),) * 2 for point in placed]
+    bars = [tuple((point.cost or 0, end) for end in point.span) for point in placed]
+    markers = [((point.cost or 0, point.score),) * 2 for point in placed]
     steps = itertools.pairwise(stairs)
     return [(first, last) for first, last in (*bars, *markers, *steps)]
-
-
-def _place(
-    figure: Figure, axes: Axes, labels: Sequence[Annotation], lengths: Sequence[Stretch]
-) -> None:
-    """Puts each label at the first spot where it hides nothing, or at the one where it hides least.
-
-    Greedy and in order, so that the same rows always give the same picture.
-    """
-    from matplotlib.transforms import Bbox
-
-    figure.draw_without_rendering()
-    taken = [Bbox(axes.transData.transform(ends)) for ends in lengths]
-    taken = [Bbox([box.min, box.max]).padded(5) for box in taken]
-    inside = axes.get_window_extent()
-    for label in labels:
-        spots = _SPOTS if label.xycoords == "data" else _LINE_SPOTS
-        boxes = [_box_at(label, spot) for spot in spots]
-        costs = [box.count_overlaps(taken) + 4 * _sticks_out(box, inside) for box in boxes]
-        taken.append(_box_at(label, spots[costs.index(min(costs))]))
-
-
-def _box_at(label: Annotation, spot: tuple[float, float, str, str]) -> Bbox:
-    """Moves the label to a spot, and says which pixels it covers there."""
-    x, y, horizontal, vertical = spot
-    label.set_position((x, y))
-    label.set(horizontalalignment=horizontal, verticalalignment=vertical)
-    return label.get_window_extent()
-
-
-def _sticks_out(box: Bbox, inside: Bbox) -> int:
-    return int(
-        not (
-            inside.x0 <= box.x0
-            and box.x1 <= inside.x1
-            and inside.y0 <= box.y0
-            and box.y1 <= inside.y1
-        )
-    )
-
-
-def _clip(text: str, width: int = 32) -> str:
-    """`text` on one line of at most `width` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _stacked(label: str) -> str:
-    """A label with one line for each term of a sum."""
-    return "\n+".join(_clip(term) for term in label.split("+"))

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit._files import atomic_path, write_text
 from deltakit.compare import html
-from deltakit.compare.plots import Plot, Point, pareto_front, pareto_plot
-from deltakit.compare.schema import COLUMNS, CellResult
+from deltakit.compare.page import Insights, metric_of, page_of, title_of
+from deltakit.compare.schema import CellResult
 from deltakit.compare.tables import (
     BASE,
     MISSING,
     VS_FULL,
     Cell,
-    Column,
     PredictionsOf,
     Summary,
     columns_for,
@@ -36,13 +35,18 @@ from deltakit.compare.tables import (
     table_md,
     table_tex,
 )
+from deltakit.compare.views import picture
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def write_reports(
-    out: Path, rows: Sequence[CellResult], predictions: PredictionsOf, run: Mapping[str, Any]
+    out: Path,
+    rows: Sequence[CellResult],
+    predictions: PredictionsOf,
+    run: Mapping[str, Any],
+    insights: Insights | None = None,
 ) -> None:
     """Writes every file of the report, each whole or not at all.
 
@@ -52,12 +56,13 @@ def write_reports(
         predictions: those of the finished cells, by method, base and seed.
         run: what ``run.json`` holds. "roles" names the floor and the ceiling; "plan" is printed as
             the protocol, "notes" at the top, and the rest as provenance.
+        insights: what was recorded beside the cells, for the page.
 
     Raises:
         InvalidConfig: the rows belong to several tasks, or were tested on different splits.
     """
     summaries = summarise(rows, predictions, run)
-    plot = _plot(summaries, rows, run)
+    plot = picture(summaries, title=title_of(rows, run), metric=metric_of(rows))
     write_text(out / "results.csv", results_csv(rows))
     write_text(out / "table.md", table_md(summaries, run))
     write_text(out / "table.tex", table_tex(summaries))
@@ -65,109 +70,8 @@ def write_reports(
     write_text(out / "pareto.svg", plot.svg)
     with atomic_path(out / "pareto.png") as temporary:
         temporary.write_bytes(plot.png)
-    write_text(out / "report.html", html.render(_page(summaries, rows, run, plot)))
-
-
-# --------------------------------------------------------------------------- the plot, the page
-
-
-def _points(summaries: Sequence[Summary]) -> tuple[Point, ...]:
-    return tuple(
-        Point(
-            label=summary.method,
-            base=summary.base,
-            params=summary.mean("deployed_params"),
-            score=summary.score.mean,
-            low=summary.score.low,
-            high=summary.score.high,
-        )
-        for summary in summaries
-        if summary.score is not None
-    )
-
-
-def _plot(summaries: Sequence[Summary], rows: Sequence[CellResult], run: Mapping[str, Any]) -> Plot:
-    metrics = dict.fromkeys(row.metric for row in rows if row.metric is not None)
-    return pareto_plot(
-        _points(summaries), title=_title(rows, run), metric=", ".join(metrics) or "score"
-    )
-
-
-def _title(rows: Sequence[CellResult], run: Mapping[str, Any]) -> str:
-    task = rows[0].task if rows else _name(run.get("task"))
-    return " · ".join(part for part in (task, _name(run.get("model"))) if part) or "Comparison"
-
-
-def _name(value: object) -> str:
-    """What a record of ``run.json`` calls itself."""
-    if isinstance(value, Mapping):
-        return str(value.get("name", ""))
-    return "" if value is None else str(value)
-
-
-def _page(
-    summaries: Sequence[Summary], rows: Sequence[CellResult], run: Mapping[str, Any], plot: Plot
-) -> html.Page:
-    columns = columns_for(summaries)
-    shown = _columns_with_values(rows)
-    front = pareto_front(_points(summaries))
-    several = BASE in columns
-    return html.Page(
-        title=_title(rows, run),
-        facts=_facts(summaries, rows, run),
-        columns=columns,
-        lines=[_line(summary, columns) for summary in summaries],
-        legend=legend(summaries, run),
-        front=[f"{point.label} on {point.base}" if several else point.label for point in front],
-        svg=plot.svg,
-        notes=_sequence(run.get("notes")),
-        protocol=_mapping(run.get("plan")),
-        failures=[_failure(row) for row in rows if row.status == "failed"],
-        cell_columns=shown,
-        cells=[[row.to_dict()[column] for column in shown] for row in rows],
-        provenance={key: run[key] for key in run if key not in ("plan", "notes")},
-    )
-
-
-def _line(summary: Summary, columns: Sequence[Column]) -> html.Line:
-    """A failed row keeps its name only, so where there are several bases the reason says which."""
-    where = f"on {summary.base}, " if BASE in columns else ""
-    failure = None if summary.failure is None else shorten(where + summary.failure, 300)
-    return html.Line(cells=tuple(column.cell(summary) for column in columns), failure=failure)
-
-
-def _failure(row: CellResult) -> html.Failure:
-    return html.Failure(method=row.method, base=row.base, seed=row.seed, reason=reason_of(row))
-
-
-def _facts(
-    summaries: Sequence[Summary], rows: Sequence[CellResult], run: Mapping[str, Any]
-) -> list[str]:
-    seeds = len({row.seed for row in rows})
-    failed = sum(row.status == "failed" for row in rows)
-    facts = [_many(len(summaries), "row"), _many(seeds, "seed"), _many(len(rows), "cell")]
-    facts += [f"{failed} failed"] if failed else []
-    return [*facts, *([str(run["created"])] if run.get("created") else [])]
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _columns_with_values(rows: Sequence[CellResult]) -> list[str]:
-    cells = [row.to_dict() for row in rows]
-    return [name for name in COLUMNS if any(cell[name] is not None for cell in cells)]
-
-
-def _sequence(value: object) -> Sequence[Any]:
-    """Notes come as one sentence or as several."""
-    if value is None or value == "":
-        return ()
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {} if value is None else {"plan": value}
+    page = page_of(summaries, rows, run, insights or Insights())
+    write_text(out / "report.html", html.render(page))
 
 
 # -------------------------------------------------------------------------------- the terminal

@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from deltakit.compare.cell import MEASURE_UNITS, Workshop, clean_up, failed, run_cell, units
+from deltakit.compare.page import Insights
 from deltakit.compare.plan import CONSTANT, FULL_PRECISION, Cell, Plan
 from deltakit.compare.progress import Progress, Silent
 from deltakit.compare.report import write_reports
@@ -24,6 +25,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "accelerate",
+    "peft",
     "bitsandbytes",
     "datasets",
     "scikit-learn",
@@ -138,9 +140,24 @@ def collect(folder: RunFolder, *, reused: int) -> Outcome:
         if result.status == "done" and (found := folder.predictions(each)) is not None
     }
     results = tuple(stored.values())
-    write_reports(folder.path, results, predictions, run)
+    write_reports(folder.path, results, predictions, run, _insights(folder, stored))
     return Outcome(
         folder=folder.path, results=results, predictions=predictions, run=run, reused=reused
+    )
+
+
+def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> Insights:
+    """What the folder holds beside its finished cells."""
+    done = {
+        each: (row.method, row.base, row.seed)
+        for each, row in stored.items()
+        if row.status == "done"
+    }
+    searches = {key: folder.search(each) for each, key in done.items()}
+    found = {key: folder.diagnostics(each) for each, key in done.items()}
+    return Insights(
+        searches={key: choice for key, choice in searches.items() if choice is not None},
+        found={key: inside for key, inside in found.items() if inside},
     )
 
 

@@ -60,6 +60,11 @@ class CellResult:
     train_gradient_bytes: int | None = None
     train_optimizer_bytes: int | None = None
     train_activation_bytes: int | None = None
+    train_device_peak_bytes: int | None = None
+    """The peak as the device says: what an accelerator's allocator has handed out, or the whole
+    process's resident memory on a CPU. It depends on the machine and its libraries."""
+    train_joules: float | None = None
+    """What the machine's processors took during the training, whoever used them."""
     train_steps: int | None = None
     train_examples: int | None = None
     final_loss: float | None = None

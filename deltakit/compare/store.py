@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltakit._files import write_text
 from deltakit.compare.plan import Cell, Plan, Training
@@ -17,9 +17,6 @@ from deltakit.compare.schema import SCHEMA_VERSION, CellResult, Predictions
 from deltakit.compare.search import Choice, Trial
 from deltakit.compare.train import TrainingRecord
 from deltakit.errors import InvalidConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 RUN = "run.json"
 
@@ -112,6 +109,19 @@ class RunFolder:
     def _search_path(self, cell_id: str) -> Path:
         return self.path / "cells" / f"{cell_id}.search.json"
 
+    def write_diagnostics(self, cell: Cell, found: Mapping[str, Any]) -> None:
+        """Stores what `diagnose` found in a cell's model; no file where that is nothing."""
+        if found:
+            write_text(self._diagnostics_path(cell.id), json.dumps(found, indent=2) + "\n")
+
+    def diagnostics(self, cell_id: str) -> dict[str, Any]:
+        """What `diagnose` found in a cell's model; empty where that was nothing."""
+        path = self._diagnostics_path(cell_id)
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def _diagnostics_path(self, cell_id: str) -> Path:
+        return self.path / "cells" / f"{cell_id}.diagnostics.json"
+
     def description(self) -> dict[str, Any]:
         """What ``run.json`` says.
 
@@ -201,25 +211,26 @@ class DeltaStore:
         return TrainingRecord(**{**content, "losses": tuple(content["losses"])})
 
     def write(
-        self,
-        training: Training,
-        record: TrainingRecord,
-        save: Callable[["PreTrainedModel", Path], None],
-        model: "PreTrainedModel",
+        self, training: Training, record: TrainingRecord, save: Callable[[Path], None]
     ) -> int:
         """Stores a trained delta; its record comes last. Returns its weights' bytes on disk."""
         folder = self.folder(training)
-        save(model, folder)
+        save(folder)
         write_text(folder / "training.json", json.dumps(asdict(record)) + "\n")
         return self.size(training)
 
     def size(self, training: Training) -> int:
         """Bytes on disk of a stored delta's weights."""
-        return sum(p.stat().st_size for p in self.folder(training).glob("*.safetensors"))
+        return weights_bytes(self.folder(training))
 
     def discard(self, training: Training) -> None:
         """Removes a stored delta."""
         shutil.rmtree(self.folder(training), ignore_errors=True)
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes on disk of the weights in the folder of a delta."""
+    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
 
 
 def _to_csv(predictions: Predictions) -> str:

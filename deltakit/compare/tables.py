@@ -277,7 +277,7 @@ class Cell:
     Attributes:
         text: what people read.
         note: what belongs to it, in brackets or beneath.
-        detail: what only a page has room for.
+        detail: lines that only a page has room for.
         sort: what the field is sorted by; None where there is no value.
     """
 
@@ -333,7 +333,7 @@ def _difference_cell(difference: Difference | None) -> Cell:
 def _findable(difference: Difference) -> str:
     if difference.detectable is None:
         return ""
-    return f"; {difference.detectable:.1f} would be found 4 times in 5"
+    return f"\nfinds {difference.detectable:.1f}"
 
 
 def _signed(value: float) -> str:

@@ -3,11 +3,13 @@
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deltakit.compare.machine import EnergyMeter
 from deltakit.compare.plan import Budget
 from deltakit.compare.progress import Progress
 from deltakit.errors import DeltakitError
@@ -23,12 +25,17 @@ class TrainingFailed(DeltakitError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """How a training went. `seconds` is the wall time of its steps and their data loading."""
+    """How a training went.
+
+    `seconds` is the wall time of its steps and their data loading, `joules` what the machine's
+    processors took meanwhile, where they say.
+    """
 
     seconds: float
     steps: int
     examples: int
     losses: tuple[float, ...]
+    joules: float | None = None
 
 
 def encode(data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "Dataset":
@@ -63,6 +70,7 @@ def train(
     lr: float,
     seed: int,
     progress: Progress,
+    callbacks: Sequence[Any] = (),
 ) -> TrainingRecord:
     """Trains whatever of the model requires a gradient.
 
@@ -74,6 +82,7 @@ def train(
         lr: the peak learning rate; it warms up, then falls linearly to zero.
         seed: of the order of the examples and of dropout.
         progress: advanced by one at each step.
+        callbacks: transformers' callbacks, for methods that do something between steps.
 
     Raises:
         TrainingFailed: the loss became infinite or NaN.
@@ -105,12 +114,15 @@ def train(
             ),
             train_dataset=data,
             data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)
-        start = time.perf_counter()
+        start, energy = time.perf_counter(), EnergyMeter()
         trainer.train()
+        seconds, joules = time.perf_counter() - start, energy.joules()
     return TrainingRecord(
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
+        joules=joules,
         steps=steps,
         examples=len(data),
         losses=tuple(trainer.losses),

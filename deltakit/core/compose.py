@@ -169,7 +169,7 @@ class Leaf(Node):
 
 def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """`x` in `dtype`, made once for all deltas that read the same x (query, key and value do)."""
-    if dtype is None or x.dtype == dtype:
+    if dtype is None or x.dtype == dtype or not x.is_floating_point():  # ids stay ids
         return x
     if torch.compiler.is_compiling():
         return x.to(dtype)

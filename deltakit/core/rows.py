@@ -113,7 +113,8 @@ def change_of_rows(node: Rows, parts: tuple[Node, ...], signal: Signal, port: Po
 def grouped(leaves: Sequence[Leaf], parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     """``s_i · f_i(x[i])`` for forms of one class and shape, as batched matrix products."""
     first = leaves[0]
-    scale = x.new_tensor([leaf.scale for leaf in leaves])
+    dtype = compute_dtype(first.delta) or x.dtype  # x may be ids
+    scale = torch.tensor([leaf.scale for leaf in leaves], dtype=dtype, device=x.device)
     if first.by_row is not None and x.ndim == 3:
         return first.by_row.by_row(parameters, x, scale.view(-1, 1, 1))
     change = vmap(partial(_call, first.delta), randomness="different")(parameters, x)

@@ -18,6 +18,8 @@ class Site(StrEnum):
     ATTN_Q = "attn.q"
     ATTN_K = "attn.k"
     ATTN_V = "attn.v"
+    ATTN_MID = "attn.mid"
+    """The heads' outputs side by side: what enters the last attention projection."""
     ATTN_O = "attn.o"
     ATTN_KV = "attn.kv"
     """The keys and values that the heads attend to, as the attention function is given them."""
@@ -36,6 +38,8 @@ class Site(StrEnum):
     """The residual stream that leaves the block; in a post-LN model, around its last norm."""
     TOKENS = "tokens"
     """The sequence of input embeddings, before any block."""
+    EMBED = "embed"
+    """The vectors of the tokens as they leave the table of embeddings; x is the tokens' ids."""
     POSITIONS = "positions"
     """The number of each token in the sequence, of which the model makes a vector or a rotation."""
 
@@ -51,7 +55,7 @@ LINEAR_SITES = (
 )
 """The sites that are one linear projection, or some columns of one."""
 
-INPUT_SITES = (Site.TOKENS, Site.POSITIONS)
+INPUT_SITES = (Site.TOKENS, Site.EMBED, Site.POSITIONS)
 """The sites before any layer."""
 
 
@@ -134,6 +138,7 @@ class Handle:
             it is gated or not known.
         position: at the sequence of tokens, how many stay in front of those that a delta adds.
         embeddings: at the sequence of tokens, the module that turns ids into vectors.
+        scale: at the table of embeddings, what it multiplies its vectors by.
         limit: at the tokens' positions, how many the model knows; None where there is no end.
     """
 
@@ -152,6 +157,7 @@ class Handle:
     activation: str | None = None
     position: int = 0
     embeddings: nn.Module | None = None
+    scale: float = 1.0
     limit: int | None = None
 
     @property

@@ -3,16 +3,19 @@
 Grammar::
 
     spec   = term ("+" term)*
-    term   = name [ "[" key "=" value ("," key "=" value)* "]" ]
+    term   = [provider ":"] name [ "[" key "=" value ("," key "=" value)* "]" ]
     value  = number | true | false | none | word ("/" word)* | spec
 
 A value with slashes is a tuple: ``lora[targets=q/v]``. A value for a field that holds a method is
-a spec of its own: ``fusion[member=houlsby[reduction=8]]``.
+a spec of its own: ``fusion[member=houlsby[reduction=8]]``. A name with a provider is a method of
+another library, with the settings that it has there: ``peft:vera[r=256]``.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
+from deltakit.core.foreign import Foreign, provided
 from deltakit.core.method import METHODS, Entry, Method, Sum
 from deltakit.errors import InvalidConfig
 
@@ -23,7 +26,8 @@ def parse_method(spec: str) -> Method:
     """The method that `spec` describes.
 
     Raises:
-        UnknownName: a name that is no method.
+        UnknownName: a name that is no method, or no provider.
+        MissingExtra: the provider's library is not installed.
         InvalidConfig: a malformed spec, a key that the method does not have, a value that it does
             not take.
     """
@@ -35,6 +39,8 @@ def format_method(method: Method) -> str:
     """A spec of the method, with what differs from the defaults; the inverse of `parse_method`."""
     if isinstance(method, Sum):
         return "+".join(format_method(part) for part in method.parts)
+    if isinstance(method, Foreign):
+        return _bracketed(f"{method.provider}:{method.name}", method.settings)
     names = [name for name in METHODS if METHODS.get(name).cls is type(method)]
     if not names:
         return repr(method)
@@ -44,8 +50,12 @@ def format_method(method: Method) -> str:
 def _described(method: Method, name: str) -> str:
     usual = METHODS.get(name).build()
     pairs = [(f.name, getattr(method, f.name)) for f in dataclasses.fields(method)]
-    settings = [f"{k}={_written(v)}" for k, v in pairs if v != getattr(usual, k)]
-    return f"{name}[{','.join(settings)}]" if settings else name
+    return _bracketed(name, ((k, v) for k, v in pairs if v != getattr(usual, k)))
+
+
+def _bracketed(name: str, settings: Iterable[tuple[str, Any]]) -> str:
+    written = ",".join(f"{key}={_written(value)}" for key, value in settings)
+    return f"{name}[{written}]" if written else name
 
 
 def _written(value: Any) -> str:
@@ -87,7 +97,7 @@ def _parse_term(term: str, spec: str) -> Method:
         raise InvalidConfig(
             f"cannot read the method {spec!r}. Write name[key=value,...], joined by '+'."
         )
-    entry = METHODS.get(name)
+    entry = _entry(name)
     fields = {}
     for pair in split_outside_brackets(rest[:-1], ",") if rest[:-1].strip() else []:
         key, equals, value = (piece.strip() for piece in pair.partition("="))
@@ -97,6 +107,11 @@ def _parse_term(term: str, spec: str) -> Method:
             raise InvalidConfig(f"{spec!r} sets {key!r} twice. Set it once.")
         fields[key] = _parse_value(value, key, entry)
     return entry.build(**fields)
+
+
+def _entry(name: str) -> Entry:
+    provider, colon, inner = (part.strip() for part in name.partition(":"))
+    return provided(provider, inner) if colon else METHODS.get(name)
 
 
 def _parse_value(value: str, key: str, entry: Entry) -> Any:

@@ -107,6 +107,8 @@ def _why(site: Site) -> str:
             return ": no norm of the stream in front of its feed-forward is known"
         case Site.TOKENS:
             return ": no place for further tokens is known in it"
+        case Site.EMBED:
+            return ": no table is known in it that only looks up the vectors of token ids"
         case Site.POSITIONS:
             return ": its tokens' positions are relative, or it is not known where all are read"
         case _:

@@ -1,6 +1,7 @@
 """Changing what is attached: dropping layers and members, and what only training needs."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,28 @@ def prune(
     before = deactivate(model, bank)
     attached.keep(kept)
     reactivate(model, bank, before)
+
+
+@contextlib.contextmanager
+def pruned(
+    model: "PreTrainedModel",
+    usage: Mapping[str, Mapping[str, float]],
+    name: str = "default",
+    *,
+    keep: int,
+) -> Iterator[None]:
+    """Inside, the fusion is as `prune` leaves it; after, it has its members again."""
+    bank = need_bank(model)
+    attached = bank.get(name)
+    method, members, kept = attached.method, attached.members, attached.kept
+    prune(model, usage, name, keep=keep)
+    try:
+        yield
+    finally:
+        before = deactivate(model, bank)
+        attached.method, attached.members = method, members
+        attached.keep(dict.fromkeys(attached.combiners, members) | kept)
+        reactivate(model, bank, before)
 
 
 def _most_used(

@@ -123,6 +123,8 @@ def merge(
     changes = [
         _change(bank.handles, bank.handles[key], node) for key, node in active_nodes(bank).items()
     ]
+    for change in changes:
+        _check_alone(model, change.handle)
     take_hooks_off(bank)
     report = MergeReport(
         linears=tuple(
@@ -427,6 +429,8 @@ def _is_wide(leaf: Leaf) -> bool:
 
 
 def _check_linear(handle: Handle) -> None:
+    if isinstance(handle.module, nn.Embedding):  # it is linear in which token it is
+        return
     try:
         linear_widths(handle.module)
     except UnknownArchitecture as error:
@@ -439,6 +443,21 @@ def _check_linear(handle: Handle) -> None:
                 f"{handle.path!r} is quantised ({name} is {parameter.dtype}) in a way that "
                 "deltakit cannot undo; merge into a floating-point base."
             )
+
+
+def _check_alone(model: nn.Module, handle: Handle) -> None:
+    """A table of embeddings may be the head's weight too, which the delta does not change."""
+    weight = handle.module._parameters.get("weight")
+    sharing = [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter is weight and name != f"{handle.path}.weight"
+    ]
+    if handle.site is Site.EMBED and sharing:
+        raise NotMergeable(
+            f"the weight of {handle.path!r} is {sharing[0]!r} too (tied), which merging would "
+            "change as well. Untie them first, or leave the delta beside the base."
+        )
 
 
 def _beside(handle: Handle, leaf: Leaf) -> bool:

@@ -1,4 +1,4 @@
-"""Looking at what a combiner gives each of its members, while the model runs."""
+"""Looking at what deltas do while the model runs: their changes, and what a fusion attends to."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.core.delta import Attending
+from deltakit.core.site import Handle, Tap
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.active import active_nodes
 from deltakit.inject.bank import need_bank
@@ -103,3 +104,69 @@ def fusion_attention(model: "PreTrainedModel") -> Iterator[FusionAttention]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@dataclass(kw_only=True, eq=False)
+class SiteChanges:
+    """How far the active deltas move h at each site, as seen during forward passes."""
+
+    _sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def relative(self) -> dict[str, float]:
+        """By site, the root mean square of Δh over that of h, over all tokens of all passes."""
+        return {
+            site: float((change / before).sqrt()) for site, (change, before) in self._sums.items()
+        }
+
+    def _record(self, site: str, before: Tensor, after: Tensor) -> None:
+        change = (after.float() - before.float()).square().sum()
+        zero = torch.zeros_like(change)
+        sums = self._sums.get(site, (zero, zero))
+        self._sums[site] = (sums[0] + change, sums[1] + before.float().square().sum())
+
+
+class _ChangeHook:
+    """Holds h as it is before the deltas' hooks run, and compares it with what they leave."""
+
+    def __init__(self, seen: SiteChanges, handle: Handle) -> None:
+        self.seen, self.handle = seen, handle
+        self.held: Tensor | None = None
+
+    def hold(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        self.held = self._read(args if output is None else output)
+
+    def compare(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        held, self.held = self.held, None
+        assert held is not None, "the hook in front has not run"
+        self.seen._record(self.handle.key, held, self._read(args if output is None else output))
+
+    def _read(self, value: Any) -> Tensor:
+        whole: Tensor = (value[0] if isinstance(value, tuple) else value).detach()
+        return whole if self.handle.columns is None else self.handle.columns.read(whole)
+
+
+@contextlib.contextmanager
+def site_changes(model: "PreTrainedModel") -> Iterator[SiteChanges]:
+    """Inside, forward passes record how far the active deltas move h at each of their sites.
+
+    Positions beside a sequence (a prefix, a prompt) change no h, so nothing is said of them. Sites
+    that are one module are seen together.
+
+    Raises:
+        DeltakitError: nothing is attached.
+    """
+    bank = need_bank(model)
+    seen, hooks = SiteChanges(), []
+    for key in active_nodes(bank):
+        handle, hook = bank.handles[key], _ChangeHook(seen, bank.handles[key])
+        if handle.tap is Tap.INPUT:
+            hooks.append(handle.module.register_forward_pre_hook(hook.hold, prepend=True))
+            hooks.append(handle.module.register_forward_pre_hook(hook.compare))
+        elif handle.tap in (Tap.OUTPUT, Tap.NORM):
+            hooks.append(handle.module.register_forward_hook(hook.hold, prepend=True))
+            hooks.append(handle.module.register_forward_hook(hook.compare))
+    try:
+        yield seen
+    finally:
+        for each in hooks:
+            each.remove()

@@ -23,6 +23,9 @@ from deltakit.core.site import INPUT_SITES
 from deltakit.errors import InvalidConfig
 from deltakit.methods.adapter import SequentialAdapter
 
+DEEPEST = 10_000
+"""More layers than any model has."""
+
 
 @register_method("adapterdrop")
 @dataclass(frozen=True, kw_only=True, init=False)
@@ -91,6 +94,9 @@ class AdapterDrop(Method):
         for layer in self.layers:
             if layer != 0:
                 check_whole(self, layers=layer)
+        largest = max(self.first, self.random_up_to, *self.layers, 0)
+        if largest > DEEPEST:  # a file may say any number, and all layers up to it are listed
+            raise InvalidConfig(f"AdapterDrop: no model has {largest:,} layers. Drop fewer.")
 
     @property
     def learning_rate(self) -> float:  # type: ignore[override]

@@ -13,7 +13,8 @@ composition        h + s Δh
 
 Where the sources differ. The paper draws A from a Gaussian; the authors' code and PEFT draw it
 uniformly (Kaiming with a = √5). The default here is the paper's, with PEFT's σ = 1 / r; the other
-is ``initialisation="kaiming"``. B is zero in both, so Δh is zero at the start. On a fused
+is ``initialisation="kaiming"``. B is zero in both, so Δh is zero at the start. At the table of
+embeddings, where x is a token's one-hot vector, their code has A zero and B normal. On a fused
 projection (GPT-2's c_attn) each site has matrices of its own over its own columns, so query and
 value alone can be adapted.
 
@@ -39,6 +40,9 @@ from deltakit.core.delta import Additive, ByRow, Delta, Mergeable, OnePass, add_
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
+
+TARGETS = (*LINEAR_SITES, Site.EMBED)
+"""The sites that a low-rank change can be made at."""
 
 Initialisation = Literal["gaussian", "kaiming"]
 
@@ -86,12 +90,55 @@ class LowRank(Delta, OnePass, ByRow, Mergeable, Additive):
         self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
     ) -> dict[str, Tensor]:
         """Σ w B A, exactly where the ranks add up to this form's, else its best approximation."""
-        A = torch.cat([tensors["lora_A"] for _, tensors in terms])
-        B = torch.cat([weight * tensors["lora_B"] for weight, tensors in terms], dim=1)
-        rank = self.lora_A.shape[0]
-        if rank < len(A):
-            A, B = _truncate(A, B, rank)
-        return {"lora_A": A, "lora_B": B}
+        return _sum_of_products(terms, self.lora_A.shape[0])
+
+
+class EmbeddingLowRank(Delta, Mergeable, Additive):
+    """The rows of Aᵀ for the given ids, times Bᵀ. Shapes: ids ``(...)`` to ``(..., d)``.
+
+    `scale` is what the table itself multiplies its vectors by.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        d: int,
+        *,
+        rank: int,
+        scale: float = 1.0,
+        initialisation: Initialisation = "gaussian",
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.lora_A = nn.Parameter(torch.zeros(rank, vocabulary))
+        self.lora_B = nn.Parameter(torch.zeros(d, rank))
+        match initialisation:
+            case "gaussian":
+                nn.init.normal_(self.lora_A, std=1 / rank)
+            case "kaiming":
+                nn.init.normal_(self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.embedding(x, self.lora_A.T), self.lora_B) * self.scale
+
+    def weight_change(self) -> Tensor:
+        return self.lora_B @ self.lora_A
+
+    def weighted_sum(
+        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
+    ) -> dict[str, Tensor]:
+        """Σ w B A, as `LowRank` has it."""
+        return _sum_of_products(terms, self.lora_A.shape[0])
+
+
+def _sum_of_products(
+    terms: Sequence[tuple[float, Mapping[str, Tensor]]], rank: int
+) -> dict[str, Tensor]:
+    A = torch.cat([tensors["lora_A"] for _, tensors in terms])
+    B = torch.cat([weight * tensors["lora_B"] for weight, tensors in terms], dim=1)
+    if rank < len(A):
+        A, B = _truncate(A, B, rank)
+    return {"lora_A": A, "lora_B": B}
 
 
 def _truncate(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -113,11 +160,12 @@ class LoRA(Method):
     Args:
         rank: r.
         alpha: α; the change is scaled by α / r, or α / √r with `rslora`.
-        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), or "all"
-            for every linear projection that the model has.
+        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), "embed"
+            for the table of token embeddings, or "all" for every linear projection that the model
+            has (the table is none).
         rslora: rank-stabilised scaling.
-        dropout: on the input of A, in training.
-        initialisation: of A: "gaussian" (the paper) or "kaiming" (the authors' code, PEFT).
+        dropout: on the input of A, in training; a token's id cannot be dropped.
+        initialisation: "gaussian" (the paper) or "kaiming" (the authors' code, PEFT).
 
     Raises:
         InvalidConfig: a value out of range.
@@ -155,15 +203,15 @@ class LoRA(Method):
         """The targets as sites, each once, in the order of the vocabulary."""
         if self.targets == ("all",):
             return LINEAR_SITES
-        wanted = {_linear_site(target) for target in self.targets}
-        return tuple(site for site in LINEAR_SITES if site in wanted)
+        wanted = {_site(target) for target in self.targets}
+        return tuple(site for site in TARGETS if site in wanted)
 
     def placements(self) -> tuple[Placement, ...]:
         scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
         return tuple(
             Placement(
                 site=site,
-                form=self.form,
+                form=self.table if site is Site.EMBED else self.form,
                 insertion=Insertion.PARALLEL,
                 scale=scale,
                 optional=self.targets == ("all",),
@@ -178,6 +226,16 @@ class LoRA(Method):
             handle.d_out,
             rank=self.rank,
             dropout=self.dropout,
+            initialisation=self.initialisation,
+        )
+
+    def table(self, handle: Handle) -> Delta:
+        """The low-rank pair for a table of embeddings."""
+        return EmbeddingLowRank(
+            handle.d_in,
+            handle.d_out,
+            rank=self.rank,
+            scale=handle.scale,
             initialisation=self.initialisation,
         )
 
@@ -210,9 +268,9 @@ def _names(targets: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _linear_site(name: str) -> Site:
-    names = {site.value: site for site in LINEAR_SITES}
-    names |= {site.value.partition(".")[2]: site for site in LINEAR_SITES}
+def _site(name: str) -> Site:
+    names = {site.value: site for site in TARGETS}
+    names |= {site.value.rpartition(".")[2]: site for site in TARGETS}
     if name not in names:
         raise unknown("LoRA target", name, [*names, "all"])
     return names[name]

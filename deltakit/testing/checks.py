@@ -7,7 +7,7 @@ not keep it, the function raises `NotApplicable` with the reason.
 import copy
 import inspect
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 import deltakit as dk
 from deltakit.core.method import CombiningMethod, Start
 from deltakit.errors import DeltakitError, InvalidConfig, NotMergeable
-from deltakit.inject.bank import head_names, need_bank
+from deltakit.inject.bank import Bank, head_names, need_bank
 from deltakit.testing.case import (
     WITHIN,
     Case,
@@ -259,6 +259,8 @@ def check_dropped_layers(case: Case) -> None:
     bank = need_bank(model)
     if bank.attached["default"].own.keys() - head_names(model):
         raise NotApplicable("it trains parameters of the base as well")
+    if any(p.requires_grad for p in _before_all_layers(bank)):
+        raise NotApplicable("it has deltas before the first layer as well")
     stack = next(h.stack for h in bank.handles.values() if h.in_a_layer)
     handles = [handle for handle in bank.handles.values() if handle.stack == stack]
     flowing = _modules_with_gradient(model, case.inputs, {handle.module for handle in handles})
@@ -409,6 +411,12 @@ def _without_the_first(case: Case) -> dk.Method:
         return dk.AdapterDrop(case.method, first=1)
     except InvalidConfig as error:
         raise NotApplicable(str(error)) from None
+
+
+def _before_all_layers(bank: Bank) -> Iterator[nn.Parameter]:
+    for key, module in bank.attached["default"].modules():
+        if not bank.handles[key.partition("#")[0]].in_a_layer:
+            yield from module.parameters()
 
 
 def _modules_with_gradient(

@@ -18,6 +18,7 @@ _SPECS: dict[str, str] = {
     "parallel[learned_scale=true]": "parallel[bottleneck=3,learned_scale=true]",
     "lora": "lora[rank=2]",
     "lora[targets=all]": "lora[rank=2,targets=all]",
+    "lora[targets=embed]": "lora[rank=2,targets=embed]",
     "ia3": "ia3",
     "prefix": "prefix[length=3,bottleneck=4]",
     "prefix[bottleneck=none]": "prefix[length=3,bottleneck=none]",

@@ -158,6 +158,7 @@ def test_a_model_of_ones_own_is_inferred() -> None:
         "blocks.2.attn.q": "blocks.2.qkv",
         "blocks.2.attn.k": "blocks.2.qkv",
         "blocks.2.attn.v": "blocks.2.qkv",
+        "blocks.2.attn.mid": "blocks.2.out",
         "blocks.2.attn.o": "blocks.2.out",
         "blocks.2.attn.out": "blocks.2.out",
         "blocks.2.ffn.up": "blocks.2.first",

@@ -76,8 +76,16 @@ STACKS = {
     **dict.fromkeys(("t5", "mt5", "bart", "mbart", "whisper"), ("encoder", "decoder", "cross")),
     "clip": ("text", "vision"),
 }
+TABLES = {
+    **dict.fromkeys(("t5", "mt5", "bart", "mbart"), {"encoder", "decoder"}),
+    **dict.fromkeys(("vit", "clip_vision_model"), set()),
+    **dict.fromkeys(("clip", "clip_text_model"), {"text"}),
+    "whisper": {"decoder"},
+}
 FUSED = ("gpt2", "modernbert", "gpt_neox", "bloom", "phi3")
-ATTENTION = {Site.ATTN_Q, Site.ATTN_K, Site.ATTN_V, Site.ATTN_O, Site.ATTN_KV, Site.ATTN_OUT}
+ATTENTION = {
+    Site.ATTN_Q, Site.ATTN_K, Site.ATTN_V, Site.ATTN_MID, Site.ATTN_O, Site.ATTN_KV, Site.ATTN_OUT,
+}  # fmt: skip
 INSIDE_FFN = {Site.FFN_GATE, Site.FFN_UP, Site.FFN_MID, Site.FFN_DOWN}
 
 
@@ -99,17 +107,20 @@ def test_every_family_resolves(kit: SimpleNamespace, family: str, kind: str) -> 
         assert "Unrecognized configuration" in str(error)  # transformers has no such head for it
         return
     handles = dk.resolve(model)
-    stacks = {handle.stack for handle in handles} - {"input"}
+    stacks = {handle.stack for handle in handles if handle.in_a_layer}
     whole = kind == "bare" or (kind == "seq2seq" and family in STACKS)
     expected = STACKS.get(family, tuple(stacks)) if whole else tuple(stacks)
     assert stacks == set(expected) and stacks
     for stack in stacks:
         sites = sites_of(family) & ATTENTION if stack == "cross" else sites_of(family)
-        assert {h.site for h in handles if h.stack == stack} == sites, stack
-        assert sum(h.stack == stack for h in handles) == 2 * len(sites)
+        inside = [h.site for h in handles if h.stack == stack and h.in_a_layer]
+        assert set(inside) == sites and len(inside) == 2 * len(sites), stack
     inputs = [h.key for h in handles if h.stack == "input"]
     decoder_alone = "encoder" not in stacks and family in STACKS
     tokens = [] if family in NO_TOKENS or decoder_alone else ["input.0.tokens"]
+    halves = [h.stack for h in handles if h.site is Site.EMBED]
+    tokens += ["input.0.embed"] if halves == ["input"] else []
+    assert set(halves) == TABLES.get(family, {"input"}) & {*stacks, "input"}
     assert inputs == tokens + ([] if family in NO_POSITIONS else ["input.0.positions"])
     assert len({h.key for h in handles}) == len(handles)
     for handle in handles:
@@ -127,6 +138,7 @@ def test_widths(kit: SimpleNamespace, family: str) -> None:
         Site.ATTN_Q: (16, 16),
         Site.ATTN_K: (16, keys),
         Site.ATTN_V: (16, keys),
+        Site.ATTN_MID: (16, 16),
         Site.ATTN_O: (16, 16),
         Site.ATTN_KV: (16, keys),
         Site.ATTN_OUT: (16, 16),
@@ -138,6 +150,7 @@ def test_widths(kit: SimpleNamespace, family: str) -> None:
         Site.FFN_STREAM: (16, 16),
         Site.BLOCK_OUT: (16, 16),
         Site.TOKENS: (tokens, tokens),
+        Site.EMBED: (64, tokens),
         Site.POSITIONS: (1, 1),
     }
     for handle in dk.resolve(kit.make_model(family)):
@@ -175,11 +188,11 @@ class Watch:
 
 
 def by_layer(model: Any) -> Iterator[dict[Site, dk.Handle]]:
-    """The handles of each layer of each stack, but the tokens."""
+    """The handles of each layer of each stack."""
     layers: dict[tuple[str, int], dict[Site, dk.Handle]] = {}
     for handle in dk.resolve(model):
-        layers.setdefault((handle.stack, handle.layer), {})[handle.site] = handle
-    layers.pop(("input", 0), None)
+        if handle.in_a_layer:
+            layers.setdefault((handle.stack, handle.layer), {})[handle.site] = handle
     return iter(layers.values())
 
 
@@ -197,10 +210,44 @@ def test_tokens_are_those_of_the_embeddings(kit: SimpleNamespace, family: str) -
     model = kit.make_model(family)
     for handle in dk.resolve(model):
         if handle.site is Site.TOKENS:
-            assert handle.embeddings is model.get_input_embeddings()
+            assert handle.embeddings.weight is model.get_input_embeddings().weight
+            assert handle.embeddings in Watch(model, kit.make_inputs(family)).given
             assert handle.d_in == handle.d_out == handle.embeddings.embedding_dim
             assert handle.tap is Tap.SEQUENCE and handle.position in (0, 1)
             assert (handle.reader is None) == (family not in STACKS)
+
+
+def check_tables(handles: tuple[dk.Handle, ...], seen: Watch) -> None:
+    """They are what the model calls, they look ids up, and they do nothing else but scaling."""
+    for handle in handles:
+        if handle.site is Site.EMBED:
+            assert handle.module in seen.given and not handle.in_a_layer
+            plain = handle.module.weight[seen.given[handle.module]]
+            torch.testing.assert_close(seen.returned[handle.module], handle.scale * plain)
+
+
+def test_tables_look_ids_up(kit: SimpleNamespace, family: str) -> None:
+    model, inputs = kit.make_model(family), kit.make_inputs(family)
+    check_tables(dk.resolve(model), Watch(model, inputs))
+
+
+def test_a_table_of_both_halves(kit: SimpleNamespace) -> None:
+    """A model whose vocabulary has changed has one table."""
+    model = kit.make_model("t5", "seq2seq")
+    model.resize_token_embeddings(66)
+    (handle,) = (h for h in dk.resolve(model) if h.site is Site.EMBED)
+    assert handle.key == "input.0.embed" and handle.module is model.get_input_embeddings()
+    check_tables((handle,), Watch(model, kit.make_inputs("t5")))
+
+
+def test_a_table_that_is_of_another_kind(kit: SimpleNamespace) -> None:
+    class Hashed(nn.Embedding):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input // 2)
+
+    model = kit.make_model("bert")
+    model.set_input_embeddings(Hashed(64, 16))
+    assert all(h.site is not Site.EMBED for h in dk.resolve(model))
 
 
 def test_positions_are_numbers_that_something_reads(kit: SimpleNamespace, family: str) -> None:
@@ -430,6 +477,7 @@ def test_model_types_that_share_a_layer(
     seen = Watch(model, inputs)
     check_stream(model, seen)
     check_attention(model, inputs, monkeypatch)
+    check_tables(dk.resolve(model), seen)
     reads = [h.module for h in dk.resolve(model) if h.site is Site.POSITIONS]
     assert len(reads) == (family.positions is not None) and set(reads) <= set(seen.given)
 

@@ -97,6 +97,7 @@ def test_methods_lists_every_method_with_its_settings(deltakit: Run) -> None:
     assert set(METHODS) <= set(lines)
     assert "hu2022lora" in lines["lora"] and "rank=8" in ended.out and "targets=q/v" in ended.out
     assert "houlsby2019parameter" in lines["houlsby"]
+    assert "peft:dora[r=8]" in ended.out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -113,6 +114,12 @@ def test_every_method_can_be_cited(name: str, deltakit: Run) -> None:
 def test_settings_and_sums_can_be_cited(deltakit: Run) -> None:
     assert "Hu, Edward" in deltakit("cite", "lora[rank=16]").out
     assert "Unified View" in deltakit("cite", "lora+houlsby").out
+
+
+def test_tuners_of_peft_can_be_cited(deltakit: Run) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed (extra 'peft')")
+    assert "2402.09353" in deltakit("cite", "peft:dora[r=4]").out
+    assert "Did you mean 'dora'" in deltakit("cite", "peft:doar").line
 
 
 # -------------------------------------------------------------------------------------- sites

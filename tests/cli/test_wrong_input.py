@@ -362,6 +362,7 @@ def test_a_number_of_seeds_that_is_not_whole(
         (("cite", "lroa"), "Did you mean 'lora'"),
         (("summary", "{bert}", "--method", "lroa"), "Did you mean 'lora'"),
         (("summary", "{bert}", "--method", "fusion"), "fusion"),
+        (("summary", "{bert}", "--method", "peft:lora"), "a row of a comparison"),
         (("summary", "nothing", "--method", "lora"), "'nothing'"),
         (("sites", "nothing"), "'nothing'"),
         (("report", "{bert}"), "no run folder"),

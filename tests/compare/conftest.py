@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from deltakit.cli.main import main
-from deltakit.compare import cell, report, run
+from deltakit.compare import cell, diagnose, run, views
 from deltakit.compare.plan import Budget, Request
 from deltakit.compare.plots import Plot
 from deltakit.compare.progress import Silent
@@ -176,13 +176,15 @@ def _own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("DELTAKIT_CACHE", str(place / "cache"))
     light(monkeypatch)
     # Drawing takes longer than training these models; the session's finished run does draw.
-    monkeypatch.setattr(report, "_plot", lambda *_: Plot(svg="<svg/>", png=b"png"))
+    nothing = Plot(svg="<svg></svg>", png=b"png")
+    monkeypatch.setattr(views, "pareto_plot", lambda *_, **__: nothing)
 
 
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures each thing once, and leaves the garbage of small models where it is."""
     monkeypatch.setattr(cell, "STEP_REPEATS", 1)
     monkeypatch.setattr(cell, "LATENCY_REPEATS", {1: 1, 8: 1})
+    monkeypatch.setattr(diagnose, "REPEATS", 1)
     monkeypatch.setattr(run, "clean_up", lambda: None)
 
 

@@ -18,6 +18,7 @@ from deltakit.compare.measure import (
     merged_latency_vs_base,
     training_memory,
 )
+from deltakit.compare.subject import Own
 
 KIB = 256  # float32 numbers in 1024 bytes
 
@@ -125,6 +126,43 @@ def test_frozen_parameters_have_neither_gradients_nor_state(step: Step) -> None:
     assert memory.activations == 4 * 8 * 3  # the input is not needed any more
 
 
+class Aside(Line):
+    """A line with a weight that is used without its gradient, as DoRA uses its norm."""
+
+    def forward(self, x: Tensor) -> Any:
+        self.line.weight.square().square().sum().detach()
+        return super().forward(x)
+
+
+def test_what_no_gradient_leads_to_is_not_kept(step: Step) -> None:
+    aside = Step(Aside(), step.batch)  # type: ignore[arg-type]
+    assert training_memory(aside).activations == training_memory(step).activations
+
+
+class Sparse(Line):
+    """A line whose weight is sparse, by a list of places and a parameter of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line.weight.requires_grad_(False)
+        self.values = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Any:
+        places = torch.tensor([[0, 2], [1, 3]])
+        change = torch.sparse_coo_tensor(places, self.values, (3, 4), check_invariants=False)
+        out = self.line(x) + torch.sparse.mm(change, x.T).T
+        return SimpleNamespace(loss=out.square().sum(), logits=out)
+
+
+def test_sparse_tensors_are_counted_by_their_parts(step: Step) -> None:
+    batch = step.batch
+    memory = training_memory(Step(Sparse(), batch))  # type: ignore[arg-type]
+    assert memory.gradients == 4 * (3 + 2)
+    # The places, the input and the output; the values are the parameter itself.
+    assert memory.activations == 8 * 4 + 4 * (8 * 4 + 8 * 3)
+    assert inference_memory(Sparse(), batch) > 4 * (3 * 4 + 3 + 5)  # type: ignore[arg-type]
+
+
 def test_counting_again_counts_the_same(step: Step) -> None:
     first = training_memory(step)
     step()
@@ -202,9 +240,10 @@ def test_latency_leaves_the_model_as_it_was(adapted: Any, kit: SimpleNamespace) 
     before = kit.snapshot(adapted)
     with torch.no_grad():
         logits = adapted(**batch).logits
-    result = latency(adapted, batch, repeats=2)
+    subject = Own(adapted, dk.LoRA())
+    result = latency(subject, batch, repeats=2)
     assert result.timing.median_ms > 0 and result.vs_base > 0
-    assert merged_latency_vs_base(adapted, batch, repeats=2) > 0
+    assert merged_latency_vs_base(subject, batch, repeats=2) > 0
     kit.assert_same(before, kit.snapshot(adapted))
     with torch.no_grad():
         assert torch.equal(adapted(**batch).logits, logits)
@@ -224,7 +263,7 @@ def test_the_base_is_measured_without_the_deltas(
                 seen.append(torch.equal(adapted(**batch).logits, base))
 
     monkeypatch.setattr(measure, "_TimedCall", Spy)
-    latency(adapted, batch, repeats=2)
+    latency(Own(adapted, dk.LoRA()), batch, repeats=2)
     assert seen == [False, True] * 4  # two rounds of warm-up, two that count
 
 
@@ -243,12 +282,12 @@ def test_only_what_merges_has_a_merged_latency(
 ) -> None:
     model = kit.make_model("bert", "classify")
     dk.attach(model, method)
-    found = merged_latency_vs_base(model, kit.make_batch(), repeats=1)
+    found = merged_latency_vs_base(Own(model, method), kit.make_batch(), repeats=1)
     assert (found is not None) == merges
 
 
 def test_measuring_does_not_leave_a_merged_model(adapted: Any, kit: SimpleNamespace) -> None:
     weights = {name: p.detach().clone() for name, p in adapted.named_parameters()}
-    merged_latency_vs_base(adapted, kit.make_batch(), repeats=1)
+    merged_latency_vs_base(Own(adapted, dk.LoRA()), kit.make_batch(), repeats=1)
     for name, parameter in adapted.named_parameters():
         assert torch.equal(parameter, weights[name]), name

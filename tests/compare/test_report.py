@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
-from deltakit.compare import report, tables
+from deltakit.compare import tables, views
+from deltakit.compare.claims import CLAIMS
+from deltakit.compare.page import Insights
 from deltakit.compare.plots import Point, pareto_front, pareto_plot
 from deltakit.compare.report import plain_text, terminal_table, write_reports
 from deltakit.compare.schema import COLUMNS, CellResult, Predictions
+from deltakit.compare.search import Choice, Trial
 from deltakit.compare.stats import paired_difference
 from deltakit.compare.tables import summarise
+from deltakit.compare.views import COSTS
 from deltakit.errors import InvalidConfig
 
 FILES = {
@@ -43,9 +47,6 @@ TITLES = (
     "Stage 1 time",
 )
 LABELS = (0, 1) * 50
-
-draw_plot = report._plot
-"""The real one: the folder's conftest spares the other tests the drawing."""
 
 
 def right(n: int) -> Predictions:
@@ -112,8 +113,10 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    def write(rows: Any = ROWS, predictions: Any = PREDICTIONS, run: Any = RUN) -> Path:
-        write_reports(tmp_path / "run", rows, predictions, run)
+    def write(
+        rows: Any = ROWS, predictions: Any = PREDICTIONS, run: Any = RUN, insights: Any = None
+    ) -> Path:
+        write_reports(tmp_path / "run", rows, predictions, run, insights)
         return tmp_path / "run"
 
     return write
@@ -121,7 +124,8 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_plot", draw_plot)
+    # The folder's conftest spares the other tests the drawing.
+    monkeypatch.setattr(views, "pareto_plot", pareto_plot)
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -447,8 +451,8 @@ def test_the_page_is_well_formed_and_has_every_section(write: Write, drawn: None
     page = Page((write() / "report.html").read_text(encoding="utf-8"))
     assert page.open == []
     ids = {value for tag, name, value in page.attributes if tag == "section" and name == "id"}
-    expected = {"table", "plot", "reading", "protocol", "failures", "cells", "provenance"}
-    assert ids == expected
+    always = {"table", "plots", "claims", "reading", "protocol", "failures", "cells", "provenance"}
+    assert ids == always
 
 
 def test_the_page_needs_nothing_from_anywhere(write: Write, drawn: None) -> None:
@@ -466,6 +470,108 @@ def test_the_plot_stands_in_the_page(write: Write, drawn: None) -> None:
     figure = text.split("<figure")[1].split("</figure>")[0]
     assert figure.count("<svg") == 1
     assert "<metadata" not in figure
+
+
+def test_no_two_elements_of_the_page_share_an_id(write: Write, drawn: None) -> None:
+    page = Page((write() / "report.html").read_text(encoding="utf-8"))
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    used = {value for _, name, value in page.attributes if name in ("href", "aria-labelledby")}
+    assert {value.removeprefix("#") for value in used} <= set(ids)
+
+
+def test_every_cost_has_a_picture_and_its_points_in_words(write: Write, drawn: None) -> None:
+    text = (write() / "report.html").read_text(encoding="utf-8")
+    section = text.split('<section id="plots">')[1].split("</section>")[0]
+    assert section.count("<svg") == len(COSTS) == 4
+    rows = Page(section).rows
+    assert ["mixed", "79.0 [74.0, 83.0] %", "1 h 08 mown: 1 m 20 s, stage 1: 1 h 07 m", ""] in rows
+
+
+def test_a_published_claim_has_this_runs_figures_beside_it(write: Write) -> None:
+    text = (write() / "report.html").read_text(encoding="utf-8")
+    claims = text.split('<article class="claim">')[1:]
+    assert len(claims) == len(CLAIMS)
+    inference, step, merged, *others = claims
+    assert "arXiv:2010.11918" in inference
+    assert "so in 2 of 2 rows" in inference and "small[rank=8]: 1.08×" in inference
+    assert "high: " not in step
+    assert "so in 1 of 1 row<" in merged
+    assert all("Not in this run." in claim for claim in others)
+
+
+SEARCH = Choice(
+    lr=1e-2,
+    trials=(
+        Trial(lr=1e-4, score=0.6),
+        Trial(lr=1e-3, score=None, reason="the loss is <NaN>"),
+        Trial(lr=1e-2, score=0.7),
+    ),
+)
+FOUND = {
+    "moved": {"encoder.0": 0.1},
+    "changes": {"encoder.0.block.out": 0.2},
+    "attention": {"encoder.0.block.out": {"<imdb>": 0.25, "own": 0.75}},
+    "by_members": {"1": 1.0, "2": 1.2},
+}
+INSIGHTS = Insights(
+    searches={("mixed", "fp32", 0): SEARCH},
+    found={("mixed", "fp32", 0): FOUND, ("small[rank=8]", "fp32", 0): {"moved": {"encoder.0": 1}}},
+)
+
+
+def test_a_search_is_shown_with_its_edge_and_what_failed(write: Write) -> None:
+    text = (write(insights=INSIGHTS) / "report.html").read_text(encoding="utf-8")
+    section = text.split('<section id="rates">')[1].split("</section>")[0]
+    assert section.count("<svg") == section.count('class="chosen"') == 1
+    assert section.count('class="tried"') == section.count('class="failed"') == 1
+    assert "The highest rate that was tried" in section
+    assert '<p class="warning">0.001: failed, the loss is &lt;NaN&gt;</p>' in section
+    assert "1 of 5 cells failed, 1 of 3 trials failed." in text
+
+
+def test_what_happens_inside_is_shown_layer_by_layer(write: Write) -> None:
+    text = (write(insights=INSIGHTS) / "report.html").read_text(encoding="utf-8")
+    page = Page(text.split('<section id="inside">')[1].split("</section>")[0])
+    assert page.open == []
+    assert page.rows == [
+        ["Layer", "0"],
+        ["small[rank=8]", "100 %"],  # in the order of the table
+        ["mixed", "10.0 %"],
+        ["Layer", "0"],
+        ["mixed · block.out", "20.0 %"],
+        ["Layer", "0"],
+        ["mixed · block.out · <imdb>", "0.25"],
+        ["mixed · block.out · own", "0.75"],
+    ]
+    assert "mixed: 1.20× with 2 members" in text
+
+
+def test_without_a_search_or_a_look_inside_their_sections_are_left_out(write: Write) -> None:
+    text = (write() / "report.html").read_text(encoding="utf-8")
+    assert "#rates" not in text and "#inside" not in text
+    assert "1 of 5 cells failed." in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (ROWS, ("One seed", "100 test examples", "No learning rate", "1 of 5 cells failed")),
+        ((done("a", 60), done("a", 61, seed=1)), ("2 seeds", "No learning rate")),
+        ((done("a", 60, trials=3, lr_edge="high"),), ("a: the best rate is at an edge",)),
+    ],
+)
+def test_the_page_says_what_the_run_cannot(write: Write, rows: Any, said: tuple[str, ...]) -> None:
+    text = (write(rows, {}) / "report.html").read_text(encoding="utf-8")
+    limits = text.split("What this run cannot say")[1].split("</ul>")[0]
+    assert [word for word in said if word not in limits] == []
+    assert ("No learning rate" in limits) == ("No learning rate" in said)
+
+
+def test_the_page_is_small(write: Write, drawn: None) -> None:
+    rows = [done(f"method {n}", 60 + n, base=base) for n in range(8) for base in ("fp32", "int8")]
+    text = (write(rows, {}) / "report.html").read_text(encoding="utf-8")
+    assert len(text.encode()) < 1_000_000
 
 
 def test_the_page_shows_rows_failures_notes_protocol_and_provenance(write: Write) -> None:
@@ -520,13 +626,13 @@ def test_whatever_people_name_is_escaped(write: Write, drawn: None, where: str) 
 
 
 POINTS = (
-    Point(label="low", base="fp32", params=0, score=60.0, low=55.0, high=65.0),
-    Point(label="unknown", base="fp32", params=None, score=50.0),
-    Point(label="worse", base="fp32", params=9e4, score=59.0),
-    Point(label="small", base="fp32", params=1e5, score=78.0, low=76.0, high=80.0),
-    Point(label="same", base="fp32", params=1e5, score=77.0),
-    Point(label="waste", base="fp32", params=1e6, score=78.0),
-    Point(label="high", base="fp32", params=2e7, score=80.0),
+    Point(label="low", base="fp32", cost=0, score=60.0, low=55.0, high=65.0),
+    Point(label="unknown", base="fp32", cost=None, score=50.0),
+    Point(label="worse", base="fp32", cost=9e4, score=59.0),
+    Point(label="small", base="fp32", cost=1e5, score=78.0, low=76.0, high=80.0),
+    Point(label="same", base="fp32", cost=1e5, score=77.0),
+    Point(label="waste", base="fp32", cost=1e6, score=78.0),
+    Point(label="high", base="fp32", cost=2e7, score=80.0),
 )
 
 
@@ -571,20 +677,20 @@ def labels_of(points: tuple[Point, ...], monkeypatch: pytest.MonkeyPatch) -> lis
     from deltakit.compare import plots
 
     boxes: list[Any] = []
-    place = plots._place
+    place = plots.place
 
     def watched(figure: Any, axes: Any, labels: Any, lengths: Any) -> None:
         place(figure, axes, labels, lengths)
         boxes.extend(label.get_window_extent() for label in labels)
 
-    monkeypatch.setattr(plots, "_place", watched)
+    monkeypatch.setattr(plots, "place", watched)
     pareto_plot(points, title="t", metric="accuracy")
     return boxes
 
 
 def test_labels_of_points_that_lie_together_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     points = tuple(
-        Point(label=f"method {n}", base="fp32", params=1e5 * (1 + n / 50), score=78 + n / 20)
+        Point(label=f"method {n}", base="fp32", cost=1e5 * (1 + n / 50), score=78 + n / 20)
         for n in range(6)
     )
     boxes = labels_of((*POINTS[:1], *points, POINTS[-1]), monkeypatch)
@@ -603,7 +709,7 @@ def test_the_front_of_several_bases_is_made_of_their_true_parameters(
     watched = lambda axes, front: seen.append(front) or stairs(axes, front)  # noqa: E731
     monkeypatch.setattr(plots, "_stairs", watched)
     points = [
-        Point(label="a", base=base, params=1e5, score=score)
+        Point(label="a", base=base, cost=1e5, score=score)
         for base, score in (("fp32", 70.0), ("int8", 71.0))
     ]
     pareto_plot(points, title="t", metric="accuracy")

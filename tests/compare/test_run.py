@@ -19,6 +19,7 @@ from deltakit.compare.plan import resolve
 from deltakit.compare.progress import Silent
 from deltakit.compare.run import report_folder, run_plan
 from deltakit.compare.schema import COLUMNS
+from deltakit.compare.store import RunFolder
 from deltakit.compare.train import TrainingFailed
 from deltakit.core.method import CLASSES, METHODS, UNIFIED_VIEW
 
@@ -65,9 +66,30 @@ def test_the_run_folder_holds_every_file_of_the_contract(finished: Any) -> None:
     said = json.loads((finished.folder / "run.json").read_text())
     ids = [each["id"] for each in said["plan"]["cells"]]
     cells = finished.folder / "cells"
-    assert {path.name for path in cells.iterdir()} == {
-        f"{each}{ending}" for each in ids for ending in (".json", ".predictions.csv")
+    endings = (".json", ".predictions.csv")
+    inside = {
+        f"{each['id']}.diagnostics.json"
+        for each in said["plan"]["cells"]
+        if each["method"] not in ("majority", "head")  # these leave the base as it is
     }
+    assert {path.name for path in cells.iterdir()} == inside | {
+        f"{each}{ending}" for each in ids for ending in endings
+    }
+
+
+def test_what_happens_inside_each_model_is_recorded_and_shown(finished: Any) -> None:
+    folder = RunFolder(finished.folder)
+    cells = folder.description()["plan"]["cells"]
+    found = {cell["method"]: folder.diagnostics(cell["id"]) for cell in cells}
+    assert set(found["full"]) == {"texts", "moved"}
+    assert set(found["lora"]) == {"texts", "moved", "changes", "by_dropped"}
+    assert {key.split(".")[-1] for key in found["lora"]["changes"]} == {"q", "v"}
+    for shares in found["fusion"]["attention"].values():
+        assert set(shares) == {"shop", "trade", "two"}
+    assert list(found["fusion"]["by_members"]) == ["1", "2", "3"]
+    text = (finished.folder / "report.html").read_text(encoding="utf-8")
+    for words in ("lora · attn.q", "fusion · block.out · trade", "× with 3 members"):
+        assert words in text
 
 
 def test_results_begin_with_the_columns_of_the_contract(finished: Any) -> None:
@@ -132,7 +154,7 @@ def test_the_task_is_learned_from_its_words(finished: Any) -> None:
 
 
 def test_predictions_are_beside_each_cell_and_make_its_score(finished: Any) -> None:
-    for path in (finished.folder / "cells").glob("*.json"):
+    for path in (finished.folder / "cells").glob("?" * 16 + ".json"):
         stored = json.loads(path.read_text())
         table = path.with_suffix(".predictions.csv").read_text()
         assert table.startswith("row,label,predicted\n")
@@ -266,6 +288,19 @@ def test_a_training_that_is_over_is_not_repeated(
     ours, theirs = read.results(out)["fusion"], finished.rows["fusion"]
     for column in (*SCORES, *COUNTS, "train_gradient_bytes", "train_optimizer_bytes"):
         assert ours[column] == theirs[column], column
+
+
+def test_what_comes_from_the_store_is_measured_like_what_is_trained(
+    asked: Callable[..., Any], llama: Path, tmp_path: Path, read: Any
+) -> None:
+    plan, out = resolve(asked("head", model=str(llama))), tmp_path / "run"
+    run_plan(plan, out)
+    first = read.results(out)["head"]
+    shutil.rmtree(out / "cells")
+    run_plan(plan, out)
+    again = read.results(out)["head"]
+    for column in (*SCORES, *COUNTS, "train_activation_bytes", "infer_peak_bytes"):
+        assert again[column] == first[column], column
 
 
 class Stopping:

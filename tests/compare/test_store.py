@@ -51,6 +51,18 @@ def test_a_cell_comes_back_as_it_was(plan: Plan, tmp_path: Path) -> None:
     assert list(content["result"]) == list(COLUMNS)
 
 
+def test_what_was_found_in_a_model_comes_back_and_nothing_has_no_file(
+    plan: Plan, tmp_path: Path
+) -> None:
+    folder, cell = RunFolder(tmp_path), plan.cells[-1]
+    folder.write_diagnostics(cell, {})
+    assert list(tmp_path.iterdir()) == []
+    assert folder.diagnostics(cell.id) == {}
+    folder.write_diagnostics(cell, {"moved": {"encoder.0": 1 / 3}})
+    assert folder.diagnostics(cell.id) == {"moved": {"encoder.0": 1 / 3}}
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{cell.id}.diagnostics.json"]
+
+
 def test_a_failed_cell_is_there_but_not_finished(plan: Plan, tmp_path: Path) -> None:
     folder, cell = RunFolder(tmp_path), plan.cells[-1]
     folder.write(cell, result(status="failed", reason="out of memory"), None)
@@ -159,12 +171,12 @@ def test_a_delta_is_there_once_its_record_is(plan: Plan, tmp_path: Path) -> None
     training, deltas = plan.cells[-1].training, DeltaStore(tmp_path)
     assert deltas.record(training) is None
 
-    def save(model: Any, folder: Path) -> None:
+    def save(folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "delta.safetensors").write_bytes(b"12345")
         assert deltas.record(training) is None
 
-    assert deltas.write(training, RECORD, save, None) == 5
+    assert deltas.write(training, RECORD, save) == 5
     assert deltas.record(training) == RECORD
     assert deltas.size(training) == 5
     deltas.discard(training)

@@ -1,7 +1,9 @@
 """The grammar of methods, their trip through JSON, the registry and its messages."""
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 import deltakit as dk
 from deltakit._registry import Registry
+from deltakit.core.foreign import PROVIDERS, Foreign, settings_of
 from deltakit.core.method import (
     CLASSES,
     METHODS,
@@ -202,6 +205,69 @@ def test_split_is_the_inverse_of_join(parts: list[str]) -> None:
 def test_bad_saved_methods(data: dict[str, Any], kind: Any, message: str) -> None:
     with pytest.raises(kind, match=message):
         method_from_dict(data)
+
+
+# ------------------------------------------------------------------------------- other libraries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Foreign):
+    """What another library would bring, without one."""
+
+    provider: ClassVar[str] = "toy"
+    usage: ClassVar[str] = "Write toy:thing[size=2]."
+    paper = dk.LoRA.paper
+    learning_rate: ClassVar[float] = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", settings_of(self.settings))
+
+    def subject(self, model: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def toy() -> Iterator[type[Toy]]:
+    PROVIDERS.add("toy", Toy)
+    CLASSES.add("Toy", Toy)
+    yield Toy
+    PROVIDERS.remove("toy")
+    CLASSES.remove("Toy")
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings"),
+    [
+        ("toy:thing", ()),
+        ("toy:thing[]", ()),
+        (" toy : thing [ size = 2 ] ", (("size", 2),)),
+        ("toy:thing[b=x/y,a=none]", (("a", None), ("b", ("x", "y")))),
+        ("toy:thing[settings=1,name=2]", (("name", 2), ("settings", 1))),
+    ],
+)
+def test_a_method_of_another_library(
+    toy: type[Toy], spec: str, settings: tuple[tuple[str, Any], ...]
+) -> None:
+    method = parse_method(spec)
+    assert method == toy(name="thing", settings=settings)
+    assert parse_method(format_method(method)) == method
+    assert method_from_dict(json.loads(json.dumps(method_to_dict(method)))) == method
+
+
+def test_a_method_of_another_library_beside_and_inside_ours(toy: type[Toy]) -> None:
+    both = parse_method("lora+toy:thing[size=2]")
+    assert both == dk.LoRA() + toy(name="thing", settings=(("size", 2),))
+    inside = parse_method("fusion[member=toy:thing[size=2]]")
+    assert isinstance(inside, dk.AdapterFusion) and format_method(inside).count("toy:thing") == 1
+    with pytest.raises(InvalidConfig, match="toy:thing is put on a model by toy, not by deltakit"):
+        both.placements()
+
+
+@pytest.mark.parametrize("spec", ["tyo:thing", ":thing", "toy:thing[size]", "toy:thing[a=1,a=2]"])
+def test_a_provider_that_is_not_there_or_a_malformed_name(toy: type[Toy], spec: str) -> None:
+    with pytest.raises((UnknownName, InvalidConfig)) as caught:
+        parse_method(spec)
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------- registry

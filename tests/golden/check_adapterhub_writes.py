@@ -56,6 +56,7 @@ def methods(family: str) -> dict[str, Any]:
         "pfeiffer + houlsby": dk.AdapterDrop(dk.SequentialAdapter(), layers=0)
         + dk.AdapterDrop(dk.SequentialAdapter(placement="houlsby"), layers=1),
         "(IA)3": dk.IA3(feedforward="pre_activation"),
+        "(IA)3, targets": dk.IA3(targets=("attn.q", "attn.v", "ffn.down")),
     }
     if family != "t5":
         found["prefix"] = dk.PrefixTuning(length=3, bottleneck=5)

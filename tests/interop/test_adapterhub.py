@@ -322,6 +322,7 @@ OURS = {
     "lora": dk.LoRA(rank=3, alpha=5, targets=("v", "q"), dropout=0.1),
     "rslora": dk.LoRA(rank=3, rslora=True, targets=("q", "up", "down")),
     "ia3": dk.IA3(feedforward="pre_activation"),
+    "ia3 elsewhere": dk.IA3(targets=("attn.q", "attn.v", "ffn.down")),
     "prefix": dk.PrefixTuning(length=2, bottleneck=3, dropout=0.1),
     "flat": dk.PrefixTuning(length=2, bottleneck=None),
     "mam": dk.MAM(length=2, prefix_bottleneck=3, bottleneck=4, scale=2.0),
@@ -493,7 +494,7 @@ def test_conversions(case: str, library: Library, tmp_path: Path, base: Any) -> 
         ("lora_qv", {"r": 10**30}, "does not fit this BertModel"),
         ("lora_qv", {"r": 2.5}, "r=2.5 cannot be loaded: it must be a whole number"),
         ("ia3", {"alpha": 2}, "alpha=2 .* no scale"),
-        ("ia3", {"output_lora": True}, r"it rescales attn.k, attn.v, ffn.up, ffn.down"),
+        ("ia3", {"output_lora": True}, r"output.dense.loras.*lora_B' is missing"),
         ("prefix", {"use_gating": True}, "use_gating=True"),
         ("prefix", {"non_linearity": "relu"}, "non_linearity='relu' .* has a tanh"),
         ("prefix", {"prefix_length": 0}, r"PrefixTuning\(length=0\)"),
@@ -526,7 +527,7 @@ def test_configs_that_deltakit_has_no_counterpart_of(
         ("t5/double_seq_bn", {"cross_adapter": False}, "cross_adapter=False .* all attentions"),
         ("t5/seq_bn", {"leave_out": [0]}, r"layers \[0\] of 4.* encoder and decoder alike"),
         ("bart/prefix", {"cross_prefix": False}, "cross_prefix=False"),
-        ("llama/ia3", {"intermediate_lora": True}, "it rescales .*ffn.down"),
+        ("llama/ia3", {"intermediate_lora": True}, "down_proj.loras.*lora_B' is missing"),
     ],
 )
 def test_configs_that_no_other_model_has(
@@ -618,7 +619,7 @@ def test_files_that_are_wrong(
     (folder / "pytorch_adapter.bin").unlink()
     assert "has no weights" in refused(kit, model, folder)
     (folder / CONFIG).write_text('{"config": {}, "model_type": "bert", "peft_type": "LORA"}')
-    assert "holds no delta" in refused(kit, model, folder)
+    assert "has no weights: none of adapter_model" in refused(kit, model, folder)  # PEFT's now
     (folder / CONFIG).write_text("{")
     assert "is no JSON" in refused(kit, model, folder)
 

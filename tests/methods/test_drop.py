@@ -393,3 +393,9 @@ def test_what_it_modifies() -> None:
         dk.AdapterDrop(dk.AdapterFusion("a"))
     with pytest.raises(InvalidConfig, match="nothing into any layer"):
         dk.AdapterDrop(dk.BitFit())
+
+
+@pytest.mark.parametrize("fields", [{"first": 10**12}, {"layers": (10**12,)}])
+def test_more_layers_than_any_model_has(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match="no model has 1,000,000,000,000 layers"):
+        dk.AdapterDrop(**fields)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import deltakit as dk
-from deltakit.errors import InvalidConfig
+from deltakit.errors import InvalidConfig, UnknownName
 
 
 def test_golden_ia3(golden: Any, kit: SimpleNamespace) -> None:
@@ -54,14 +54,21 @@ def handles_input(path: str) -> bool:
     return path.endswith(("output.dense", "down_proj"))
 
 
-@pytest.mark.parametrize("feedforward", ["post_activation", "pre_activation"])
+EVERYWHERE = ("attn.q", "attn.k", "attn.v", "attn.mid", "attn.o", "ffn.up", "ffn.mid", "ffn.down")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [dk.IA3(), dk.IA3(feedforward="pre_activation"), dk.IA3(targets=EVERYWHERE)],
+    ids=["post", "pre", "everywhere"],
+)
 @pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "llama"])
 def test_merged_equals_unmerged_with_random_biases(
-    kit: SimpleNamespace, family: str, feedforward: str
+    kit: SimpleNamespace, family: str, method: dk.IA3
 ) -> None:
     model, batch = kit.make_model(family), kit.make_batch()
     before, hooks = kit.out(model, batch), kit.hook_count(model)
-    dk.attach(model, dk.IA3(feedforward=feedforward) + dk.LoRA(targets="all"))
+    dk.attach(model, method + dk.LoRA(targets="all"))
     kit.randomise_deltas(model)
     unmerged = kit.out(model, batch)
     assert (unmerged - before).abs().max() > 1e-2
@@ -79,6 +86,36 @@ def test_at_the_start_it_is_the_identity_bit_for_bit(kit: SimpleNamespace) -> No
     before = kit.out(model, batch)
     dk.attach(model, dk.IA3())
     assert torch.equal(kit.out(model, batch), before)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_what_enters_the_last_projection_of_attention(kit: SimpleNamespace, family: str) -> None:
+    """Rescaling it is rescaling the columns of that projection."""
+    model, batch = kit.make_model(family), kit.make_batch()
+    dk.attach(model, dk.IA3(targets="attn.mid"))
+    kit.randomise_deltas(model)
+    scaled = kit.out(model, batch)
+    handles = kit.bank(model).handles
+    vectors = {k.removesuffix(".vector"): v for k, v in kit.bank(model).get("default").tensors()}
+    for key, vector in vectors.items():
+        weight = handles[key].module.weight
+        across = vector if isinstance(handles[key].module, torch.nn.Linear) else vector[:, None]
+        weight.data = weight.data * across.detach()
+    with dk.disabled(model):
+        torch.testing.assert_close(kit.out(model, batch), scaled, atol=1e-5, rtol=1e-5)
+
+
+def test_targets_are_sites() -> None:
+    paper = dk.IA3(targets=("ffn.mid", "attn.v", "attn.k", "attn.v"))
+    assert paper.sites() == dk.IA3().sites()
+    assert dk.parse_method("ia3[targets=attn.q]") == dk.IA3(targets=("attn.q",))
+    with pytest.raises(UnknownName, match="unknown IA3 target 'block.out'. Known: attn.k"):
+        dk.IA3(targets=("block.out",))
+    with pytest.raises(InvalidConfig, match="leave feedforward out"):
+        dk.IA3(targets=("attn.k",), feedforward="pre_activation")
+    for nothing in ((), 3):
+        with pytest.raises(InvalidConfig, match="name sites"):
+            dk.IA3(targets=nothing)  # type: ignore[arg-type]
 
 
 def test_settings() -> None:

@@ -1,5 +1,6 @@
 """LoRA: golden values, hand-made merged weights, PEFT, initialisation, settings."""
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 import deltakit as dk
-from deltakit.errors import InvalidConfig, UnknownName
+from deltakit.errors import InvalidConfig, SiteNotFound, UnknownName
 
 SITES = {  # PEFT's module names, by family and our site
     "bert": {
@@ -213,3 +214,181 @@ def test_all_is_not_a_target_among_others() -> None:
 def test_bad_settings(fields: dict[str, Any], kind: Any, message: str) -> None:
     with pytest.raises(kind, match=message):
         dk.LoRA(**fields)
+
+
+# ------------------------------------------------------------------------- the table of embeddings
+
+
+def tables(kit: SimpleNamespace, model: Any, name: str = "default") -> dict[str, Any]:
+    """The deltas of the tables, by the path of each."""
+    bank = kit.bank(model)
+    leaves = bank.get(name).leaves
+    handles = [h for h in bank.handles.values() if h.site is dk.Site.EMBED]
+    return {h.path: leaves[h.key][0].delta for h in handles}
+
+
+EMBEDDED = ("bert", "electra", "gpt2", "llama", "gemma2", "gemma3_text", "t5", "bart", "mbart")
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")  # PEFT's
+@pytest.mark.parametrize("family", EMBEDDED)
+def test_the_table_is_pefts(kit: SimpleNamespace, family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    scale = {"scale_embedding": True} if family in ("bart", "mbart") else {}
+    model, inputs = kit.make_model(family, **scale), kit.make_inputs(family)
+    base = kit.out(model, inputs)
+    paths = [h.path for h in dk.resolve(model) if h.site is dk.Site.EMBED]
+    assert len(paths) == 1 + (family in ("t5", "bart", "mbart"))
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=paths, init_lora_weights=False)
+    theirs = get_peft_model(copy.deepcopy(model), config).eval()
+    dk.attach(model, dk.LoRA(rank=4, alpha=8, targets="embed"))
+    assert torch.equal(kit.out(model, inputs), base)
+    for path, delta in tables(kit, model).items():
+        layer = theirs.base_model.model.get_submodule(path)
+        delta.lora_A.data = layer.lora_embedding_A["default"].data
+        delta.lora_B.data = layer.lora_embedding_B["default"].data
+    found = kit.out(model, inputs)
+    assert (found - base).abs().max() > 1e-2
+    torch.testing.assert_close(found, kit.out(theirs, inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_the_table_beside_projections(kit: SimpleNamespace) -> None:
+    """In a column of A there is one token."""
+    model, inputs = kit.make_model("llama", "causal"), kit.make_inputs("llama")
+    base = kit.out(model, inputs)
+    dk.attach(model, dk.LoRA(rank=4, alpha=8, targets=("q", "embed")))
+    kit.randomise_deltas(model)
+    found, (delta,) = kit.out(model, inputs), tables(kit, model).values()
+    ids, table = inputs["input_ids"], model.get_input_embeddings()
+    change = 2 * (delta.lora_B @ delta.lora_A).T
+    torch.testing.assert_close(table(ids), table.weight[ids] + change[ids])
+    model(**inputs)[0].sum().backward()
+    received = delta.lora_A.grad.any(0).nonzero().flatten().tolist()
+    assert received == ids.unique().tolist()
+    before = kit.snapshot(model)
+    dk.merge(model)
+    assert torch.equal(table.weight, before["state"]["model.embed_tokens.weight"] + change)
+    torch.testing.assert_close(kit.out(model, inputs), found, atol=1e-5, rtol=1e-5)
+    dk.unmerge(model)
+    kit.assert_same(before, kit.snapshot(model))
+    dk.detach(model)
+    assert torch.equal(kit.out(model, inputs), base)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("gpt2", "causal"), ("gemma2", "causal"), ("t5", "bare"), ("bart", "bare")]
+)
+def test_tied_tables_are_not_merged(kit: SimpleNamespace, family: str, kind: str) -> None:
+    model = kit.make_model(family, kind)
+    dk.attach(model, dk.LoRA(targets=("q", "embed")))
+    before = kit.snapshot(model)
+    with pytest.raises(dk.NotMergeable, match=r"the weight of '.*' is '.*weight' too \(tied\)"):
+        dk.merge(model)
+    kit.assert_same(before, kit.snapshot(model))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "bart"])
+def test_an_untied_scaled_table_is_merged(kit: SimpleNamespace, family: str) -> None:
+    scale = {"scale_embedding": True} if family == "bart" else {}
+    model = kit.make_model(family, tie_word_embeddings=False, **scale)
+    inputs = kit.make_inputs(family)
+    base = kit.out(model, inputs)
+    dk.attach(model, dk.LoRA(rank=2, targets="embed"))
+    kit.randomise_deltas(model)
+    found = kit.out(model, inputs)
+    assert (found - base).abs().max() > 1e-2
+    dk.merge(model)
+    torch.testing.assert_close(kit.out(model, inputs), found, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gemma2", "t5"])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_rows_look_up_their_own(kit: SimpleNamespace, family: str, rank: int) -> None:
+    model, inputs = kit.make_model(family), kit.make_inputs(family)
+    dk.attach(model, dk.LoRA(rank=2, alpha=1, targets="embed"), name="a")
+    dk.attach(model, dk.LoRA(rank=rank, alpha=1, targets="embed"), name="b")
+    kit.randomise_deltas(model)
+    alone = {}
+    for name in ("a", "b", None):
+        dk.activate(model, name)
+        alone[name] = kit.out(model, inputs)
+    dk.activate(model, dk.PerRow(["b", None, "a"]))
+    expected = torch.stack([alone["b"][0], alone[None][1], alone["a"][2]])
+    torch.testing.assert_close(kit.out(model, inputs), expected, atol=1e-5, rtol=1e-5)
+    dk.activate(model, dk.PerRow(["b", "a", "b"]))
+    expected = torch.stack([alone["b"][0], alone["a"][1], alone["b"][2]])
+    torch.testing.assert_close(kit.out(model, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_prompts_stand_among_changed_vectors(kit: SimpleNamespace, family: str) -> None:
+    """The prompt's are its own, the tokens' are those that the table now has."""
+    model, inputs = kit.make_model(family), kit.make_inputs(family)
+    dk.attach(model, dk.PromptTuning(length=2), name="prompt")
+    dk.attach(model, dk.LoRA(rank=2, targets="embed"), name="table")
+    kit.randomise_deltas(model)
+    dk.activate(model, dk.Stack("prompt", "table"))
+    both = kit.out(model, inputs)
+    changes = {path: d.weight_change() * 8 for path, d in tables(kit, model, "table").items()}
+    dk.activate(model, "prompt")
+    assert (kit.out(model, inputs) - both).abs().max() > 1e-3
+    for path, change in changes.items():
+        table = model.get_submodule(path)
+        table.weight = torch.nn.Parameter(table.weight.detach() + change.detach().T)
+    torch.testing.assert_close(kit.out(model, inputs), both, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_are_dropped_around_the_table(kit: SimpleNamespace) -> None:
+    method = dk.AdapterDrop(dk.LoRA(targets=("q", "embed")), first=1, random_up_to=2)
+    model, inputs = kit.make_model("bert"), kit.make_inputs("bert")
+    dk.attach(model, method)
+    assert set(kit.bank(model).get("default").leaves) == {"encoder.1.attn.q", "input.0.embed"}
+    kit.randomise_deltas(model)
+    (delta,) = tables(kit, model).values()
+    seen: list[Tensor] = []
+    delta.register_forward_hook(lambda _, args, output: seen.append(output))
+    model.train()
+    for _ in range(5):
+        model(**inputs)
+    dk.drop(model, first=2)
+    model.eval()(**inputs)
+    assert len(seen) == 6
+    with pytest.raises(InvalidConfig, match="it puts nothing into any layer"):
+        dk.AdapterDrop(dk.LoRA(targets="embed"))
+
+
+def test_a_sum_of_tables(kit: SimpleNamespace) -> None:
+    model, inputs = kit.make_model("gemma2"), kit.make_inputs("gemma2")
+    for name, rank in (("a", 2), ("b", 3)):
+        dk.attach(model, dk.LoRA(rank=rank, targets=("embed",)), name=name)
+    kit.randomise_deltas(model)
+    dk.task_arithmetic(model, {"a": 0.5, "b": -2.0}, name="sum")
+    deltas = [next(iter(tables(kit, model, name).values())) for name in ("a", "b", "sum")]
+    a, b, total = (delta.weight_change() for delta in deltas)
+    torch.testing.assert_close(total, 0.5 * 8 * a - 2.0 * 16 / 3 * b)
+    dk.activate(model, dk.Mean("a", "b", weights=[0.5, -2.0]))
+    mean = kit.out(model, inputs)
+    dk.activate(model, "sum")
+    torch.testing.assert_close(kit.out(model, inputs), mean, atol=1e-5, rtol=1e-5)
+
+
+def test_the_authors_code_has_a_zero_in_the_table(kit: SimpleNamespace) -> None:
+    model = kit.make_model("bert", vocab_size=4096)
+    for how in ("gaussian", "kaiming"):
+        dk.attach(model, dk.LoRA(rank=8, targets="embed", initialisation=how), name=how)
+    (paper,), (code,) = (tables(kit, model, name).values() for name in ("gaussian", "kaiming"))
+    assert paper.lora_A.std().item() == pytest.approx(1 / 8, rel=0.03) and not paper.lora_B.any()
+    assert code.lora_B.std().item() == pytest.approx(1, rel=0.2) and not code.lora_A.any()
+
+
+def test_all_leaves_the_table_out(kit: SimpleNamespace) -> None:
+    model = kit.make_model("bert")
+    dk.attach(model, dk.LoRA(targets="all"))
+    assert "input.0.embed" not in kit.bank(model).get("default").leaves
+
+
+@pytest.mark.parametrize("family", ["vit", "clip_vision_model"])
+def test_a_model_without_a_table(kit: SimpleNamespace, family: str) -> None:
+    with pytest.raises(SiteNotFound, match="no site 'embed': no table is known in it that only"):
+        dk.attach(kit.make_model(family), dk.LoRA(targets="embed"))

@@ -25,6 +25,7 @@ register_family(
                     Site.ATTN_Q: output("attention.query"),
                     Site.ATTN_K: output("attention.key"),
                     Site.ATTN_V: output("attention.value"),
+                    Site.ATTN_MID: input_of("attention.dense"),
                     Site.ATTN_O: output("attention.dense"),
                     Site.ATTN_KV: attention("attention"),
                     Site.ATTN_OUT: output("attention.output_dropout", reads="attention.query"),

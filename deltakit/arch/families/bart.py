@@ -24,6 +24,7 @@ def _attention(path: str) -> dict[Site, Location]:
         Site.ATTN_Q: output(f"{path}.q_proj"),
         Site.ATTN_K: output(f"{path}.k_proj"),
         Site.ATTN_V: output(f"{path}.v_proj"),
+        Site.ATTN_MID: input_of(f"{path}.out_proj"),
         Site.ATTN_O: output(f"{path}.out_proj"),
         Site.ATTN_KV: attention(path),
         Site.ATTN_OUT: output(f"{path}.out_proj", reads=f"{path}.q_proj"),
@@ -57,6 +58,7 @@ def _stacks(block_out: Location) -> tuple[LayerStack, ...]:
 
 
 _TOKENS = Tokens(path="encoder", reader="decoder")
+_TABLES = {"encoder": "encoder.embed_tokens", "decoder": "decoder.embed_tokens"}
 
 register_family(
     Family(
@@ -64,6 +66,7 @@ register_family(
         model_types=("bart", "marian", "plbart", "blenderbot-small"),
         stacks=_stacks(norm("final_layer_norm")),
         tokens=_TOKENS,
+        tables=_TABLES,
     )
 )
 register_family(
@@ -72,6 +75,14 @@ register_family(
         model_types=("mbart", "m2m_100", "pegasus", "blenderbot"),
         stacks=_stacks(output("")),
         tokens=_TOKENS,
+        tables=_TABLES,
     )
 )
-register_family(Family(name="whisper", model_types=("whisper",), stacks=_stacks(output(""))))
+register_family(
+    Family(
+        name="whisper",
+        model_types=("whisper",),
+        stacks=_stacks(output("")),
+        tables={"decoder": "decoder.embed_tokens"},  # the encoder is given sound
+    )
+)

@@ -36,6 +36,7 @@ register_family(
                     Site.ATTN_Q: output("attention.self.query"),
                     Site.ATTN_K: output("attention.self.key"),
                     Site.ATTN_V: output("attention.self.value"),
+                    Site.ATTN_MID: input_of("attention.output.dense"),
                     Site.ATTN_O: output("attention.output.dense"),
                     Site.ATTN_KV: attention("attention.self"),
                     Site.ATTN_OUT: output("attention.output.dropout", reads="attention.self.query"),

@@ -35,6 +35,7 @@ def _sites(config: Any) -> Mapping[Site, Location]:
         return firsts
     return {
         **firsts,
+        Site.ATTN_MID: input_of("self_attention.dense"),
         Site.ATTN_O: output("self_attention.dense"),
         Site.ATTN_OUT: output("self_attention.dense", reads=_FUSED),
         Site.FFN_MID: input_of("mlp.dense_4h_to_h"),

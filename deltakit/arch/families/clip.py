@@ -14,6 +14,7 @@ _SITES = {
     Site.ATTN_Q: output("self_attn.q_proj"),
     Site.ATTN_K: output("self_attn.k_proj"),
     Site.ATTN_V: output("self_attn.v_proj"),
+    Site.ATTN_MID: input_of("self_attn.out_proj"),
     Site.ATTN_O: output("self_attn.out_proj"),
     Site.ATTN_KV: attention("self_attn"),
     Site.ATTN_OUT: output("self_attn.out_proj", reads="self_attn.q_proj"),
@@ -39,6 +40,7 @@ register_family(
             )
             for tower in ("text", "vision")
         ),
+        tables={"text": "text_model.embeddings.token_embedding"},
     )
 )
 for _tower in ("text", "vision"):
@@ -51,5 +53,6 @@ for _tower in ("text", "vision"):
                     name=_tower, layers="encoder.layers", activation="hidden_act", sites=_SITES
                 ),
             ),
+            tables={"text": "embeddings.token_embedding"},
         )
     )

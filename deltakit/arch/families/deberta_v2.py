@@ -29,6 +29,7 @@ register_family(
                     Site.ATTN_Q: output("attention.self.query_proj"),
                     Site.ATTN_K: output("attention.self.key_proj"),
                     Site.ATTN_V: output("attention.self.value_proj"),
+                    Site.ATTN_MID: input_of("attention.output.dense"),
                     Site.ATTN_O: output("attention.output.dense"),
                     Site.ATTN_OUT: output("attention.output.dropout", reads="attention.self"),
                     Site.FFN_UP: output("intermediate.dense"),

@@ -25,6 +25,7 @@ register_family(
                     Site.ATTN_Q: output("attention.q_lin"),
                     Site.ATTN_K: output("attention.k_lin"),
                     Site.ATTN_V: output("attention.v_lin"),
+                    Site.ATTN_MID: input_of("attention.out_lin"),
                     Site.ATTN_O: output("attention.out_lin"),
                     Site.ATTN_KV: attention("attention"),
                     Site.ATTN_OUT: output("attention.out_lin", reads="attention.q_lin"),

@@ -18,6 +18,7 @@ _SITES = {
     Site.ATTN_Q: output("self_attn.q_proj"),
     Site.ATTN_K: output("self_attn.k_proj"),
     Site.ATTN_V: output("self_attn.v_proj"),
+    Site.ATTN_MID: input_of("self_attn.o_proj"),
     Site.ATTN_O: output("self_attn.o_proj"),
     Site.ATTN_KV: attention("self_attn"),
     Site.ATTN_OUT: output("post_attention_layernorm", reads="self_attn.q_proj"),
@@ -50,6 +51,7 @@ register_family(
                 sites=_SITES,
             ),
         ),
+        tables={"input": "language_model.embed_tokens"},
         positions="language_model.rotary_emb",
     )
 )

@@ -25,6 +25,7 @@ register_family(
                     Site.ATTN_Q: output("attn.c_attn", columns=thirds(0)),
                     Site.ATTN_K: output("attn.c_attn", columns=thirds(1)),
                     Site.ATTN_V: output("attn.c_attn", columns=thirds(2)),
+                    Site.ATTN_MID: input_of("attn.c_proj"),
                     Site.ATTN_O: output("attn.c_proj"),
                     Site.ATTN_KV: attention("attn"),
                     Site.ATTN_OUT: output("attn.resid_dropout", reads="attn.c_attn"),

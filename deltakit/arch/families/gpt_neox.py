@@ -25,6 +25,7 @@ register_family(
                     Site.ATTN_Q: output("attention.query_key_value", columns=head_thirds(0)),
                     Site.ATTN_K: output("attention.query_key_value", columns=head_thirds(1)),
                     Site.ATTN_V: output("attention.query_key_value", columns=head_thirds(2)),
+                    Site.ATTN_MID: input_of("attention.dense"),
                     Site.ATTN_O: output("attention.dense"),
                     Site.ATTN_KV: attention("attention"),
                     Site.ATTN_OUT: output(

@@ -23,6 +23,7 @@ _SITES = {
     Site.ATTN_Q: output("self_attn.q_proj"),
     Site.ATTN_K: output("self_attn.k_proj"),
     Site.ATTN_V: output("self_attn.v_proj"),
+    Site.ATTN_MID: input_of("self_attn.o_proj"),
     Site.ATTN_O: output("self_attn.o_proj"),
     Site.ATTN_KV: attention("self_attn"),
     Site.ATTN_OUT: output("self_attn.o_proj", reads="self_attn.q_proj"),

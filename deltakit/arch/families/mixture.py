@@ -4,7 +4,15 @@ The experts of a layer are one tensor, not linear projections, so the sites in t
 left out; the feed-forward as a whole is one module. Some layers of some models have a plain one.
 """
 
-from deltakit.arch.family import Family, LayerStack, Tokens, attention, output, register_family
+from deltakit.arch.family import (
+    Family,
+    LayerStack,
+    Tokens,
+    attention,
+    input_of,
+    output,
+    register_family,
+)
 from deltakit.core.site import Site
 
 register_family(
@@ -30,6 +38,7 @@ register_family(
                     Site.ATTN_Q: output("self_attn.q_proj"),
                     Site.ATTN_K: output("self_attn.k_proj"),
                     Site.ATTN_V: output("self_attn.v_proj"),
+                    Site.ATTN_MID: input_of("self_attn.o_proj"),
                     Site.ATTN_O: output("self_attn.o_proj"),
                     Site.ATTN_KV: attention("self_attn"),
                     Site.ATTN_OUT: output("self_attn.o_proj", reads="self_attn.q_proj"),

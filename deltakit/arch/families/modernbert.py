@@ -25,6 +25,7 @@ register_family(
                     Site.ATTN_Q: output("attn.Wqkv", columns=thirds(0)),
                     Site.ATTN_K: output("attn.Wqkv", columns=thirds(1)),
                     Site.ATTN_V: output("attn.Wqkv", columns=thirds(2)),
+                    Site.ATTN_MID: input_of("attn.Wo"),
                     Site.ATTN_O: output("attn.Wo"),
                     Site.ATTN_KV: attention("attn"),
                     Site.ATTN_OUT: output("attn.out_drop", reads="attn.Wqkv"),

@@ -24,6 +24,7 @@ register_family(
                     Site.ATTN_Q: output("attention.attn.q"),
                     Site.ATTN_K: output("attention.attn.k"),
                     Site.ATTN_V: output("attention.attn.v"),
+                    Site.ATTN_MID: input_of("attention.attn.o"),
                     Site.ATTN_O: output("attention.attn.o"),
                     Site.ATTN_OUT: output("attention.dropout", reads="attention.attn.q"),
                     Site.FFN_UP: output("intermediate.dense"),

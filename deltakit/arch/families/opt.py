@@ -25,6 +25,7 @@ def _sites(config: Any) -> Mapping[Site, Location]:
         Site.ATTN_Q: output("self_attn.q_proj"),
         Site.ATTN_K: output("self_attn.k_proj"),
         Site.ATTN_V: output("self_attn.v_proj"),
+        Site.ATTN_MID: input_of("self_attn.out_proj"),
         Site.ATTN_O: output("self_attn.out_proj"),
         Site.ATTN_KV: attention("self_attn"),
         Site.ATTN_OUT: output("self_attn.out_proj", reads="self_attn.q_proj"),

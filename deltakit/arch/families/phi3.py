@@ -25,6 +25,7 @@ register_family(
                     Site.ATTN_Q: output("self_attn.qkv_proj", columns=grouped_thirds(0)),
                     Site.ATTN_K: output("self_attn.qkv_proj", columns=grouped_thirds(1)),
                     Site.ATTN_V: output("self_attn.qkv_proj", columns=grouped_thirds(2)),
+                    Site.ATTN_MID: input_of("self_attn.o_proj"),
                     Site.ATTN_O: output("self_attn.o_proj"),
                     Site.ATTN_KV: attention("self_attn"),
                     Site.ATTN_OUT: output("resid_attn_dropout", reads="self_attn.qkv_proj"),

@@ -21,6 +21,7 @@ def _attention(path: str, dropout: str) -> dict[Site, Location]:
         Site.ATTN_Q: output(f"{path}.q"),
         Site.ATTN_K: output(f"{path}.k"),
         Site.ATTN_V: output(f"{path}.v"),
+        Site.ATTN_MID: input_of(f"{path}.o"),
         Site.ATTN_O: output(f"{path}.o"),
         Site.ATTN_KV: attention(path),
         Site.ATTN_OUT: output(dropout, reads=f"{path}.q"),
@@ -75,5 +76,6 @@ register_family(
             ),
         ),
         tokens=Tokens(path="encoder", reader="decoder"),
+        tables={"encoder": "encoder.embed_tokens", "decoder": "decoder.embed_tokens"},
     )
 )

@@ -23,6 +23,7 @@ register_family(
                     Site.ATTN_Q: output("attention.q_proj"),
                     Site.ATTN_K: output("attention.k_proj"),
                     Site.ATTN_V: output("attention.v_proj"),
+                    Site.ATTN_MID: input_of("attention.o_proj"),
                     Site.ATTN_O: output("attention.o_proj"),
                     Site.ATTN_KV: attention("attention"),
                     Site.ATTN_OUT: output("attention.o_proj", reads="attention.q_proj"),

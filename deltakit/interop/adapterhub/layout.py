@@ -237,6 +237,6 @@ def host_of(model: "PreTrainedModel") -> Host:
         )
     bank = bank_of(model)
     handles = resolve(model) if bank is None else tuple(bank.handles.values())
-    handles = tuple(handle for handle in handles if handle.tap is not Tap.SEQUENCE)
+    handles = tuple(handle for handle in handles if handle.in_a_layer)
     depths = {handle.stack: handle.layer + 1 for handle in handles}
     return Host(model, layout, handles, head_names(model), depths)

@@ -85,14 +85,9 @@ def _ia3(settings: Settings, sites: tuple[Site, ...]) -> IA3:
     for key in ("r", "alpha"):
         settings.only(key, 1, "(IA)³ has no rank and no scale")
     settings.only("dropout", 0, "(IA)³ has no dropout")
-    if sites != _IA3_SITES:
-        raise CheckpointError(
-            f"{settings.origin}: it rescales {', '.join(sites)} (attn_matrices="
-            f"{settings['attn_matrices']!r}, intermediate_lora={settings['intermediate_lora']!r}, "
-            f"output_lora={settings['output_lora']!r}); deltakit's (IA)³ rescales "
-            f"{', '.join(_IA3_SITES)}."
-        )
-    return IA3(feedforward="pre_activation")
+    if sites == _IA3_SITES:
+        return IA3(feedforward="pre_activation")
+    return IA3(targets=tuple(site.value for site in sites))
 
 
 def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
@@ -101,7 +96,7 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     method = term.method
     if isinstance(method, IA3):
         config = _described_ia3(method)
-        sites = _IA3_SITES
+        sites = method.sites()
     else:
         assert isinstance(method, LoRA)
         sites = method.sites()
@@ -127,7 +122,7 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
 
 
 def _described_ia3(method: IA3) -> dict[str, Any]:
-    if method.feedforward != "pre_activation":
+    if method.targets is None and method.feedforward != "pre_activation":
         raise CheckpointError(
             f"IA3(feedforward={method.feedforward!r}) has no words in AdapterHub's format: its "
             "library rescales before the activation. Save it as format='deltakit', or train "

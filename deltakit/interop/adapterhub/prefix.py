@@ -61,6 +61,12 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     (term,) = terms
     method = term.method
     assert isinstance(method, PrefixTuning)
+    if method.positions != "kept":
+        raise CheckpointError(
+            f"PrefixTuning(positions={method.positions!r}) has no words in AdapterHub's format: "
+            "its library leaves the tokens' positions alone. Save it as format='deltakit' or "
+            "'peft'."
+        )
     return {
         **DEFAULTS,
         "flat": method.bottleneck is None,
