@@ -112,11 +112,10 @@ def latency_by_dropped(model: "PreTrainedModel", batch: measure.Batch) -> dict[s
     """By n, a forward pass without the deltas of the lowest n layers over one with all."""
     bank = need_bank(model)
     handles = [bank.handles[key] for key in active_nodes(bank)]
-    layers = {handle.layer for handle in handles if handle.in_a_layer}
+    layers = sorted({handle.layer for handle in handles if handle.in_a_layer})
     if len(layers) < 2:
         return {}
-    depth = 1 + max(layers)
-    numbers = (0, depth // 2, depth)
+    numbers = (0, layers[len(layers) // 2], 1 + layers[-1])
     return _alternated(model, batch, {str(n): partial(_dropped, model, n) for n in numbers})
 
 

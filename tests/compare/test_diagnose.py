@@ -68,6 +68,13 @@ def test_layers_are_dropped_and_come_back(kit: SimpleNamespace) -> None:
     assert torch.equal(kit.out(model, kit.make_batch()), expected)
 
 
+def test_layers_that_have_no_deltas_are_not_dropped_alone(kit: SimpleNamespace) -> None:
+    model = kit.make_model("bert", num_hidden_layers=4)
+    dk.attach(model, dk.AdapterDrop(dk.LoRA(rank=2), first=2))
+    found = diagnose(model, kit.make_inputs("bert"))
+    assert list(found["by_dropped"]) == ["0", "3", "4"]
+
+
 def test_a_prompt_that_a_decoder_sees_is_left_out_of_the_comparison(kit: SimpleNamespace) -> None:
     found = diagnose(prepared(kit, dk.PromptTuning(length=3), "t5"), kit.make_inputs("t5"))
     assert set(found["moved"]) == {"decoder.0", "decoder.1"}
