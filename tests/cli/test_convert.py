@@ -70,3 +70,27 @@ def test_a_place_that_is_taken(deltakit: Run, saved: Path, tmp_path: Path) -> No
     ended = deltakit("convert", saved, tmp_path / "base", "--to", "deltakit")
     assert ended.code == 2 and "exists and holds no delta of deltakit" in ended.line
     assert [path.name for path in (tmp_path / "base").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("other", ["peft", "adapterhub"])
+def test_there_and_back(other: str, deltakit: Run, saved: Path, tmp_path: Path) -> None:
+    base = ("--base", tmp_path / "base")
+    there, back = tmp_path / "there", tmp_path / "back"
+    ended = deltakit("convert", saved, there, "--to", other, *base)
+    assert (ended.code, ended.err) == (0, "")
+    assert (there / "adapter_config.json").is_file()
+    ended = deltakit("convert", there, back, "--to", "deltakit", *base)
+    assert (ended.code, ended.err) == (0, "")
+    for name in ("delta.json", "delta.safetensors"):
+        assert (back / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_what_cannot_be_carried_over(deltakit: Run, kit: SimpleNamespace, tmp_path: Path) -> None:
+    model = kit.make_model("bert")
+    dk.attach(model, dk.SequentialAdapter(bottleneck=3), name="mine")
+    dk.save(model, tmp_path / "mine", name="mine")
+    model.config.save_pretrained(tmp_path / "base")
+    base = ("--base", tmp_path / "base")
+    ended = deltakit("convert", tmp_path / "mine", tmp_path / "new", "--to", "peft", *base)
+    assert ended.code == 2 and ended.out == "" and "SequentialAdapter" in ended.line
+    assert not (tmp_path / "new").exists()
