@@ -31,6 +31,12 @@ def write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def cache_folder() -> Path:
+    """What is kept between runs lies here: ``$DELTAKIT_CACHE``, or in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deltakit"
+    return Path(os.environ.get("DELTAKIT_CACHE", default))
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

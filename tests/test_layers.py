@@ -115,10 +115,15 @@ def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name.rpartition(".")[2]
 
 
+COLUMNS = {"compare/tasks/kinds/answers.py": {"prompt"}}
+"""Strings that name a column of people's data."""
+
+
 @pytest.mark.parametrize("path", sources("compare", "inject", "cli"), ids=relative)
 def test_the_harness_names_no_method(path: Path) -> None:
     names = set(METHODS) | set(CLASSES) - {"Sum"}
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    names -= COLUMNS.get(relative(path), set())
     found = [f"line {line}: {word}" for line, word in words(tree) if word in names]
     assert found == []
 

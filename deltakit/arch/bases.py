@@ -199,13 +199,18 @@ def read_base(
     *,
     task: str = "bare",
     labels: int | None = None,
+    problem: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     local_files_only: bool = False,
 ) -> "tuple[PreTrainedModel, frozenset[str]]":
-    """As `load_base`, with the names of the parameters that the checkpoint has no values for."""
+    """As `load_base`, with the names of the parameters that the checkpoint has no values for.
+
+    `problem` is transformers' name for what a head of `labels` numbers is trained on; by default
+    the labels tell.
+    """
     name, place = str(model), torch.device(device)
-    config = _config(name, labels, local_files_only=local_files_only)
+    config = read_config(name, labels, problem, local_files_only=local_files_only)
     chosen, dtype = _checked(name, config, base, dtype, place)
     kind = _class(task)
     skip = _heads(name, config, kind)
@@ -237,7 +242,7 @@ def check_base(
     local_files_only: bool = False,
 ) -> Base:
     """The base, if `load_base` would have the model in it here. Raises as `load_base`."""
-    config = _config(str(model), None, local_files_only=local_files_only)
+    config = read_config(str(model), local_files_only=local_files_only)
     return _checked(str(model), config, base, dtype, torch.device(device))[0]
 
 
@@ -252,17 +257,31 @@ def _checked(
     return chosen, dtype
 
 
-def _config(name: str, labels: int | None, *, local_files_only: bool) -> Any:
+def read_config(
+    name: str,
+    labels: int | None = None,
+    problem: str | None = None,
+    *,
+    local_files_only: bool = False,
+) -> Any:
+    """A model's config, with a head as `read_base` would draw it.
+
+    Raises:
+        UnknownName: there is none.
+    """
     from transformers import AutoConfig
 
-    given = {} if labels is None else {"num_labels": labels}
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=local_files_only, **given)
+        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError) as error:
         raise UnknownName(
             f"model {name!r} cannot be loaded: {first_line(error)} Give a folder that holds a "
             "transformers checkpoint, or a Hub name."
         ) from None
+    if labels is not None:
+        # What a checkpoint was fine-tuned on before is no part of a head that is to be drawn.
+        config.problem_type, config.num_labels = problem, labels
+    return config
 
 
 def _stored(config: Any) -> dict[str, Any] | None:

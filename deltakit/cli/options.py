@@ -106,6 +106,16 @@ _OPTIONS = (
         help="Shipped name, local folder or file, or Hub name. [rotten_tomatoes]",
     ),
     click.option(
+        "--kind",
+        help="classification, regression, multilabel, causal or answers, where the task is yours. "
+        "[what it looks like]",
+    ),
+    click.option(
+        "--metric",
+        help="What scores are, e.g. f1_macro, matthews, spearman. [accuracy, or what the kind of "
+        "task usually has]",
+    ),
+    click.option(
         "--bases",
         default=None,
         metavar="A,B,...",
@@ -156,6 +166,9 @@ _OPTIONS = (
     click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
     click.option("--pair-column", help="Column of the second text, where there is one."),
     click.option("--label-column", help="Column of the label, where the task is yours. [label]"),
+    click.option(
+        "--label-separator", help="What stands between several labels in one cell, e.g. ';'."
+    ),
 )
 
 

@@ -20,7 +20,7 @@ def plan(**options: Any) -> None:
     from deltakit.compare.plan import attach_all, given_folder, resolve
 
     resolved = resolve(request(options))
-    skeleton = resolved.model.skeleton(len(resolved.task.labels))
+    skeleton = resolved.model.skeleton(resolved.task.kind.head)
     rows: list[tuple[object, ...]] = []
     for cell, first in resolved.stages():
         if cell.training is None:
@@ -46,7 +46,7 @@ def plan(**options: Any) -> None:
     task = resolved.task
     click.echo(
         f"\n{task.name}: {len(task.train)} training and {len(task.test)} test examples, "
-        f"{len(task.labels)} classes. Plan {resolved.id}."
+        f"{task.kind.words}, {task.metric}. Plan {resolved.id}."
     )
 
 

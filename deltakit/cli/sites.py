@@ -26,15 +26,14 @@ def sites(model: str, infer: bool) -> None:
     For an architecture that is not known it prints the repeated modules, from which a
     deltakit.Family can be written; with --infer, what can be read off them, and why.
     """
+    from deltakit.compare.heads import SequenceHead
     from deltakit.compare.model import BaseChoice, find_model
 
-    source = find_model(model)
+    source, head = find_model(model), SequenceHead(outputs=2)
     if infer:
-        click.echo(
-            _inferred(source.load(BaseChoice(name="fp32"), labels=2, pad_token_id=None).model)
-        )
+        click.echo(_inferred(source.load(BaseChoice(name="fp32"), head, pad_token_id=None).model))
     else:
-        _show(source.skeleton(labels=2))
+        _show(source.skeleton(head))
 
 
 def _show(skeleton: "PreTrainedModel") -> None:

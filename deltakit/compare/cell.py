@@ -14,8 +14,9 @@ import torch
 import deltakit as dk
 from deltakit.compare import measure
 from deltakit.compare.diagnose import diagnose
-from deltakit.compare.evaluate import collate, constant, predict, score
+from deltakit.compare.evaluate import collate, predict, score
 from deltakit.compare.machine import device_peak
+from deltakit.compare.metrics import METRICS
 from deltakit.compare.model import BaseChoice, device
 from deltakit.compare.plan import FULL_PRECISION, Cell, Member, Plan, Training, attach_all
 from deltakit.compare.progress import Progress
@@ -23,7 +24,8 @@ from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.search import Choice, Trial, choose
 from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas, weights_bytes
 from deltakit.compare.subject import subject_of
-from deltakit.compare.train import TrainingFailed, TrainingRecord, encode, steps_of, train
+from deltakit.compare.tasks.kinds import Kind, truths
+from deltakit.compare.train import TrainingFailed, TrainingRecord, steps_of, train
 from deltakit.core.foreign import Subject
 from deltakit.core.method import METHODS, Method, Role
 
@@ -57,21 +59,28 @@ class Workshop:
         """Where everything runs."""
         return device()
 
+    def kind(self, task: str) -> Kind:
+        """The kind of a task."""
+        return self.plan.tasks[task].kind
+
     def encoded(self, task: str, split: str) -> "Dataset":
         """A split of a task as tokens."""
         if (task, split) not in self._encoded:
             data = getattr(self.plan.tasks[task], split)
             length = self.plan.request.budget.max_length
-            self._encoded[task, split] = encode(data, self.tokenizer, length)
+            self._encoded[task, split] = self.kind(task).encode(data, self.tokenizer, length)
         return self._encoded[task, split]
 
+    def predictions(self, model: "PreTrainedModel", task: str, split: str) -> Predictions:
+        """What a model says of a split of a task."""
+        return predict(model, self.encoded(task, split), self.kind(task), self.tokenizer)
+
     def base(self, task: str, seed: int, base: BaseChoice) -> "PreTrainedModel":
-        """The base with a fresh head for a task. The head depends on the seed alone."""
+        """The base with a head for a task. A fresh one depends on the seed alone."""
         from transformers import set_seed
 
         set_seed(seed)
-        labels = len(self.plan.tasks[task].labels)
-        loaded = self.plan.model.load(base, labels, self.tokenizer.pad_token_id)
+        loaded = self.plan.model.load(base, self.kind(task).head, self.tokenizer.pad_token_id)
         if loaded.fresh:
             self.folder.note(
                 f"{self.plan.model.name}: the checkpoint has no values for "
@@ -86,23 +95,37 @@ class Workshop:
     @cached_property
     def train_batch(self) -> measure.Batch:
         """A batch of typical rows of the training split, with labels."""
-        data = self.encoded(self.plan.task.name, "train")
-        size = self.plan.request.budget.batch_size
-        return collate(middle(data, size), self.tokenizer, self.device)
+        return self._typical("train", self.plan.request.budget.batch_size)
 
     def inference_batch(self, size: int) -> measure.Batch:
         """A batch of typical rows of the test split, without labels."""
-        rows = middle(self.encoded(self.plan.task.name, "test"), size)
-        batch = collate(rows, self.tokenizer, self.device)
+        batch = self._typical("test", size)
         del batch["labels"]
         return batch
 
+    def _typical(self, split: str, size: int) -> measure.Batch:
+        task = self.plan.task
+        rows = middle(self.encoded(task.name, split), size)
+        return collate(rows, task.kind, self.tokenizer, self.device)
+
     @cached_property
-    def reference_step(self) -> measure.Step:
-        """A training step of full fine-tuning on `train_batch`, in full precision."""
-        model = self.base(self.plan.task.name, 0, BaseChoice(name=FULL_PRECISION))
-        dk.attach(model, ceiling())
-        return measure.Step(model, self.train_batch)
+    def reference_step(self) -> measure.Step | None:
+        """A training step of full fine-tuning on `train_batch`, in full precision.
+
+        None where an accelerator has no room for it, as it may have for a large decoder in 4 bits.
+        """
+        try:
+            model = self.base(self.plan.task.name, 0, BaseChoice(name=FULL_PRECISION))
+            dk.attach(model, ceiling())
+            step = measure.Step(model, self.train_batch)
+            step()
+        except torch.OutOfMemoryError:
+            self.folder.note(
+                "Full fine-tuning in full precision does not fit into the accelerator's memory: "
+                "training steps have no ratio to it."
+            )
+            return None
+        return step
 
     def member_folder(self, member: Member) -> Path:
         """Where a member's trained delta is."""
@@ -148,13 +171,12 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
         shop.folder.write_search(cell, choice)
     subject, record = trained(shop, training)
     shop.progress.note("evaluating")
-    test = shop.encoded(cell.task, "test")
-    predictions = predict(subject.model, test, shop.tokenizer)
+    predictions = shop.predictions(subject.model, cell.task, "test")
     shop.progress.note("measuring")
     result = dataclasses.replace(
         _scored(shop, cell, predictions),
-        lr=training.lr,
-        lr_edge=choice.edge.value or None,
+        lr=training.lr if record.steps else None,
+        lr_edge=choice.edge.value or None if record.steps else None,
         trials=len(choice.trials) or None,
         trials_seconds=choice.seconds if choice.trials else None,
         train_seconds=record.seconds,
@@ -186,7 +208,8 @@ def resolved(shop: Workshop, training: Training) -> tuple[Training, Choice]:
     if len(training.rates) == 1:
         return training, Choice(lr=training.lr, trials=())
     trials = (resolved(shop, trial)[0] for trial in shop.plan.trials(training))
-    choice = choose([_tried(shop, trial) for trial in trials])
+    better = METRICS.get(shop.plan.task.metric).better
+    choice = choose([_tried(shop, trial) for trial in trials], better)
     return dataclasses.replace(training, rates=(choice.lr,)), choice
 
 
@@ -201,10 +224,9 @@ def _tried(shop: Workshop, training: Training) -> Trial:
     except TrainingFailed as error:
         trial = Trial(lr=training.lr, score=None, reason=reason(error))
     else:
-        validation = shop.encoded(training.task, "validation")
-        predictions = predict(subject.model, validation, shop.tokenizer)
-        judged = score(predictions, shop.plan.tasks[training.task].metric)
-        trial = Trial(lr=training.lr, score=judged.value, seconds=record.seconds)
+        predictions = shop.predictions(subject.model, training.task, "validation")
+        judged = METRICS.get(shop.plan.tasks[training.task].metric).value(predictions)
+        trial = Trial(lr=training.lr, score=judged, seconds=record.seconds)
     shop.folder.write_trial(training, trial)
     return trial
 
@@ -233,6 +255,7 @@ def trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecord
     record = train(
         subject.model,
         shop.encoded(training.task, "train"),
+        shop.kind(training.task),
         shop.tokenizer,
         budget=training.budget,
         lr=training.lr,
@@ -260,8 +283,9 @@ def deployed_size(shop: Workshop, training: Training, subject: Subject) -> int:
 
 
 def _constant(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
-    data = shop.plan.tasks[cell.task]
-    predictions = constant(data.train, data.test)
+    train, test = (shop.encoded(cell.task, split) for split in ("train", "test"))
+    constant = shop.kind(cell.task).constant(train, test, shop.tokenizer)
+    predictions = Predictions(labels=truths(test), predicted=tuple(constant))
     shop.progress.advance(1)
     return _scored(shop, cell, predictions), predictions
 
@@ -290,15 +314,17 @@ def _stage1_seconds(shop: Workshop, training: Training) -> float | None:
 
 
 def _training_cost(shop: Workshop, subject: Subject, training: Training) -> dict[str, Any]:
+    if not any(parameter.requires_grad for parameter in subject.model.parameters()):
+        return {}  # the base as it is
     step = measure.Step(subject.model, shop.train_batch)
     memory = measure.training_memory(step)
     if training.method.role is Role.CEILING and training.base.name == FULL_PRECISION:
         (own,) = measure.alternate([step], repeats=STEP_REPEATS, warmup=1)
-        ratio = 1.0
+        ratio: float | None = 1.0
     else:
-        pair = [step, shop.reference_step]
-        own, reference = measure.alternate(pair, repeats=STEP_REPEATS, warmup=1)
-        ratio = own.over(reference)
+        references = [] if shop.reference_step is None else [shop.reference_step]
+        own, *others = measure.alternate([step, *references], repeats=STEP_REPEATS, warmup=1)
+        ratio = own.over(others[0]) if others else None
     return {
         "train_step_ms": own.median_ms,
         "train_step_iqr_ms": own.iqr_ms,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltakit.compare.contrasts import Row
+from deltakit.compare.metrics import Metric
 from deltakit.compare.search import Choice, Edge, Trial
 from deltakit.compare.tables import percent, shorten
 
@@ -77,31 +78,39 @@ _EDGES = {
 }
 
 
-def curves(searches: Mapping[Row, Choice], names: Mapping[Row, str]) -> Curves | None:
-    """One curve for each search; None where there was none.
+def curves(
+    searches: Mapping[Row, Choice], names: Mapping[Row, str], metric: Metric
+) -> Curves | None:
+    """One curve for each search, the better scores on top; None where there was none.
 
     Args:
         searches: by row.
         names: what the page calls the rows.
+        metric: what the scores are.
     """
     if not searches:
         return None
     trials = [trial for choice in searches.values() for trial in choice.trials]
     x = _scale([math.log(t.lr) for t in trials], _LEFT, WIDTH - _RIGHT)
-    scores = [100 * t.score for t in trials if t.score is not None]
-    y = _scale(scores, HEIGHT - _BOTTOM, _TOP)
+    scores = [metric.unit.shown(t.score) for t in trials if t.score is not None]
+    lowest, highest = sorted((HEIGHT - _BOTTOM, _TOP), key=metric.better.rank, reverse=True)
+    y = _scale(scores, lowest, highest)
     return Curves(
         rates=tuple(Tick(at=x(math.log(rate)), text=f"{rate:g}") for rate in _decades(trials)),
         scores=tuple(Tick(at=y(score), text=f"{score:g}") for score in _round_numbers(scores)),
-        panels=tuple(_curve(names[row], choice, x, y) for row, choice in searches.items()),
+        panels=tuple(_curve(names[row], choice, x, y, metric) for row, choice in searches.items()),
     )
 
 
 def _curve(
-    name: str, choice: Choice, x: Callable[[float], float], y: Callable[[float], float]
+    name: str,
+    choice: Choice,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    metric: Metric,
 ) -> Curve:
     trials = sorted(choice.trials, key=lambda trial: trial.lr)
-    marks = tuple(_mark(trial, choice, x, y) for trial in trials)
+    marks = tuple(_mark(trial, choice, x, y, metric) for trial in trials)
     return Curve(
         title=name,
         chosen=f"{choice.lr:g}",
@@ -112,7 +121,11 @@ def _curve(
 
 
 def _mark(
-    trial: Trial, choice: Choice, x: Callable[[float], float], y: Callable[[float], float]
+    trial: Trial,
+    choice: Choice,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    metric: Metric,
 ) -> Mark:
     at = x(math.log(trial.lr))
     if trial.score is None:
@@ -120,9 +133,9 @@ def _mark(
         return Mark(x=at, y=HEIGHT - _BOTTOM, kind="failed", tip=tip)
     return Mark(
         x=at,
-        y=y(100 * trial.score),
+        y=y(metric.unit.shown(trial.score)),
         kind="chosen" if trial.lr == choice.lr else "tried",
-        tip=f"{trial.lr:g}: {100 * trial.score:.1f} %",
+        tip=f"{trial.lr:g}: {metric.said(trial.score)}",
     )
 
 

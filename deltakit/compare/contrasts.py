@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
+from deltakit.compare.metrics import Metric
 from deltakit.compare.schema import Predictions
-from deltakit.compare.stats import LEVEL, Difference, group_letters, holm, paired_difference
+from deltakit.compare.stats import LEVEL, Difference, group_letters, holm
 
 Row = tuple[str, str]
 """A method's label, and the base's name."""
@@ -16,16 +17,19 @@ Seeds = Mapping[int, Predictions]
 """The predictions of a row's finished cells, by seed."""
 
 
-def contrasts(rows: Mapping[Row, Seeds], pairs: Mapping[Row, Row]) -> dict[Row, Difference]:
+def contrasts(
+    rows: Mapping[Row, Seeds], pairs: Mapping[Row, Row], metric: Metric
+) -> dict[Row, Difference]:
     """Each row against its reference, p adjusted for how many rows there are (Holm).
 
     Args:
         rows: what each row predicted.
         pairs: from a row to its reference; a row without one, or without predictions, has no
             difference.
+        metric: what is compared.
     """
     found = {
-        row: _difference(rows[row], rows[other])
+        row: _difference(rows[row], rows[other], metric)
         for row, other in pairs.items()
         if row != other and rows.get(row) and rows.get(other)
     }
@@ -33,7 +37,7 @@ def contrasts(rows: Mapping[Row, Seeds], pairs: Mapping[Row, Row]) -> dict[Row, 
     return {row: replace(found[row], p=adjusted[row]) for row in found}
 
 
-def letters(rows: Mapping[Row, Seeds], ranked: Sequence[Row]) -> dict[Row, str]:
+def letters(rows: Mapping[Row, Seeds], ranked: Sequence[Row], metric: Metric) -> dict[Row, str]:
     """Letters for rows that cannot be told apart, of those with several seeds.
 
     A row with one seed says nothing about other seeds, so it has no letter.
@@ -41,9 +45,13 @@ def letters(rows: Mapping[Row, Seeds], ranked: Sequence[Row]) -> dict[Row, str]:
     Args:
         rows: what each row predicted.
         ranked: the rows, best first.
+        metric: what is compared.
     """
     several = [row for row in ranked if len(rows.get(row, {})) > 1]
-    p = {pair: _difference(rows[pair[0]], rows[pair[1]]).p for pair in combinations(several, 2)}
+    p = {
+        (one, other): _difference(rows[one], rows[other], metric).p
+        for one, other in combinations(several, 2)
+    }
     different = [pair for pair, adjusted in holm(p).items() if adjusted <= LEVEL]
     names = {row: f"{at}" for at, row in enumerate(several)}
     found = group_letters(
@@ -52,9 +60,9 @@ def letters(rows: Mapping[Row, Seeds], ranked: Sequence[Row]) -> dict[Row, str]:
     return {row: found[name] for row, name in names.items()}
 
 
-def _difference(one: Seeds, other: Seeds) -> Difference:
+def _difference(one: Seeds, other: Seeds, metric: Metric) -> Difference:
     """Paired by the seeds that both have, where there are any."""
     common = sorted(one.keys() & other.keys())
     if common:
-        return paired_difference([one[s] for s in common], [other[s] for s in common])
-    return paired_difference(list(one.values()), list(other.values()))
+        return metric.difference([one[s] for s in common], [other[s] for s in common])
+    return metric.difference(list(one.values()), list(other.values()))

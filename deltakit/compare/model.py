@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltakit.compare.heads import Head
 from deltakit.errors import InvalidConfig, UnknownName, first_line, unknown
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ class Loaded:
     """A model that has been read.
 
     Attributes:
-        model: with a fresh head.
-        fresh: parameters of its *base* that the checkpoint has no values for (a pooler, often):
-            they are as freshly drawn as the head.
+        model: with its head.
+        fresh: parameters that the checkpoint should have values for and has not (a pooler, often):
+            they are freshly drawn.
     """
 
     model: "PreTrainedModel"
@@ -129,8 +130,8 @@ class ModelSource:
                 "Give a folder that save_pretrained wrote."
             )
 
-    def load(self, base: "BaseChoice", labels: int, pad_token_id: int | None) -> "Loaded":
-        """The model in a base, with a fresh classification head of `labels` classes.
+    def load(self, base: "BaseChoice", head: Head, pad_token_id: int | None) -> "Loaded":
+        """The model in a base, with a head; one that was not pre-trained is drawn freshly.
 
         Raises:
             DeltakitError: as `deltakit.load_base`.
@@ -140,17 +141,15 @@ class ModelSource:
         model, missing = read_base(
             self.location,
             base.name,
-            task="classify",
-            labels=labels,
+            task=head.task,
+            labels=head.outputs,
+            problem=head.problem,
             dtype=base.torch_dtype,
             device=device(),
             local_files_only=self.local_only,
         )
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = pad_token_id
-        inside = f"{model.base_model_prefix}."
-        fresh = sorted(key for key in missing if key.startswith(inside))
-        return Loaded(model=model, fresh=tuple(fresh))
+        head.settle(model, pad_token_id)
+        return Loaded(model=model, fresh=head.lacking(missing, model))
 
     def check_base(self, base: "BaseChoice") -> "Base":
         """What holds the model in a base. Raises as `deltakit.load_base`, before it is loaded."""
@@ -164,24 +163,29 @@ class ModelSource:
             local_files_only=self.local_only,
         )
 
-    def skeleton(self, labels: int) -> "PreTrainedModel":
+    def skeleton(self, head: Head) -> "PreTrainedModel":
         """The model without its weights, on the meta device, to try methods on.
 
         Raises:
-            InvalidConfig: the architecture has no sequence classification head.
+            InvalidConfig: the architecture has no such head.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        import transformers
 
-        config = AutoConfig.from_pretrained(
-            self.location, num_labels=labels, local_files_only=self.local_only
+        from deltakit.arch.bases import TASKS, read_config
+
+        config = read_config(
+            self.location, head.outputs, head.problem, local_files_only=self.local_only
         )
+        head.check(self.name, config)
         try:
             with torch.device("meta"):
-                return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+                return getattr(transformers, TASKS[head.task]).from_config(
+                    config, dtype=torch.float32
+                )
         except ValueError as error:
             raise InvalidConfig(
-                f"model {self.name!r} cannot classify sequences: {first_line(error)}"
+                f"model {self.name!r} cannot {head.purpose}: {first_line(error)}"
             ) from None
 
 

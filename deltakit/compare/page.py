@@ -12,7 +12,16 @@ from deltakit.compare.claims import CLAIMS, Evidence
 from deltakit.compare.contrasts import Row
 from deltakit.compare.schema import COLUMNS, CellResult
 from deltakit.compare.search import Choice
-from deltakit.compare.tables import BASE, Column, Summary, columns_for, legend, reason_of, shorten
+from deltakit.compare.tables import (
+    BASE,
+    Column,
+    Summary,
+    columns_for,
+    legend,
+    metric_of,
+    reason_of,
+    shorten,
+)
 from deltakit.compare.views import views
 
 
@@ -56,7 +65,7 @@ def page_of(
         legend=legend(summaries, run),
         views=views(summaries, metric_of(rows)),
         claims=[(claim, claim.figures(evidence)) for claim in CLAIMS],
-        curves=charts.curves(choices, names),
+        curves=charts.curves(choices, names, metric_of(rows)),
         maps=list(_maps(found, names)),
         limits=list(_limits(summaries, rows, run)),
         notes=_sequence(run.get("notes")),
@@ -73,11 +82,6 @@ def title_of(rows: Sequence[CellResult], run: Mapping[str, Any]) -> str:
     """What was compared: the task and the model."""
     task = rows[0].task if rows else _name(run.get("task"))
     return " · ".join(part for part in (task, _name(run.get("model"))) if part) or "Comparison"
-
-
-def metric_of(rows: Sequence[CellResult]) -> str:
-    """What the scores are."""
-    return ", ".join(dict.fromkeys(row.metric for row in rows if row.metric)) or "score"
 
 
 def _name(value: object) -> str:

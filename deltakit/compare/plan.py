@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import deltakit as dk
 from deltakit.arch.bases import Floating
 from deltakit.compare.match import described, matched, matched_label
+from deltakit.compare.metrics import METRICS
 from deltakit.compare.model import DEFAULT_MODEL, BaseChoice, ModelSource, device, find_model
 from deltakit.compare.search import GRID, TUNING_SEED, rates
 from deltakit.compare.subject import subject_of
-from deltakit.compare.tasks import load_task, subsample
+from deltakit.compare.tasks import ColumnNames, load_task, subsample
 from deltakit.core.checks import check_positive, check_whole
 from deltakit.core.foreign import Subject
 from deltakit.core.method import METHODS, CombiningMethod, Method, Role, method_to_dict
@@ -112,7 +113,10 @@ class Request:
         match_params: trained parameters that every method's width is solved for; None leaves the
             methods as they are asked for.
         baseline: the row, by its label, that all others are compared with; none by default.
+        kind: the kind of task, where it is local or on the Hub; None is what it looks like.
+        metric: what scores are; None is what the kind of task usually has.
         text_column: names of columns, where the task is local or on the Hub.
+        label_separator: what stands between several labels in one cell of a table.
     """
 
     methods: tuple[str, ...]
@@ -127,9 +131,12 @@ class Request:
     lr_grid: tuple[float, float] = GRID
     match_params: int | None = None
     baseline: str | None = None
+    kind: str | None = None
+    metric: str | None = None
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
+    label_separator: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +309,7 @@ def content_id(content: Any) -> str:
 
 
 CONSTANT = "majority"
-"""Label of the row that predicts the most frequent class of the training split."""
+"""Label of the row that predicts what is most frequent in the training split (`Kind.constant`)."""
 
 
 def resolve(request: Request) -> Plan:
@@ -318,8 +325,8 @@ def resolve(request: Request) -> Plan:
     methods = _methods(request.methods)
     model = find_model(request.model)
     bases = _bases(request, model)
-    target = _task(request, request.task)
-    methods, sizes = _matched(request, methods, model.skeleton(len(target.labels)))
+    target = _task(request)
+    methods, sizes = _matched(request, methods, model.skeleton(target.kind.head))
     sources, folders = _sources(request, methods, target)
     tasks = {target.name: target, **sources}
     cells = tuple(
@@ -460,15 +467,29 @@ def _roles(request: Request, methods: Mapping[str, Method]) -> dict[str, str]:
     return {**roles, "baseline": request.baseline}
 
 
-def _task(request: Request, name: str) -> "TaskData":
-    data = load_task(
-        name,
-        text_column=request.text_column,
-        pair_column=request.pair_column,
-        label_column=request.label_column,
+def _task(request: Request) -> "TaskData":
+    names = ColumnNames(
+        text=request.text_column,
+        pair=request.pair_column,
+        label=request.label_column,
+        separator=request.label_separator,
     )
+    data = _scored(load_task(request.task, names, kind=request.kind), request.metric)
     budget = request.budget
     return subsample(data, max_train=budget.max_train_samples, max_eval=budget.max_eval_samples)
+
+
+def _scored(data: "TaskData", metric: str | None) -> "TaskData":
+    """The task with the metric that was asked for."""
+    if metric is None:
+        return data
+    if metric not in data.kind.metrics:
+        fit = ", ".join(data.kind.metrics)
+        raise InvalidConfig(
+            f"--metric {METRICS.get(metric).name} does not fit the task {data.name!r}, which is "
+            f"{data.kind.name} ({data.kind.words}). Fitting: {fit}."
+        )
+    return dataclasses.replace(data, metric=metric)
 
 
 def _sources(
@@ -568,7 +589,7 @@ def try_out(plan: Plan) -> None:
     Raises:
         DeltakitError: what does not fit, naming the row.
     """
-    model = plan.model.skeleton(len(plan.task.labels))
+    model = plan.model.skeleton(plan.task.kind.head)
     tried: set[str] = set()
     for cell in plan.cells:
         if cell.training is None or cell.label in tried:

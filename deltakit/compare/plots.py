@@ -16,6 +16,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from deltakit.compare.labels import Stretch, clip, label, place, stacked
+from deltakit.compare.metrics import Better, Metric, Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ class Point:
         label: what is written beside it.
         base: which base it ran on: its colour and marker.
         cost: what it is set against; None where that is not known.
-        score: in per cent.
+        score: as people read it.
         low: lower end of the score's 95 % interval, where there is one.
         high: upper end.
         tip: what a page says where the point is pointed at.
@@ -101,24 +102,28 @@ PARAMETERS = Axis(
 )
 
 
-def pareto_front(points: Sequence[Point]) -> tuple[Point, ...]:
-    """The points that no other beats: none has at most their cost and a higher score.
+def pareto_front(points: Sequence[Point], better: Better = Better.HIGHER) -> tuple[Point, ...]:
+    """The points that no other beats: none has at most their cost and a better score.
+
+    Args:
+        points: the rows that have a score.
+        better: which scores are the better ones.
 
     Returns:
         The front, cheapest first. Points of which no cost is known are not on it.
     """
     known = [point for point in points if point.cost is not None]
     front: list[Point] = []
-    for point in sorted(known, key=lambda p: (p.cost or 0, -p.score)):
-        if not front or point.score > front[-1].score:
+    for point in sorted(known, key=lambda p: (p.cost or 0, -better.rank(p.score))):
+        if not front or better.rank(point.score) > better.rank(front[-1].score):
             front.append(point)
     return tuple(front)
 
 
 def pareto_plot(
-    points: Sequence[Point], *, title: str, metric: str, axis: Axis = PARAMETERS
+    points: Sequence[Point], *, title: str, metric: Metric, axis: Axis = PARAMETERS
 ) -> Plot:
-    """Draws score against cost.
+    """Draws score against cost, the better scores on top.
 
     Points without a cost lie nowhere on the axis: they are horizontal lines, for the others to be
     seen against.
@@ -126,7 +131,7 @@ def pareto_plot(
     Args:
         points: the rows that have a score.
         title: what was compared; "" for a picture that is named elsewhere.
-        metric: what the score is, for the axis.
+        metric: what the score is.
         axis: what the cost is.
     """
     import matplotlib
@@ -137,6 +142,7 @@ def pareto_plot(
         figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
+        points = [_raised(point, metric.better) for point in points]
         bases = tuple(dict.fromkeys(point.base for point in points))
         lines = [point for point in points if not point.cost]
         placed = [_scaled(point, axis) for point in points if point.cost]
@@ -146,7 +152,7 @@ def pareto_plot(
         _frame(axes, placed, lines, metric, axis)
         if title:
             figure.suptitle(clip(title, 80), x=0.02, ha="left", fontsize=9, fontweight="bold")
-        labels = _draw_lines(axes, lines, bases)
+        labels = _draw_lines(axes, lines, bases, metric)
         labels += _draw_points(axes, placed, front, bases)
         stairs = _stairs(axes, front)
         axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1.2, zorder=2)
@@ -183,6 +189,14 @@ def _bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
 # ------------------------------------------------------------------------------- what is drawn
 
 
+def _raised(point: Point, better: Better) -> Point:
+    """The point as high as it is good: drawn below zero where lower scores are better."""
+    if better is Better.HIGHER:
+        return point
+    low, high = (None if end is None else -end for end in (point.high, point.low))
+    return dataclasses.replace(point, score=-point.score, low=low, high=high)
+
+
 def _scaled(point: Point, axis: Axis) -> Point:
     return dataclasses.replace(point, cost=(point.cost or 0) / axis.unit)
 
@@ -193,14 +207,19 @@ def _is_logarithmic(placed: Sequence[Point], axis: Axis) -> bool:
 
 
 def _frame(
-    axes: Axes, placed: Sequence[Point], lines: Sequence[Point], metric: str, axis: Axis
+    axes: Axes, placed: Sequence[Point], lines: Sequence[Point], metric: Metric, axis: Axis
 ) -> None:
+    from matplotlib.ticker import FuncFormatter
+
     if _is_logarithmic(placed, axis):
         _logarithmic(axes, placed, axis)
     else:
         _linear(axes, placed, axis)
-    axes.set_ylim(*_score_limits(placed, lines))
-    axes.set_ylabel(f"{clip(metric, 30)} on the test split, %")
+    axes.set_ylim(*_score_limits(placed, lines, metric.unit))
+    if metric.better is Better.LOWER:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{0.0 - y:g}"))
+    unit = ", %" if metric.unit is Unit.PERCENT else metric.better.value
+    axes.set_ylabel(f"{clip(metric.title, 30)} on the test split{unit}")
     axes.grid(visible=True, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -230,19 +249,24 @@ def _linear(axes: Axes, placed: Sequence[Point], axis: Axis) -> None:
     axes.set_xlabel(axis.title)
 
 
-def _score_limits(placed: Sequence[Point], lines: Sequence[Point]) -> tuple[float, float]:
+def _score_limits(
+    placed: Sequence[Point], lines: Sequence[Point], unit: Unit
+) -> tuple[float, float]:
     """The range of scores to show: all points, and the lines that do not squeeze them flat."""
     own = [end for point in placed for end in point.span]
     if not own:
         own = [end for line in lines for end in line.span] or [0.0, 100.0]
-    room = max(max(own) - min(own), 2.0)
+    least = 2.0 if unit is Unit.PERCENT else 0.02 * max(map(abs, own)) or 1.0
+    room = max(max(own) - min(own), least)
     near = [end for line in lines for end in line.span if line.score > min(own) - 1.5 * room]
     low, high = min(own + near), max(own + near)
-    margin = 0.1 * max(high - low, 2.0)
+    margin = 0.1 * max(high - low, least)
     return low - 1.2 * margin, high + margin
 
 
-def _draw_lines(axes: Axes, lines: Sequence[Point], bases: Sequence[str]) -> list[Annotation]:
+def _draw_lines(
+    axes: Axes, lines: Sequence[Point], bases: Sequence[str], metric: Metric
+) -> list[Annotation]:
     """The rows without parameters; those far below the rest are only named at the bottom."""
     bottom, _ = axes.get_ylim()
     shown = [line for line in lines if line.score >= bottom]
@@ -257,7 +281,9 @@ def _draw_lines(axes: Axes, lines: Sequence[Point], bases: Sequence[str]) -> lis
         for line in _highest(shown)
     ]
     if hidden:
-        text = "below: " + ", ".join(f"{clip(x.label)} {x.score:.1f} %" for x in hidden)
+        far = ((clip(line.label), metric.better.rank(line.score)) for line in hidden)
+        words = (f"{name} {metric.unit.words(y)[0]}{metric.unit.value}" for name, y in far)
+        text = "below: " + ", ".join(words)
         labels.append(label(axes, text, (0.0, 0.0), SOFT, across=axes.transAxes))
     return labels
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit._files import atomic_path, write_text
 from deltakit.compare import html
-from deltakit.compare.page import Insights, metric_of, page_of, title_of
+from deltakit.compare.page import Insights, page_of, title_of
 from deltakit.compare.schema import CellResult
 from deltakit.compare.tables import (
     BASE,
@@ -23,11 +23,13 @@ from deltakit.compare.tables import (
     duration,
     legend,
     measured,
+    metric_of,
     percent,
     probability,
     ratio,
     reason_of,
     results_csv,
+    score_title,
     shorten,
     size,
     summarise,
@@ -101,7 +103,6 @@ def _vs_full_cell(summary: Summary) -> Cell:
 
 
 _TERMINAL: tuple[tuple[str, Callable[[Summary], Cell]], ...] = (
-    ("Score %", _terminal_score),
     ("vs floor\np", _p_cell),
     ("Trained", measured("trained_params", count)),
     ("%", measured("trained_pct", lambda value: percent(value).removesuffix(" %"))),
@@ -151,7 +152,8 @@ def _terminal_table(summaries: Sequence[Summary], caption: str, dropped: Sequenc
 
     several = BASE in columns_for(summaries)
     bases = ((BASE.title, BASE.cell), ("vs full\nprecision", _vs_full_cell)) if several else ()
-    columns = (*bases, *(column for column in _TERMINAL if column[0] not in dropped))
+    score = (score_title(summaries), _terminal_score)
+    columns = (*bases, score, *(column for column in _TERMINAL if column[0] not in dropped))
     table = Table(
         box=SIMPLE_HEAD, caption=Text(caption), caption_justify="left", padding=(0, 1, 0, 0)
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from deltakit.compare.cell import MEASURE_UNITS, Workshop, clean_up, failed, run_cell, units
+from deltakit.compare.metrics import METRICS
 from deltakit.compare.page import Insights
 from deltakit.compare.plan import CONSTANT, FULL_PRECISION, Cell, Plan
 from deltakit.compare.progress import Progress, Silent
@@ -115,7 +116,7 @@ def _run_one(shop: Workshop, cell: Cell, total: int) -> None:
     shop.progress.finish(
         f"failed: {result.reason}"
         if result.score is None
-        else f"{100 * result.score:.1f} % in {took:.0f} s"
+        else f"{METRICS.get(shop.plan.task.metric).said(result.score)} in {took:.0f} s"
     )
     clean_up()
 
@@ -186,6 +187,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "tasks": {
             name: {
                 "fingerprint": data.fingerprint,
+                "kind": data.kind.name,
                 "labels": list(data.labels),
                 "train": len(data.train),
                 "validation": len(data.validation),

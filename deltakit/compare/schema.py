@@ -1,6 +1,9 @@
 """What one finished cell of a comparison says, as typed records that survive a trip to disk."""
 
+import csv
 import dataclasses
+import io
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +28,7 @@ class CellResult:
     status: Status = "done"
     metric: str | None = None
     score: float | None = None
-    """In the metric's own unit, a fraction for accuracy, on the test split."""
+    """On the test split: a fraction where people read per cent, else as the metric has it."""
     score_low: float | None = None
     """Lower end of the 95 % interval over test examples."""
     score_high: float | None = None
@@ -93,9 +96,40 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(CellResult))
 """The columns of ``results.csv``, in order."""
 
 
+Value = int | float | str | tuple[int, ...]
+"""A label or a prediction, as the kind of task has it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
     """Per-example outcome on the test split, in the split's order."""
 
-    labels: tuple[int, ...]
-    predicted: tuple[int, ...]
+    labels: tuple[Value, ...]
+    predicted: tuple[Value, ...]
+
+    def to_csv(self) -> str:
+        """One line an example; each value as JSON, so that it comes back bit for bit."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("row", "label", "predicted"))
+        pairs = zip(self.labels, self.predicted, strict=True)
+        writer.writerows((row, *map(_to_json, pair)) for row, pair in enumerate(pairs))
+        return stream.getvalue()
+
+    @classmethod
+    def from_csv(cls, text: str) -> "Predictions":
+        """The inverse of `to_csv`."""
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        return cls(
+            labels=tuple(_from_json(row["label"]) for row in rows),
+            predicted=tuple(_from_json(row["predicted"]) for row in rows),
+        )
+
+
+def _to_json(value: Value) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _from_json(text: str) -> Value:
+    value: Any = json.loads(text)
+    return tuple(value) if isinstance(value, list) else value

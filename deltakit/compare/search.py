@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from deltakit.compare.metrics import Better
 from deltakit.errors import DeltakitError, InvalidConfig
 
 GRID = (3e-5, 3e-2)
@@ -95,15 +96,19 @@ def rates(trials: int, grid: tuple[float, float] = GRID) -> tuple[float, ...]:
     return tuple(float(f"{math.exp(math.log(low) + n * step):.2g}") for n in range(trials))
 
 
-def choose(trials: Sequence[Trial]) -> Choice:
+def choose(trials: Sequence[Trial], better: Better = Better.HIGHER) -> Choice:
     """The rate of the best trial; of equal ones the lowest, which is the safer one.
+
+    Args:
+        trials: all that were tried.
+        better: which scores are the better ones.
 
     Raises:
         SearchFailed: none of them has a score.
     """
-    scored = [trial for trial in trials if trial.score is not None]
+    scored = [(better.rank(t.score), -t.lr, t) for t in trials if t.score is not None]
     if not scored:
         reasons = "; ".join(f"{trial.lr:g}: {trial.reason}" for trial in trials)
         raise SearchFailed(f"every learning rate failed ({reasons}).")
-    best = max(scored, key=lambda trial: (trial.score, -trial.lr))
+    *_, best = max(scored, key=lambda each: each[:2])
     return Choice(lr=best.lr, trials=tuple(trials))

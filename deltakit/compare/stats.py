@@ -114,8 +114,8 @@ def mcnemar(first: Predictions, second: Predictions) -> float:
     """
     from scipy.stats import binomtest
 
-    _check_same_split((first, second))
-    change = _right(first) - _right(second)
+    check_same_split((first, second))
+    change = right(first) - right(second)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
     if gained + lost == 0:
         return 1.0
@@ -153,8 +153,8 @@ def of_predictions(seeds: Sequence[Predictions]) -> Evidence:
     """
     if not seeds:
         raise InvalidConfig("a row without predictions has no difference. Give at least one seed.")
-    _check_same_split(seeds)
-    return of_examples([_right(predictions) for predictions in seeds])
+    check_same_split(seeds)
+    return of_examples([right(predictions) for predictions in seeds])
 
 
 def of_examples(values: ArrayLike) -> Evidence:
@@ -186,8 +186,8 @@ def of_metric(metric: Metric, labels: ArrayLike, predicted: ArrayLike) -> Eviden
 
     Args:
         metric: takes labels and predictions and returns the score; called ``DRAWS`` times a seed.
-        labels: of shape (examples,).
-        predicted: of shape (seeds, examples).
+        labels: of shape (examples,), or (examples, labels) where an example has several.
+        predicted: of shape (seeds, *labels.shape).
 
     Raises:
         InvalidConfig: the shapes do not fit, or the metric is not finite on some resample.
@@ -201,7 +201,7 @@ def of_metric(metric: Metric, labels: ArrayLike, predicted: ArrayLike) -> Eviden
             "Give (seeds, examples) and (examples,)."
         )
     generator = np.random.default_rng(0)
-    draws = [generator.integers(truth.size, size=truth.size) for _ in range(DRAWS)]
+    draws = [generator.integers(len(truth), size=len(truth)) for _ in range(DRAWS)]
     redone = [[metric(truth[draw], guess[draw]) for draw in draws] for guess in guesses]
     scores, drawn = np.array([metric(truth, guess) for guess in guesses]), np.array(redone)
     if not (np.isfinite(scores).all() and np.isfinite(drawn).all()):
@@ -233,7 +233,7 @@ def paired_difference(
         InvalidConfig: a row has no predictions, or they were made on different test splits.
     """
     rows = of_predictions(first), of_predictions(second)
-    _check_same_split((first[0], second[0]))
+    check_same_split((first[0], second[0]))
     found = difference(*rows, seed_sd=seed_sd)
     if len({*first}) == len({*second}) == 1:
         return replace(found, p=max(found.p, mcnemar(first[0], second[0])))
@@ -374,14 +374,16 @@ def collapsed(predictions: Predictions) -> bool:
     return len({*predictions.predicted}) == 1 < len({*predictions.labels})
 
 
-def _right(predictions: Predictions) -> NDArray[np.float64]:
+def right(predictions: Predictions) -> NDArray[np.float64]:
     """1.0 where the prediction is right and 0.0 where not, of shape (examples,)."""
     import numpy as np
 
-    return np.equal(predictions.labels, predictions.predicted).astype(np.float64)
+    same: NDArray[np.bool] = np.asarray(np.equal(predictions.labels, predictions.predicted))
+    return np.asarray(same.all(axis=tuple(range(1, same.ndim))), dtype=np.float64)
 
 
-def _check_same_split(several: Sequence[Predictions]) -> None:
+def check_same_split(several: Sequence[Predictions]) -> None:
+    """Raises `InvalidConfig` where predictions were not made on the same test split."""
     labels = several[0].labels
     for other in several:
         if len(other.predicted) != len(other.labels) or not other.labels:

@@ -1,9 +1,6 @@
 """The run folder: finished cells and trained deltas, each whole or not there."""
 
-import csv
-import io
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deltakit._files import write_text
+from deltakit._files import cache_folder, write_text
 from deltakit.compare.plan import Cell, Plan, Training
 from deltakit.compare.schema import SCHEMA_VERSION, CellResult, Predictions
 from deltakit.compare.search import Choice, Trial
@@ -38,7 +35,7 @@ class RunFolder:
     def write(self, cell: Cell, result: CellResult, predictions: Predictions | None) -> None:
         """Stores a cell. Its JSON comes last, so a cell that is there is whole."""
         if predictions is not None:
-            write_text(self.predictions_path(cell.id), _to_csv(predictions))
+            write_text(self.predictions_path(cell.id), predictions.to_csv())
         content = {
             "schema_version": SCHEMA_VERSION,
             "id": cell.id,
@@ -65,11 +62,7 @@ class RunFolder:
         path = self.predictions_path(cell_id)
         if not path.is_file():
             return None
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        return Predictions(
-            labels=tuple(int(row["label"]) for row in rows),
-            predicted=tuple(int(row["predicted"]) for row in rows),
-        )
+        return Predictions.from_csv(path.read_text(encoding="utf-8"))
 
     def trial(self, training: Training) -> Trial | None:
         """A trial that an earlier search has finished, or None."""
@@ -187,9 +180,8 @@ def _default_folder(plan: Plan) -> Path:
 
 
 def shared_deltas() -> "DeltaStore":
-    """Deltas of source tasks, kept between runs: in ``$DELTAKIT_CACHE`` or the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deltakit"
-    return DeltaStore(Path(os.environ.get("DELTAKIT_CACHE", default)) / "deltas")
+    """Deltas of source tasks, kept between runs."""
+    return DeltaStore(cache_folder() / "deltas")
 
 
 @dataclass(frozen=True)
@@ -231,12 +223,3 @@ class DeltaStore:
 def weights_bytes(folder: Path) -> int:
     """Bytes on disk of the weights in the folder of a delta."""
     return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-
-
-def _to_csv(predictions: Predictions) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("row", "label", "predicted"))
-    pairs = zip(predictions.labels, predictions.predicted, strict=True)
-    writer.writerows((row, *pair) for row, pair in enumerate(pairs))
-    return stream.getvalue()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deltakit.compare import schema
 from deltakit.compare.contrasts import Row, Seeds, contrasts, letters
+from deltakit.compare.metrics import METRICS, Better, Metric, Unit
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.stats import Difference, across_seeds, collapsed
 from deltakit.errors import InvalidConfig
@@ -102,19 +103,29 @@ def _digits(value: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score in per cent, with its 95 % interval: over seeds, or of one seed over examples."""
+    """A score as people read it, with its 95 % interval: over seeds, or of one seed over examples.
+
+    Attributes:
+        mean: in per cent, where that is the metric's unit.
+        low: lower end of the interval.
+        high: upper end.
+        seeds: how many there were.
+        unit: how people read it.
+    """
 
     mean: float
     low: float | None
     high: float | None
     seeds: int
+    unit: Unit = Unit.PERCENT
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
-            return f"{self.mean:.1f}"
+            return self.unit.words(self.mean)[0]
         if self.seeds > 1:
-            return f"{self.mean:.1f} ± {(self.high - self.low) / 2:.1f}"
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+            return " ± ".join(self.unit.words(self.mean, (self.high - self.low) / 2))
+        mean, low, high = self.unit.words(self.mean, self.low, self.high)
+        return f"{mean} [{low}, {high}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +186,10 @@ def summarise(
             "full_precision" the base that other bases are compared with.
 
     Raises:
-        InvalidConfig: the rows belong to several tasks.
+        InvalidConfig: the rows belong to several tasks, or have several metrics.
     """
     _check_one_task(rows)
+    metric = metric_of(rows)
     groups: dict[tuple[str, str], list[CellResult]] = {}
     for row in rows:
         groups.setdefault((row.method, row.base), []).append(row)
@@ -185,10 +197,10 @@ def summarise(
     methods = list(dict.fromkeys(method for method, _ in groups))
     full = str(run.get("full_precision"))
     scores = {key: _score(_done(group)) for key, group in groups.items()}
-    ranked = sorted(groups, key=lambda key: -_points(scores[key]))
-    group_of = letters(seeds, ranked)
-    versus = {name: _versus(seeds, role(run, name), full) for name in _REFERENCES}
-    vs_full = contrasts(seeds, {key: (key[0], full) for key in seeds})
+    ranked = sorted(groups, key=lambda key: -_rank(scores[key], metric))
+    group_of = letters(seeds, ranked, metric)
+    versus = {name: _versus(seeds, role(run, name), full, metric) for name in _REFERENCES}
+    vs_full = contrasts(seeds, {key: (key[0], full) for key in seeds}, metric)
     return tuple(
         Summary(
             method=method,
@@ -231,8 +243,8 @@ def _predictions(rows: Sequence[CellResult], predictions: PredictionsOf) -> Seed
     return {seed: predictions[key] for seed, key in keys.items() if key in predictions}
 
 
-def _points(score: Score | None) -> float:
-    return -math.inf if score is None else score.mean
+def _rank(score: Score | None, metric: Metric) -> float:
+    return -math.inf if score is None else metric.better.rank(score.mean)
 
 
 def _collapsed(method: str, run: Mapping[str, Any], seeds: Seeds) -> int:
@@ -244,27 +256,46 @@ def _score(done: Sequence[CellResult]) -> Score | None:
     scored = [row for row in done if row.score is not None]
     if not scored:
         return None
-    mean, half = across_seeds([100 * row.score for row in scored if row.score is not None])
+    unit = metric_of(done).unit
+    mean, half = across_seeds([unit.shown(row.score) for row in scored if row.score is not None])
     if half is not None:
-        return Score(mean=mean, low=mean - half, high=mean + half, seeds=len(scored))
+        return Score(mean=mean, low=mean - half, high=mean + half, seeds=len(scored), unit=unit)
     low, high = scored[0].score_low, scored[0].score_high
     return Score(
         mean=mean,
-        low=None if low is None else 100 * low,
-        high=None if high is None else 100 * high,
+        low=None if low is None else unit.shown(low),
+        high=None if high is None else unit.shown(high),
         seeds=1,
+        unit=unit,
     )
+
+
+def metric_of(rows: Iterable[CellResult]) -> Metric:
+    """The metric of a run's rows; accuracy, where none of them says.
+
+    Raises:
+        InvalidConfig: they have several.
+    """
+    names = sorted({row.metric for row in rows if row.metric is not None})
+    if len(names) > 1:
+        raise InvalidConfig(
+            f"rows of {len(names)} metrics ({', '.join(names)}) do not share a table. Report each "
+            "metric's run on its own."
+        )
+    return METRICS.get(names[0] if names else "accuracy")
 
 
 _REFERENCES = ("floor", "ceiling", "baseline")
 
 
-def _versus(seeds: Mapping[Row, Seeds], label: str | None, full: str) -> dict[Row, Difference]:
+def _versus(
+    seeds: Mapping[Row, Seeds], label: str | None, full: str, metric: Metric
+) -> dict[Row, Difference]:
     """Every row against the one labelled `label` on its own base, or else in full precision."""
     if label is None:
         return {}
     pairs = {(m, b): (label, b) if seeds.get((label, b)) else (label, full) for m, b in seeds}
-    return contrasts(seeds, pairs)
+    return contrasts(seeds, pairs, metric)
 
 
 # ---------------------------------------------------------------------------------- the columns
@@ -319,26 +350,33 @@ def _score_cell(summary: Summary) -> Cell:
     return Cell(text=words, note=summary.seeds_done, sort=summary.score.mean)
 
 
-def _difference_cell(difference: Difference | None) -> Cell:
-    if difference is None:
+def _difference_cell(difference: Difference | None, summary: Summary) -> Cell:
+    if difference is None or summary.score is None:
         return ABSENT
+    unit = summary.score.unit
+    low, high = (_signed(points, unit) for points in (difference.low, difference.high))
     return Cell(
-        text=_signed(difference.points),
+        text=_signed(difference.points, unit),
         note=f"p {probability(difference.p)}",
-        detail=f"{_signed(difference.low)} to {_signed(difference.high)}{_findable(difference)}",
+        detail=f"{low} to {high}{_findable(difference, unit)}",
         sort=difference.points,
     )
 
 
-def _findable(difference: Difference) -> str:
+def _findable(difference: Difference, unit: Unit) -> str:
     if difference.detectable is None:
         return ""
-    return f"\nfinds {difference.detectable:.1f}"
+    return f"\nfinds {_of_points(difference.detectable, unit)}"
 
 
-def _signed(value: float) -> str:
-    rounded = round(value, 1) + 0.0  # adding zero turns -0.0 into 0.0
-    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
+def _signed(points: float, unit: Unit = Unit.PERCENT) -> str:
+    number = _of_points(points, unit)
+    return number if number.startswith("−") or not number.strip("0.") else f"+{number}"
+
+
+def _of_points(points: float, unit: Unit) -> str:
+    """A difference in hundredths of a score, in the score's own unit."""
+    return unit.words(unit.shown(points / 100))[0]
 
 
 def _trained_cell(summary: Summary) -> Cell:
@@ -379,22 +417,23 @@ COLUMNS_FOR_PEOPLE = (
     Column(
         title="Score %",
         help="On the test split. With several seeds, the mean and half of Student's 95 % interval "
-        "over them; with one, Wilson's 95 % interval over test examples. Rows that share a letter "
-        "cannot be told apart (all pairs, Holm).",
+        "over them; with one, a 95 % interval over test examples (Wilson's for a share of right "
+        "answers, Student's for another mean, a bootstrap's for the rest). Rows that share a "
+        "letter cannot be told apart (all pairs, Holm).",
         cell=_score_cell,
     ),
     Column(
         title="vs floor",
-        help="Accuracy minus the floor's, in percentage points, and p, adjusted for the number of "
-        "rows (Holm). The floor trains nothing but the task head: what does not beat it has not "
+        help="The score minus the floor's, and p, adjusted for the number of rows (Holm). The "
+        "floor trains nothing but the task head: what does not beat it has not "
         "earned its parameters.",
-        cell=lambda summary: _difference_cell(summary.vs_floor),
+        cell=lambda summary: _difference_cell(summary.vs_floor, summary),
     ),
     Column(
         title="vs ceiling",
         help="The same against the ceiling, which trains every weight; on a quantised base, which "
         "has none, against the one in full precision.",
-        cell=lambda summary: _difference_cell(summary.vs_ceiling),
+        cell=lambda summary: _difference_cell(summary.vs_ceiling, summary),
     ),
     Column(
         title="Trained params",
@@ -464,14 +503,14 @@ RATE = Column(
 )
 VS_FULL = Column(
     title="vs full precision",
-    help="Accuracy minus that of the same method on the base in full precision, in percentage "
-    "points, and p: what holding the base this way costs.",
-    cell=lambda summary: _difference_cell(summary.vs_full),
+    help="The score minus that of the same method on the base in full precision, and p: what "
+    "holding the base this way costs.",
+    cell=lambda summary: _difference_cell(summary.vs_full, summary),
 )
 VS_BASELINE = Column(
     title="vs baseline",
     help="The same against the row that --baseline names.",
-    cell=lambda summary: _difference_cell(summary.vs_baseline),
+    cell=lambda summary: _difference_cell(summary.vs_baseline, summary),
 )
 COSTS_OF_BASES = (
     Column(
@@ -501,6 +540,7 @@ COSTS_OF_BASES = (
 def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
     """The columns of a run's table: several bases and a search for rates add theirs."""
     method, score, *rest = COLUMNS_FOR_PEOPLE
+    score = replace(score, title=score_title(summaries))
     if any(summary.vs_baseline for summary in summaries):
         rest = [VS_BASELINE, *rest]
     if any(summary.mean("trials") for summary in summaries):
@@ -510,20 +550,31 @@ def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
     return (method, BASE, score, VS_FULL, *rest, *COSTS_OF_BASES)
 
 
+def score_title(summaries: Sequence[Summary]) -> str:
+    """What stands over the scores: their unit, and an arrow where lower ones are better."""
+    metric = metric_of(row for summary in summaries for row in summary.done)
+    return f"Score{metric.unit.value}{metric.better.value}"
+
+
 def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, ...]:
     """The sentences that stand under a table."""
     ends = [(name, role(run, name.lower())) for name in ("Floor", "Ceiling", "Baseline")]
     rows = [row for summary in summaries for row in summary.done]
-    metrics = sorted({row.metric for row in rows if row.metric is not None})
     tested = sorted({row.n_test for row in rows if row.n_test is not None})
     lines = [f"{name}: {label}." for name, label in ends if label is not None]
-    if metrics and tested:
+    metric = metric_of(rows)
+    if tested:
         examples = " or ".join(f"{n:,}" for n in tested)
-        lines.append(f"Score: {', '.join(metrics)} in per cent on {examples} test examples.")
-    return (*lines, *_how_sure(summaries))
+        lines.append(f"Score: {_scale(metric)} on {examples} test examples.")
+    return (*lines, *_how_sure(summaries, metric.unit))
 
 
-def _how_sure(summaries: Sequence[Summary]) -> Iterator[str]:
+def _scale(metric: Metric) -> str:
+    unit = " in per cent" if metric.unit is Unit.PERCENT else ""
+    return f"{metric.title}{unit}{', lower is better,' if metric.better is Better.LOWER else ''}"
+
+
+def _how_sure(summaries: Sequence[Summary], unit: Unit) -> Iterator[str]:
     """What the differences are about, and how small a one this run could have found."""
     found = [
         difference
@@ -536,8 +587,8 @@ def _how_sure(summaries: Sequence[Summary]) -> Iterator[str]:
     sizes = [d.detectable for d in found if d.detectable is not None]
     if sizes:
         yield (
-            f"A difference of {min(sizes):.1f} to {max(sizes):.1f} points is what this run finds "
-            "4 times in 5."
+            f"A difference of {_of_points(min(sizes), unit)} to {_of_points(max(sizes), unit)}"
+            f"{' points' if unit is Unit.PERCENT else ''} is what this run finds 4 times in 5."
         )
 
 

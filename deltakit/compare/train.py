@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ from deltakit.errors import DeltakitError
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from deltakit.compare.tasks.kinds import Kind
 
 
 class TrainingFailed(DeltakitError, RuntimeError):
@@ -38,24 +41,6 @@ class TrainingRecord:
     joules: float | None = None
 
 
-def encode(data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "Dataset":
-    """The texts as tokens, not padded yet, with the column `labels`."""
-
-    def tokens(rows: dict[str, Any]) -> dict[str, Any]:
-        encoded = tokenizer(
-            rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length
-        )
-        return {**encoded, "labels": rows["label"]}
-
-    return data.map(
-        tokens,
-        batched=True,
-        remove_columns=data.column_names,
-        keep_in_memory=True,
-        load_from_cache_file=False,
-    )
-
-
 def steps_of(examples: int, budget: Budget) -> int:
     """How many optimiser steps the budget gives."""
     return max(1, math.ceil(math.ceil(examples / budget.batch_size) * budget.epochs))
@@ -64,6 +49,7 @@ def steps_of(examples: int, budget: Budget) -> int:
 def train(
     model: "PreTrainedModel",
     data: "Dataset",
+    kind: "Kind",
     tokenizer: "PreTrainedTokenizerBase",
     *,
     budget: Budget,
@@ -72,11 +58,12 @@ def train(
     progress: Progress,
     callbacks: Sequence[Any] = (),
 ) -> TrainingRecord:
-    """Trains whatever of the model requires a gradient.
+    """Trains whatever of the model requires a gradient. Nothing takes no step.
 
     Args:
         model: with its deltas attached.
-        data: what `encode` returns.
+        data: as its kind encodes it.
+        kind: makes the batches.
         tokenizer: pads the batches.
         budget: steps, batch size, schedule.
         lr: the peak learning rate; it warms up, then falls linearly to zero.
@@ -87,8 +74,10 @@ def train(
     Raises:
         TrainingFailed: the loss became infinite or NaN.
     """
-    from transformers import DataCollatorWithPadding, PrinterCallback, TrainingArguments
+    from transformers import PrinterCallback, TrainingArguments
 
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return TrainingRecord(seconds=0.0, steps=0, examples=0, losses=())
     trainer_class = _trainer_class(progress)
     steps = steps_of(len(data), budget)
     with tempfile.TemporaryDirectory(prefix="deltakit-") as scratch:
@@ -113,7 +102,7 @@ def train(
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
             train_dataset=data,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=partial(kind.collate, tokenizer=tokenizer),
             callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)

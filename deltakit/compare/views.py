@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from deltakit.compare.metrics import Metric
 from deltakit.compare.plots import PARAMETERS, Axis, Plot, Point, pareto_front, pareto_plot
 from deltakit.compare.tables import Summary, count, duration, ratio, size
 
@@ -135,12 +136,12 @@ def points(summaries: Sequence[Summary], cost: Cost = DEPLOYED) -> tuple[Point, 
     )
 
 
-def picture(summaries: Sequence[Summary], *, title: str, metric: str) -> Plot:
+def picture(summaries: Sequence[Summary], *, title: str, metric: Metric) -> Plot:
     """The picture that stands alone: score against deployed parameters."""
     return pareto_plot(points(summaries), title=title, metric=metric)
 
 
-def views(summaries: Sequence[Summary], metric: str) -> tuple[View, ...]:
+def views(summaries: Sequence[Summary], metric: Metric) -> tuple[View, ...]:
     """One view for each cost that any row has."""
     return tuple(
         _view(summaries, metric, cost)
@@ -149,15 +150,15 @@ def views(summaries: Sequence[Summary], metric: str) -> tuple[View, ...]:
     )
 
 
-def _view(summaries: Sequence[Summary], metric: str, cost: Cost) -> View:
+def _view(summaries: Sequence[Summary], metric: Metric, cost: Cost) -> View:
     found = points(summaries, cost)
-    front = pareto_front(found)
+    front = pareto_front(found, metric.better)
     several = len({point.base for point in found}) > 1
     scored = [summary for summary in summaries if summary.score is not None]
     spots = [
         Spot(
             row=f"{point.label} on {point.base}" if several else point.label,
-            score=f"{summary.score} %",
+            score=f"{summary.score}{metric.unit.value}",
             cost="" if point.cost is None else cost.words(point.cost),
             parts=cost.parts(summary),
             on_front="yes" if point in front else "",

@@ -73,6 +73,8 @@ class PeftSubject(Subject):
             more = self._targets()
             if "modules_to_save" in self.method.fields():
                 more["modules_to_save"] = list(self._heads)
+            if not self._heads:  # a language model's belongs to the base
+                more["task_type"] = "CAUSAL_LM"
             self.model = _put_on(self.model, lambda: self.method.config(**copy.deepcopy(more)))
         self._note(*(f"PEFT warns: {first_line(warning.message)}" for warning in said))
         self._check_head()

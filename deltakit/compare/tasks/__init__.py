@@ -6,10 +6,12 @@ no data.
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
 from deltakit.compare.tasks.base import TASKS, Task, TaskData, register_task
 from deltakit.compare.tasks.folder import expanded, load_folder
 from deltakit.compare.tasks.hub import load_hub
+from deltakit.compare.tasks.rows import ColumnNames
 from deltakit.compare.tasks.sampling import subsample
 from deltakit.compare.tasks.tables import SUFFIXES
 from deltakit.errors import InvalidConfig, unknown
@@ -19,6 +21,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "TASKS",
+    "ColumnNames",
     "Task",
     "TaskData",
     "load_folder",
@@ -29,13 +32,7 @@ __all__ = [
 ]
 
 
-def load_task(
-    name: str,
-    *,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    label_column: str | None = None,
-) -> TaskData:
+def load_task(name: str, names: ColumnNames | None = None, *, kind: str | None = None) -> TaskData:
     """The task that ``--task`` names.
 
     A shipped task's name comes first, then a local path (whatever exists, or looks like one), then
@@ -43,30 +40,22 @@ def load_task(
 
     Args:
         name: a shipped task, a local folder or file, or a data set on the Hub.
-        text_column: the column of texts, for one's own data; "text" by default.
-        pair_column: the column of second texts, for one's own data about pairs.
-        label_column: the column of labels, for one's own data; "label" by default.
+        names: the columns of one's own data; by default those that the kind of task usually has.
+        kind: the kind of one's own task (``classification``, ``regression``, ``multilabel``,
+            ``causal``, ``answers``); by default what the data looks like.
 
     Raises:
         UnknownName: nothing is called `name`.
         MissingExtra: the package with a shipped task's data is not installed.
         InvalidConfig: the data does not make a task, or a shipped task is given columns.
     """
-    columns = {
-        key: value
-        for key, value in (
-            ("text_column", text_column),
-            ("pair_column", pair_column),
-            ("label_column", label_column),
-        )
-        if value is not None
-    }
+    names = names or ColumnNames()
     if name in TASKS:
-        return _shipped(name, columns)
+        return _shipped(name, {**names.given(), **({"--kind": kind} if kind else {})})
     if _is_path(name):
-        return load_folder(name, **columns)
+        return load_folder(name, names, kind)
     if "/" in name:
-        return load_hub(name, **columns)
+        return load_hub(name, names, kind)
     raise unknown(
         "task",
         name,
@@ -75,9 +64,8 @@ def load_task(
     )
 
 
-def _shipped(name: str, columns: dict[str, str]) -> TaskData:
-    if columns:
-        option = f"--{next(iter(columns)).replace('_', '-')}"
+def _shipped(name: str, given: Iterable[str]) -> TaskData:
+    for option in given:
         raise InvalidConfig(
             f"{option} is for data of your own; the shipped task {name!r} has its columns fixed. "
             f"Leave {option} out, or write ./{name} for a local folder of that name."

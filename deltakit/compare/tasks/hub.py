@@ -1,22 +1,16 @@
 """A task from a data set on the Hugging Face Hub."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltakit._network import HUB_TIMEOUT, hub_answers
 from deltakit.compare.tasks.base import TASKS, TaskData
+from deltakit.compare.tasks.kinds import Kind, kind_of
+from deltakit.compare.tasks.rows import ColumnNames, Rows, Source, is_null, listed, no_label
 from deltakit.compare.tasks.tables import Columns
-from deltakit.compare.tasks.tabular import (
-    ColumnNames,
-    Labelled,
-    Source,
-    assemble,
-    check,
-    is_null,
-    listed,
-    no_label,
-)
+from deltakit.compare.tasks.tabular import assemble, check
 from deltakit.errors import InvalidConfig, UnknownName
 
 if TYPE_CHECKING:
@@ -30,6 +24,7 @@ _TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
+    ("question", "passage"),
     ("sentence", None),
 )
 """What the texts of well-known data sets are called, tried in this order."""
@@ -42,13 +37,7 @@ class Place(NamedTuple):
     config: str | None
 
 
-def load_hub(
-    name: str,
-    *,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    label_column: str | None = None,
-) -> TaskData:
+def load_hub(name: str, names: ColumnNames | None = None, kind: str | None = None) -> TaskData:
     """Loads a task from the Hub, or from the local cache where the Hub cannot be reached.
 
     Where test is missing or its labels are hidden, the validation split is the test split, and
@@ -57,41 +46,37 @@ def load_hub(
 
     Args:
         name: ``owner/dataset``, ``dataset/config`` or ``owner/dataset/config``.
-        text_column: the column of texts; without it, the usual names are tried.
-        pair_column: the column of second texts, for a task about pairs.
-        label_column: the column of labels, "label" by default.
+        names: the columns; by default texts are looked for by their usual names.
+        kind: the kind of task; by default what train looks like.
 
     Raises:
-        UnknownName: the data set cannot be found or loaded.
-        InvalidConfig: its columns or labels do not make a classification task.
+        UnknownName: the data set cannot be found or loaded, or there is no such kind.
+        InvalidConfig: its columns or labels do not make a task.
     """
-    loaded = _downloaded(name)
-    columns = _choose_columns(
-        loaded["train"].column_names if "train" in loaded else [],
-        ColumnNames(text=text_column or "", pair=pair_column, label=label_column or "label"),
-    )
-    return hub_task(name, loaded, columns)
+    return hub_task(name, _downloaded(name), names or ColumnNames(), kind)
 
 
-def hub_task(name: str, loaded: "Mapping[str, Dataset]", columns: ColumnNames) -> TaskData:
+def hub_task(
+    name: str, loaded: "Mapping[str, Dataset]", asked: ColumnNames, kind: str | None = None
+) -> TaskData:
     """A task out of the splits that the Hub gave.
 
     Raises:
         InvalidConfig: there is no train split, or the columns do not make a task.
     """
-    chosen = {
-        "train": _first(loaded, ("train",)),
-        "validation": _first(loaded, _VALIDATION),
-        "test": _first(loaded, ("test",)),
-    }
-    if chosen["train"] is None:
+    train = _first(loaded, ("train",))
+    if train is None:
         raise InvalidConfig(
             f"the Hub data set {name!r} has no train split. It has: {listed(loaded)}. Save the "
             "split that you want as train in a local folder, and give the folder."
         )
+    label = asked.label or "label"
+    chosen = kind_of(kind, _named(train, label), asked)
+    columns = _choose_columns(train.column_names, asked, chosen)
     notes = [f"the texts are the columns {_shown(columns)}."] if columns.text != "text" else []
-    splits: dict[str, Labelled] = {}
-    for split, dataset in chosen.items():
+    splits: dict[str, Rows] = {}
+    validation, test = _first(loaded, _VALIDATION), _first(loaded, ("test",))
+    for split, dataset in (("train", train), ("validation", validation), ("test", test)):
         if dataset is None:
             continue
         source, dropped = _complete_rows(f"{split} of {name!r}", dataset, columns)
@@ -99,25 +84,26 @@ def hub_task(name: str, loaded: "Mapping[str, Dataset]", columns: ColumnNames) -
             continue
         if dropped:
             notes.append(f"{split}: {dropped:,} rows without a text or a label were left out.")
-        splits[split] = check(source, columns)
+        splits[split] = check(source, columns, chosen)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
         notes.append("test: the source's validation split; the source has no labelled test split.")
-    return assemble(name, splits, classes=_class_names(chosen["train"], columns.label), notes=notes)
+    return assemble(name, splits, chosen, classes=_class_names(train, label), notes=notes)
 
 
 def _first(loaded: "Mapping[str, Dataset]", names: tuple[str, ...]) -> "Dataset | None":
     return next((loaded[name] for name in names if name in loaded), None)
 
 
-def _choose_columns(present: list[str], asked: ColumnNames) -> ColumnNames:
+def _choose_columns(present: list[str], asked: ColumnNames, kind: type[Kind]) -> ColumnNames:
     """`asked`, with the usual names where no text column is named."""
-    if asked.text:
-        return asked
-    for text, pair in _TEXT_COLUMNS:
+    label = asked.label or kind.label_column
+    texts = () if asked.text or kind.text_column in present else _TEXT_COLUMNS
+    for text, pair in texts:
         if text in present and (pair is None or pair in present):
-            return ColumnNames(text=text, pair=asked.pair or pair, label=asked.label)
-    return ColumnNames(pair=asked.pair, label=asked.label)
+            usual = pair if "--pair-column" in kind.options else None
+            return dataclasses.replace(asked, text=text, pair=asked.pair or usual, label=label)
+    return dataclasses.replace(asked, text=asked.text or kind.text_column, label=label)
 
 
 def _shown(columns: ColumnNames) -> str:
@@ -127,25 +113,30 @@ def _shown(columns: ColumnNames) -> str:
 # ------------------------------------------------------------------------------------ the rows
 
 
-def _class_names(train: "Dataset", label: str) -> tuple[str, ...] | None:
-    """The names that the data set gives its classes, in the order of their ids."""
-    from datasets import ClassLabel
+def _class_names(train: "Dataset", label: str | None) -> tuple[str, ...] | None:
+    """The names that the data set gives its classes or labels, in the order of their ids."""
+    from datasets import ClassLabel, List
 
     feature = train.features.get(label)
-    return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+    each = feature.feature if isinstance(feature, List) else feature
+    return tuple(each.names) if isinstance(each, ClassLabel) else None
 
 
-def _named(dataset: "Dataset", label: str) -> Columns:
+def _named(dataset: "Dataset", label: str | None) -> Columns:
     """The columns, class ids replaced by the classes' names; a hidden label is None."""
     columns: dict[str, list[Any]] = dict(dataset[:])
     names = _class_names(dataset, label)
-    if names is not None:
-        columns[label] = [
-            None if value is None or value < 0 else names[value] for value in columns[label]
-        ]
-    elif label in columns and set(columns[label]) == {-1}:
+    if label is not None and names is not None:
+        columns[label] = [_name(value, names) for value in columns[label]]
+    elif label in columns and all(value == -1 for value in columns[label]):
         columns[label] = [None] * len(dataset)
     return columns
+
+
+def _name(value: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(value, list):
+        return [names[each] for each in value]
+    return None if value is None or value < 0 else names[value]
 
 
 def _complete_rows(where: str, dataset: "Dataset", names: ColumnNames) -> tuple[Source, int]:
@@ -156,7 +147,7 @@ def _complete_rows(where: str, dataset: "Dataset", names: ColumnNames) -> tuple[
     raw = _named(dataset, names.label)
     keep = [True] * len(dataset)
     for name, absent in ((names.text, is_null), (names.pair, is_null), (names.label, no_label)):
-        if name in raw:
+        if name is not None and name in raw:
             keep = [k and not absent(value) for k, value in zip(keep, raw[name], strict=True)]
     if all(keep):
         return Source(where=where, columns=raw), 0

@@ -4,6 +4,7 @@ import re
 from typing import ClassVar
 
 from deltakit.compare.tasks.base import Task, TaskData, register_task
+from deltakit.compare.tasks.kinds import Classification
 from deltakit.compare.tasks.movie_reviews import LABELS, read_reviews
 from deltakit.compare.tasks.splits import Examples, carve
 
@@ -28,7 +29,9 @@ Y. and Potts, Christopher},
     def load(self) -> TaskData:
         reviews = read_reviews(self.name, "imdb")
         plain = Examples(texts=[_plain(t) for t in reviews.texts], labels=reviews.labels)
-        return self._task_data(carve(plain, test=2_000, validation=1_000), LABELS)
+        return self._task_data(
+            carve(plain, test=2_000, validation=1_000), Classification(classes=LABELS)
+        )
 
 
 def _plain(text: str) -> str:

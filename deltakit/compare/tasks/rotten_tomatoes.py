@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from deltakit.compare.tasks.base import Task, TaskData, register_task
+from deltakit.compare.tasks.kinds import Classification
 from deltakit.compare.tasks.movie_reviews import LABELS, read_reviews
 from deltakit.compare.tasks.splits import carve
 
@@ -24,4 +25,6 @@ to Rating Scales},
 
     def load(self) -> TaskData:
         reviews = read_reviews(self.name, "rotten_tomatoes")
-        return self._task_data(carve(reviews, test=1_600, validation=1_000), LABELS)
+        return self._task_data(
+            carve(reviews, test=1_600, validation=1_000), Classification(classes=LABELS)
+        )

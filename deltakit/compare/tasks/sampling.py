@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.tasks.base import TaskData
 from deltakit.errors import InvalidConfig
@@ -52,9 +52,13 @@ def _first_shuffled(dataset: "Dataset", bound: int | None, seed: int) -> "Datase
 
 
 def _check_classes(data: TaskData, train: "Dataset") -> None:
-    lost = sorted(set(data.train[:]["label"]) - set(train[:]["label"]))
+    lost = data.kind.lost(_labels(data.train), _labels(train))
     if lost:
         raise InvalidConfig(
             f"task {data.name!r}: {len(train):,} training examples hold none of class "
-            f"{data.labels[lost[0]]!r} ({len(data.labels)} classes). Raise --max-train-samples."
+            f"{lost[0]!r} ({len(data.labels)} classes). Raise --max-train-samples."
         )
+
+
+def _labels(split: "Dataset") -> list[Any]:
+    return list(split[:].get("label", ()))

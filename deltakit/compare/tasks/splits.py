@@ -1,9 +1,9 @@
 """Splits where the source has none, by a rule that does not depend on the order of the rows."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -11,10 +11,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Texts with class ids; `pairs` holds the second texts of a task about pairs."""
+    """Texts with labels; `pairs` holds the second texts of a task about pairs.
+
+    A label is a class id, a number, an answer, or noughts and ones for several labels. Texts to
+    model have none.
+    """
 
     texts: list[str]
-    labels: list[int]
+    labels: list[Any] | None = None
     pairs: list[str] | None = None
 
     def __len__(self) -> int:
@@ -31,16 +35,20 @@ class Examples:
         rows = list(rows)
         return Examples(
             texts=[self.texts[row] for row in rows],
-            labels=[self.labels[row] for row in rows],
+            labels=None if self.labels is None else [self.labels[row] for row in rows],
             pairs=None if self.pairs is None else [self.pairs[row] for row in rows],
         )
 
     def dataset(self) -> "Dataset":
         """The examples as a data set in memory, with the columns that `TaskData` promises."""
-        from datasets import Dataset, Features, Value
+        from datasets import Dataset, Features, List, Value
 
-        columns = {"text": self.texts, "label": self.labels}
-        types = {"text": Value("string"), "label": Value("int64")}
+        columns: dict[str, list[Any]] = {"text": self.texts}
+        types: dict[str, Any] = {"text": Value("string")}
+        if self.labels is not None:
+            of = {float: Value("float64"), str: Value("string"), tuple: List(Value("int64"))}
+            columns["label"] = self.labels
+            types["label"] = of.get(type(next(iter(self.labels), 0)), Value("int64"))
         if self.pairs is not None:
             columns["text_pair"] = self.pairs
             types["text_pair"] = Value("string")
@@ -54,6 +62,10 @@ class Splits(NamedTuple):
     validation: Examples
     test: Examples
 
+    def with_texts(self, change: Callable[[str], str]) -> "Splits":
+        """The same examples with other texts."""
+        return Splits(*(replace(part, texts=list(map(change, part.texts))) for part in self))
+
 
 def distinct(examples: Examples) -> Examples:
     """Each text once, ordered by the SHA-256 of the text.
@@ -62,7 +74,8 @@ def distinct(examples: Examples) -> Examples:
     """
     keys = examples.text_keys()
     digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-    order = sorted(range(len(keys)), key=lambda row: (digests[row], examples.labels[row]))
+    labels = examples.labels or [0] * len(keys)
+    order = sorted(range(len(keys)), key=lambda row: (digests[row], labels[row]))
     first = [r for i, r in enumerate(order) if i == 0 or digests[r] != digests[order[i - 1]]]
     return examples.pick(first)
 

@@ -1,0 +1,86 @@
+"""What a comparison asks a model for: a number for each label, or the next token."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from deltakit.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(ABC):
+    """What a model is loaded for.
+
+    Class variables: `task` (of `deltakit.load_base`) and `purpose` (what a model with it can do).
+
+    Attributes:
+        outputs: how many numbers it gives; None where the model itself says.
+        problem: transformers' name for what they are trained on.
+    """
+
+    task: ClassVar[str]
+    purpose: ClassVar[str]
+    outputs: int | None = None
+    problem: str | None = None
+
+    def check(self, name: str, config: Any) -> None:
+        """Raises `InvalidConfig` where the model `name` could be loaded and would not be right."""
+        del name, config
+
+    @abstractmethod
+    def settle(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+        """Says in the loaded model what its checkpoint leaves open."""
+
+    def lacking(self, missing: Iterable[str], model: "PreTrainedModel") -> tuple[str, ...]:
+        """Which of the parameters that the checkpoint has no values for it should have had."""
+        del model
+        return tuple(sorted(missing))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceHead(Head):
+    """A fresh linear over the whole text."""
+
+    task: ClassVar[str] = "classify"
+    purpose: ClassVar[str] = "classify sequences"
+    outputs: int
+    problem: str = "single_label_classification"
+
+    def settle(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = pad_token_id
+
+    def lacking(self, missing: Iterable[str], model: "PreTrainedModel") -> tuple[str, ...]:
+        inside = f"{model.base_model_prefix}."
+        return tuple(sorted(key for key in missing if key.startswith(inside)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageHead(Head):
+    """The next token, from the head that was pre-trained with the model."""
+
+    task: ClassVar[str] = "causal"
+    purpose: ClassVar[str] = "continue a text"
+
+    def check(self, name: str, config: Any) -> None:
+        from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+        # transformers would load it; but a token that sees the next one has no perplexity.
+        if config.is_encoder_decoder or (
+            type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
+        ):
+            raise InvalidConfig(
+                f"model {name!r} ({config.model_type}) cannot {self.purpose}: it reads a text in "
+                "both directions. Name a decoder with --model, such as smollm2, or a task of "
+                "another --kind."
+            )
+
+    def settle(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+        from transformers import GenerationConfig
+
+        # How a checkpoint likes to be sampled from is no part of a comparison.
+        model.generation_config = GenerationConfig(pad_token_id=pad_token_id)

@@ -1,0 +1,157 @@
+"""What a kind of task is: all that a comparison must know of classification, say, and no more."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from deltakit.compare.heads import Head
+from deltakit.compare.schema import Value
+from deltakit.compare.tasks.rows import ColumnNames, Rows
+from deltakit.compare.tasks.splits import Examples
+from deltakit.compare.tasks.tables import Columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Row = Mapping[str, Any]
+"""One example as `Kind.encode` leaves it."""
+Batch = dict[str, "Tensor"]
+"""Examples as a model takes them."""
+
+
+class Read(NamedTuple):
+    """Labels as a kind of task has read them, and what a reader of the scores must know of it."""
+
+    kind: "Kind"
+    splits: dict[str, Examples]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(ABC):
+    """A kind of task: how its labels are read, what a model is asked, how its answer is judged.
+
+    Class variables: `name` (what ``--kind`` calls it), `options` (the options about columns that it
+    has a use for), `text_column` and `label_column` (their usual names; None where it reads no
+    labels) and `batch_size` (rows that are judged at once).
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[frozenset[str]] = frozenset({"--text-column", "--label-column"})
+    text_column: ClassVar[str] = "text"
+    label_column: ClassVar[str | None] = "label"
+    batch_size: ClassVar[int] = 64
+
+    # ------------------------------------------------------------------------- reading the labels
+
+    @classmethod
+    def suits(cls, columns: Columns, asked: ColumnNames) -> bool:
+        """Whether the training split looks like this kind. The first one that says so is taken."""
+        del columns, asked
+        return False
+
+    @classmethod
+    @abstractmethod
+    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+        """Reads the labels of all splits; "train" is one of them.
+
+        Args:
+            splits: as they were read.
+            classes: the names of the labels, where the source fixes them.
+
+        Raises:
+            InvalidConfig: labels that are not of this kind.
+        """
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What it is, in a few words."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes or labels, in the order of their ids; none by default."""
+        return ()
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What of it changes a score, besides the examples."""
+        return self.labels
+
+    def lost(self, before: Iterable[Value], after: Iterable[Value]) -> tuple[str, ...]:
+        """What training needs at least one example of, and had before, and has no more."""
+        del before, after
+        return ()
+
+    # ------------------------------------------------------------------------- asking the model
+
+    @property
+    @abstractmethod
+    def head(self) -> Head:
+        """What the model is loaded for."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that fit, the usual one first."""
+
+    @abstractmethod
+    def encode(
+        self, data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> "Dataset":
+        """The examples as tokens, not padded yet.
+
+        Columns are those of the model's inputs, ``labels`` (what training aims at), ``truth`` (what
+        predictions are judged by) and whatever `judge` needs.
+        """
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Batch:
+        """Encoded rows as one padded batch with its labels."""
+
+    @abstractmethod
+    def judge(
+        self, model: "PreTrainedModel", rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[Value]:
+        """The model's prediction for each encoded row. Padding does not change a row's."""
+
+    def constant(
+        self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[Value]:
+        """What to predict for each encoded test row without looking at it.
+
+        By default what is most frequent in train; of equally frequent ones the first in order.
+        """
+        del tokenizer
+        counted = Counter(truths(train))
+        most = min(counted, key=lambda value: (-counted[value], value))
+        return [most] * len(test)
+
+
+def truths(encoded: "Dataset") -> tuple[Value, ...]:
+    """What predictions on an encoded split are judged by."""
+    return tuple(tuple(v) if isinstance(v, list) else v for v in encoded[:]["truth"])
+
+
+def mapped(data: "Dataset", change: Callable[[dict[str, Any]], dict[str, Any]]) -> "Dataset":
+    """The data set with other columns, made of batches of rows, in memory only."""
+    return data.map(
+        change,
+        batched=True,
+        remove_columns=data.column_names,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> "Tensor":
+    """Rows of tokens as one tensor of shape (rows, longest), filled up on the right."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tensors = [torch.tensor(list(row), dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)

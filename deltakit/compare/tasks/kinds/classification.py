@@ -1,0 +1,121 @@
+"""Classification: which of several classes is a text, or a pair of texts, of?"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from deltakit.compare.heads import Head, SequenceHead
+from deltakit.compare.schema import Value
+from deltakit.compare.tasks.kinds.base import Read
+from deltakit.compare.tasks.kinds.sequence import SequenceKind
+from deltakit.compare.tasks.rows import ColumnNames, Rows, listed, no_label, show
+from deltakit.compare.tasks.splits import Examples
+from deltakit.compare.tasks.tables import Columns
+from deltakit.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WHOLE = re.compile(r"-?\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(SequenceKind):
+    """One class for each example. `classes` are their names; the index is the class id."""
+
+    name: ClassVar[str] = "classification"
+    classes: tuple[str, ...]
+
+    @classmethod
+    def suits(cls, columns: Columns, asked: ColumnNames) -> bool:
+        return True
+
+    @classmethod
+    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+        names = {split: _names(rows) for split, rows in splits.items()}
+        if classes is None or len(classes) < 2:
+            classes = _classes(splits["train"].where, names["train"])
+        return Read(
+            cls(classes=classes),
+            {split: _examples(rows, names[split], classes) for split, rows in splits.items()},
+        )
+
+    @property
+    def words(self) -> str:
+        return f"{len(self.classes)} classes"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classes
+
+    def lost(self, before: Iterable[Value], after: Iterable[Value]) -> tuple[str, ...]:
+        gone = set(before) - set(after)
+        return tuple(name for index, name in enumerate(self.classes) if index in gone)
+
+    @property
+    def head(self) -> Head:
+        return SequenceHead(outputs=len(self.classes))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        two = ("f1",) if len(self.classes) == 2 else ()
+        return ("accuracy", *two, "f1_macro", "matthews")
+
+    def target(self, label: Any) -> Any:
+        return label
+
+    def decode(self, logits: "Tensor") -> list[Value]:
+        return list(logits.argmax(-1).tolist())
+
+
+def class_name(label: Any) -> str:
+    """A label as its class is called: ``1``, ``"1"`` and ``1.0`` are one class."""
+    text = str(label).strip()
+    return re.sub(r"\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The different names: whole numbers by value, others by alphabet."""
+    found = set(names)
+    if all(_WHOLE.fullmatch(name) for name in found):
+        return tuple(sorted(found, key=int))
+    return tuple(sorted(found))
+
+
+def _names(rows: Rows) -> list[str]:
+    for row, value in enumerate(rows.labels, start=1):
+        problem = _problem(value)
+        if problem is not None:
+            raise rows.wrong(row, problem, "Give every example a whole number or a name")
+    return [class_name(value) for value in rows.labels]
+
+
+def _problem(value: Any) -> str | None:
+    """What keeps `value` from naming a class, or None."""
+    if no_label(value):
+        return "has no label"
+    if not isinstance(value, str | int | float):
+        return f"holds {show(value)}, which does not name a class"
+    return None
+
+
+def _classes(where: str, names: list[str]) -> tuple[str, ...]:
+    classes = in_order(names)
+    if len(classes) < 2:
+        raise InvalidConfig(
+            f"{where} has only one class, {show(classes[0])}. Classification needs two or more; "
+            "check --label-column."
+        )
+    return classes
+
+
+def _examples(rows: Rows, names: list[str], classes: tuple[str, ...]) -> Examples:
+    ids = {name: index for index, name in enumerate(classes)}
+    for row, name in enumerate(names, start=1):
+        if name not in ids:
+            raise InvalidConfig(
+                f"{rows.where}, row {row}: label {show(name)} does not occur in train, whose "
+                f"classes are {listed(classes)}. Correct it, or add examples of it to train."
+            )
+    return Examples(texts=rows.texts, labels=[ids[name] for name in names], pairs=rows.pairs)

@@ -1,0 +1,106 @@
+"""Multi-label classification: which of several labels, any number of them, does a text have?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from deltakit.compare.heads import Head, SequenceHead
+from deltakit.compare.schema import Value
+from deltakit.compare.tasks.kinds.base import Read
+from deltakit.compare.tasks.kinds.classification import class_name, in_order
+from deltakit.compare.tasks.kinds.sequence import SequenceKind
+from deltakit.compare.tasks.rows import ColumnNames, Rows, listed, no_label, show
+from deltakit.compare.tasks.splits import Examples
+from deltakit.compare.tasks.tables import Columns
+from deltakit.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel(SequenceKind):
+    """Any number of labels for each example: a nought or a one for each of `names`."""
+
+    name: ClassVar[str] = "multilabel"
+    options: ClassVar[frozenset[str]] = SequenceKind.options | {"--label-separator"}
+    names: tuple[str, ...]
+
+    @classmethod
+    def suits(cls, columns: Columns, asked: ColumnNames) -> bool:
+        values = columns.get(asked.label or "label", [])
+        return asked.separator is not None or any(isinstance(value, list) for value in values)
+
+    @classmethod
+    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+        sets = {split: _sets(rows) for split, rows in splits.items()}
+        names = classes or in_order(name for each in sets["train"] for name in each)
+        if len(names) < 2:
+            raise InvalidConfig(
+                f"{splits['train'].where} has fewer than two labels ({listed(names) or 'none'}). "
+                "Give several, or choose another column with --label-column."
+            )
+        read = {
+            split: Examples(
+                texts=rows.texts, labels=_flags(rows, sets[split], names), pairs=rows.pairs
+            )
+            for split, rows in splits.items()
+        }
+        return Read(cls(names=names), read)
+
+    @property
+    def words(self) -> str:
+        return f"{len(self.names)} labels, any number of them for a text"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
+    def head(self) -> Head:
+        return SequenceHead(outputs=len(self.names), problem="multi_label_classification")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("f1_micro", "f1_macro", "exact_match")
+
+    def target(self, label: Any) -> Any:
+        return [float(flag) for flag in label]
+
+    def decode(self, logits: "Tensor") -> list[Value]:
+        return [tuple(map(int, row)) for row in (logits > 0).tolist()]
+
+
+def _sets(rows: Rows) -> list[list[str]]:
+    return [_set(rows, row, value) for row, value in enumerate(rows.labels, start=1)]
+
+
+def _set(rows: Rows, row: int, value: Any) -> list[str]:
+    remedy = (
+        "Give every example a list of labels, which may be empty, or say with --label-separator "
+        "what stands between them"
+    )
+    if not isinstance(value, list):
+        problem = "has no list of labels" if no_label(value) else f"holds {show(value)}, no list"
+        raise rows.wrong(row, problem, remedy)
+    if not all(isinstance(each, str | int) and not no_label(each) for each in value):
+        raise rows.wrong(row, f"holds {show(value)}, of which not all are labels", remedy)
+    names = [class_name(each) for each in value]
+    if len(set(names)) < len(names):
+        raise rows.wrong(
+            row,
+            f"holds {show(value)}, which names a label twice",
+            "Name the labels that apply, once each, not a nought or a one for every label",
+        )
+    return names
+
+
+def _flags(rows: Rows, sets: list[list[str]], names: tuple[str, ...]) -> list[tuple[int, ...]]:
+    for row, each in enumerate(sets, start=1):
+        unknown = sorted(set(each) - set(names))
+        if unknown:
+            raise InvalidConfig(
+                f"{rows.where}, row {row}: label {show(unknown[0])} does not occur in train, whose "
+                f"labels are {listed(names)}. Correct it, or add examples of it to train."
+            )
+    return [tuple(int(name in each) for name in names) for each in sets]

@@ -1,0 +1,55 @@
+"""Tasks that ask for one or more numbers about a text, or about a pair of texts."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from deltakit.compare.schema import Value
+from deltakit.compare.tasks.kinds.base import Batch, Kind, Row, mapped
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceKind(Kind):
+    """A kind whose model reads the whole text and gives numbers."""
+
+    options: ClassVar[frozenset[str]] = Kind.options | {"--pair-column"}
+
+    @abstractmethod
+    def target(self, label: Any) -> Any:
+        """What training aims at for a label."""
+
+    @abstractmethod
+    def decode(self, logits: "Tensor") -> list[Value]:
+        """The predictions that a model's numbers, of shape (rows, outputs), stand for."""
+
+    def encode(
+        self, data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> "Dataset":
+        def tokens(rows: dict[str, Any]) -> dict[str, Any]:
+            encoded = tokenizer(
+                rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length
+            )
+            targets = [self.target(label) for label in rows["label"]]
+            return {**encoded, "labels": targets, "truth": rows["label"]}
+
+        return mapped(data, tokens)
+
+    def collate(self, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Batch:
+        from transformers import DataCollatorWithPadding
+
+        inputs = [{key: row[key] for key in row if key != "truth"} for row in rows]
+        return dict(DataCollatorWithPadding(tokenizer)(inputs))
+
+    def judge(
+        self, model: "PreTrainedModel", rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[Value]:
+        batch = self.collate(rows, tokenizer)
+        del batch["labels"]
+        logits = model(**{key: each.to(model.device) for key, each in batch.items()}).logits
+        return self.decode(logits.float())
