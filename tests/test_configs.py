@@ -1,16 +1,20 @@
 """The shipped configurations: each opens with its command and is read as that command reads it."""
 
+import shlex
 from pathlib import Path
 
 import click
 import pytest
 
 import deltakit as dk
+from deltakit.arch.shipped import SHIPPED, Shipped
 from deltakit.cli import options
 from deltakit.cli.compare import compare
 from deltakit.cli.options import request
-from deltakit.compare.plan import Request
+from deltakit.compare.metrics import METRICS
+from deltakit.compare.plan import Request, resolve
 from deltakit.compare.tasks import TASKS
+from deltakit.errors import MissingExtra
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -43,7 +47,31 @@ def test_a_configuration_is_a_request(config: Path) -> None:
     asked = read(config)
     assert [dk.parse_method(spec) for spec in asked.methods]
     assert asked.seeds >= 1
-    assert {asked.task, *asked.source_tasks} <= set(TASKS)
+    shipped = {asked.task, *asked.source_tasks} & set(TASKS)
+    assert all(name in shipped or "/" in name for name in (asked.task, *asked.source_tasks))
+
+
+def test_every_command_in_a_configuration_is_a_request(config: Path) -> None:
+    lines = config.read_text(encoding="utf-8").splitlines()
+    commands = [shlex.split(line.lstrip("# ")) for line in lines if "deltakit compare" in line]
+    for _, _, flag, file, *others in commands:
+        assert (flag, file) == ("--config", f"configs/{config.name}")
+        asked = read(config, *others)
+        if asked.metric is not None:
+            METRICS.get(asked.metric)
+        if asked.model not in SHIPPED:
+            assert "/" in asked.model
+
+
+def test_a_configuration_of_what_is_here_resolves(config: Path) -> None:
+    asked = read(config)
+    if type(SHIPPED.get(asked.model)) is not Shipped or asked.task not in TASKS:
+        pytest.skip(f"{asked.model} or {asked.task} would have to be downloaded, or unpacked")
+    try:
+        plan = resolve(asked)
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    assert {cell.label for cell in plan.cells} >= set(asked.methods)
 
 
 def test_the_command_line_goes_before_a_configuration(config: Path) -> None:
