@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,22 @@ def cache_folder() -> Path:
     """What is kept between runs lies here: ``$DELTAKIT_CACHE``, or in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deltakit"
     return Path(os.environ.get("DELTAKIT_CACHE", default))
+
+
+_TEMPORARY = re.compile(r"\..+?(\.\w+)\.\w{8}\1")
+"""What `atomic_path` calls its files."""
+
+
+def sweep(folder: Path, of: str = "") -> None:
+    """Removes what writers left in `folder` that were killed.
+
+    Args:
+        folder: where they wrote; it need not exist.
+        of: how the names begin of the files that they meant to write. Nobody may be writing one.
+    """
+    for path in folder.glob(f".{of}*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

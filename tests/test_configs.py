@@ -35,7 +35,8 @@ def read(path: Path, *options: str) -> Request:
     context: click.Context = compare.make_context(
         "compare", ["--config", str(path), *options], resilient_parsing=False
     )
-    return request({key: value for key, value in context.params.items() if key != "out"})
+    beside = ("out", "engine", "workers", "retry_failed")
+    return request({key: value for key, value in context.params.items() if key not in beside})
 
 
 def test_a_configuration_opens_with_the_command_that_runs_it(config: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from deltakit.cli.options import plan_options, request
+from deltakit.cli.options import plan_options, request, whole
 
 
 @click.command(
@@ -14,6 +14,7 @@ Examples:
   deltakit compare --methods adapter,lora,fusion
   deltakit compare --methods "lora[rank=4],lora[rank=16]" --task reviews.csv --seeds 3
   deltakit compare --config configs/quick.yaml --out runs/mine
+  deltakit compare --methods lora,ia3 --seeds 5 --engine processes --workers 4
 
 Exit code 0: all cells done. 1: some failed, the table says why. 2: wrong usage or input."""
 )
@@ -23,11 +24,28 @@ Exit code 0: all cells done. 1: some failed, the table says why. 2: wrong usage 
     type=click.Path(path_type=Path),
     help="Run folder. [runs/<time>-<plan>, or the earlier one of the same command]",
 )
-def compare(out: Path | None, **options: Any) -> None:
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="Where the cells run: processes (a fresh one for each), local (all in this one) or ray. "
+    "[processes]",
+)
+@click.option("--workers", type=whole, metavar="N", help="How many cells run at a time. [1]")
+@click.option(
+    "--retry-failed/--no-retry-failed", default=False, help="Run cells again that failed. [no]"
+)
+def compare(
+    out: Path | None,
+    engine: str | None,
+    workers: int | None,
+    retry_failed: bool,
+    **options: Any,
+) -> None:
     """Train and measure methods side by side, and write the tables.
 
     The majority class, head-only training and full fine-tuning are always rows of the table.
-    Interrupt it whenever you like: the same command goes on where it stopped.
+    Interrupt it whenever you like: the same command goes on where it stopped. Run it twice at the
+    same time, and the two share the work.
     """
     from rich.console import Console
 
@@ -35,16 +53,27 @@ def compare(out: Path | None, **options: Any) -> None:
 
     console = Console()
     with console.status("reading data and model"):
+        from deltakit.compare import crew
+        from deltakit.compare.engines import engine_for
         from deltakit.compare.plan import resolve
+
+        place = engine_for(engine, workers)
+        place.prepare()
         from deltakit.compare.run import run_plan
+        from deltakit.compare.work import Failures, take_part
 
         plan = resolve(request(options))
+    if crew.follows():
+        take_part(plan)
+        return
+    failures = Failures.RETRY if retry_failed else Failures.KEEP
     with Live(console) as live:
         try:
-            outcome = run_plan(plan, out, live, opened=live.opened)
+            outcome = run_plan(plan, out, live, opened=live.opened, engine=place, failures=failures)
         except KeyboardInterrupt:
             live.interrupted()
             raise
     show(console, outcome)
     if outcome.failures:
+        console.print("The same command with --retry-failed runs failed cells again.")
         raise SystemExit(1)

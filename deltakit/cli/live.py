@@ -41,7 +41,7 @@ def show(console: Console, outcome: "Outcome") -> None:
 
 
 class Live:
-    """Two bars, the whole run and what is running, over the lines of what is finished.
+    """A bar for the whole run and one for every running cell, under the lines of what is finished.
 
     Where the output is no terminal there are only lines, with the time left in words.
     """
@@ -61,10 +61,8 @@ class Live:
             speed_estimate_period=600,
         )
         self.whole: TaskID | None = None
-        self.part: TaskID | None = None
-        self.title = ""
         self.folder: Path | None = None
-        self.total = self.done = self.done_before = self.units = 0
+        self.total = self.done = 0
         self.started = time.monotonic()
 
     def __enter__(self) -> "Live":
@@ -82,53 +80,75 @@ class Live:
     def opened(self, folder: Path) -> None:
         """The run folder is known."""
         self.folder = folder
-        self._say(f"run folder: {folder}")
+        self.say(f"run folder: {folder}")
 
     def begin(self, total: int, reused: int) -> None:
         """The run starts."""
         if reused:
-            self._say(f"{reused} finished cells of an earlier run are taken as they are")
+            self.say(f"{reused} finished cells of an earlier run are taken as they are")
         self.total, self.started = total, time.monotonic()
         self.whole = self.bars.add_task("all cells", total=total)
 
-    def start(self, title: str, units: int) -> None:
-        """A cell starts."""
-        self.title, self.units, self.done_before = title, units, self.done
-        self.part = self.bars.add_task(title, total=units)
-        if not self.console.is_terminal:
-            self._say(f"{title} ...{self._left()}")
+    def lane(self, number: int) -> "LiveLane":
+        """A bar of its own for each worker."""
+        del number
+        return LiveLane(self)
 
-    def note(self, text: str) -> None:
-        """What the cell is doing now."""
-        if self.part is not None:
-            self.bars.update(self.part, description=f"{self.title}: {text}")
-
-    def advance(self, units: int = 1) -> None:
-        """Units of the cell are done."""
+    def moved(self, units: int) -> None:
+        """So much of the whole is done; less than nothing takes some back."""
         self.done += units
-        for bar in (self.whole, self.part):
-            if bar is not None:
-                self.bars.advance(bar, units)
-
-    def finish(self, outcome: str) -> None:
-        """The cell ended; what it did not use of its units counts as done."""
-        rest = self.units - (self.done - self.done_before)
-        self.advance(rest)
-        if self.part is not None:
-            self.bars.remove_task(self.part)
-            self.part = None
-        self._say(f"{self.title}: {outcome}")
+        if self.whole is not None:
+            self.bars.advance(self.whole, units)
 
     def interrupted(self) -> None:
         """The user stopped the run."""
         self.bars.stop()
-        self._say(f"stopped. Finished cells are in {self.folder}; the same command goes on there")
+        self.say(f"stopped. Finished cells are in {self.folder}; the same command goes on there")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line above the bars."""
         self.bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _left(self) -> str:
+    def left(self) -> str:
+        """The time left, in words; nothing before it can be guessed."""
         if self.done < ENOUGH:
             return ""
         seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
         return f" about {seconds / 60:.0f} min left" if seconds >= 60 else f" {seconds:.0f} s left"
+
+
+class LiveLane:
+    """What one worker does: a bar while its cell runs, a line when it has ended."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.part: TaskID | None = None
+        self.title = ""
+        self.units = self.done = 0
+
+    def start(self, title: str, units: int) -> None:
+        """A cell starts."""
+        self.title, self.units, self.done = title, units, 0
+        self.part = self.live.bars.add_task(title, total=units)
+        if not self.live.console.is_terminal:
+            self.live.say(f"{title} ...{self.live.left()}")
+
+    def note(self, text: str) -> None:
+        """What the cell is doing now."""
+        if self.part is not None:
+            self.live.bars.update(self.part, description=f"{self.title}: {text}")
+
+    def advance(self, units: int = 1) -> None:
+        """Units of the cell are done."""
+        self.done += units
+        self.live.moved(units)
+        if self.part is not None:
+            self.live.bars.advance(self.part, units)
+
+    def finish(self, outcome: str, left: int = 0) -> None:
+        """The cell ended; what it did not use of its units counts as done, but for those `left`."""
+        self.advance(self.units - left - self.done)
+        if self.part is not None:
+            self.live.bars.remove_task(self.part)
+            self.part = None
+        self.live.say(f"{self.title}: {outcome}")

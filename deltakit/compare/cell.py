@@ -1,5 +1,6 @@
 """One cell: train (or take what is trained), evaluate, measure."""
 
+import contextlib
 import dataclasses
 import gc
 import tempfile
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import deltakit as dk
-from deltakit.compare import measure
+from deltakit.compare import machine, measure
+from deltakit.compare.crew import Solo
+from deltakit.compare.desk import Desk, desk_of
 from deltakit.compare.diagnose import diagnose
 from deltakit.compare.evaluate import collate, predict, score
+from deltakit.compare.locks import Lock, free_first
 from deltakit.compare.machine import device_peak
 from deltakit.compare.metrics import METRICS
 from deltakit.compare.model import BaseChoice, device
 from deltakit.compare.plan import FULL_PRECISION, Cell, Member, Plan, Training, attach_all
-from deltakit.compare.progress import Progress
+from deltakit.compare.progress import Lane
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.search import Choice, Trial, choose
 from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas, weights_bytes
@@ -45,8 +49,10 @@ class Workshop:
 
     plan: Plan
     folder: RunFolder
-    progress: Progress
+    progress: Lane
     shared: DeltaStore = field(default_factory=shared_deltas)
+    desk: Desk = field(default_factory=lambda: desk_of(device()))
+    crew: Solo = field(default_factory=Solo)
     _encoded: dict[tuple[str, str], "Dataset"] = field(default_factory=dict)
 
     @cached_property
@@ -138,6 +144,10 @@ class Workshop:
         """Source tasks' deltas are kept between runs, the target's belong to the run."""
         return self.folder.deltas() if training.task == self.plan.task.name else self.shared
 
+    def only_here(self, lock: Lock) -> contextlib.AbstractContextManager[None]:
+        """Holds a lock, and says so while another worker has it."""
+        return lock.held(lambda: self.progress.note("waiting for another worker"))
+
 
 def ceiling() -> Method:
     """The registered method that trains everything."""
@@ -162,6 +172,7 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
     """Everything that one row of the results says.
 
     Raises:
+        Occupied: it is trained, and others train on the device: it cannot be measured now.
         Exception: whatever went wrong; the caller records it.
     """
     if cell.training is None:
@@ -170,6 +181,7 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
     if choice.trials:
         shop.folder.write_search(cell, choice)
     subject, record = trained(shop, training)
+    shop.desk.alone()
     shop.progress.note("evaluating")
     predictions = shop.predictions(subject.model, cell.task, "test")
     shop.progress.note("measuring")
@@ -185,6 +197,7 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
         train_steps=record.steps,
         train_examples=record.examples,
         final_loss=_mean(record.losses[-10:]),
+        machine=machine.joined(record.machine, machine.name()),
         **dataclasses.asdict(subject.counts()),
         **_training_cost(shop, subject, training),
     )
@@ -193,7 +206,8 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
     shop.folder.write_diagnostics(cell, diagnose(subject.model, shop.inference_batch(8)))
     if training.method.role is Role.CEILING:
         # As large as the base itself, and what it costs on disk is in the result.
-        shop.folder.deltas().discard(training)
+        with shop.only_here(shop.folder.deltas().lock(training)):
+            shop.folder.deltas().discard(training)
     return result, predictions
 
 
@@ -207,14 +221,21 @@ def resolved(shop: Workshop, training: Training) -> tuple[Training, Choice]:
     training = dataclasses.replace(training, members=tuple(members))
     if len(training.rates) == 1:
         return training, Choice(lr=training.lr, trials=())
-    trials = (resolved(shop, trial)[0] for trial in shop.plan.trials(training))
+    trials = [resolved(shop, trial)[0] for trial in shop.plan.trials(training)]
+    found = (_tried(shop, trial) for trial in free_first(trials, shop.folder.trial_lock))
     better = METRICS.get(shop.plan.task.metric).better
-    choice = choose([_tried(shop, trial) for trial in trials], better)
+    choice = choose(sorted(found, key=lambda trial: trial.lr), better)
     return dataclasses.replace(training, rates=(choice.lr,)), choice
 
 
 def _tried(shop: Workshop, training: Training) -> Trial:
-    """The trial: run now, or taken from the store. A training that fails is a result."""
+    """The trial: run now, or taken from the store."""
+    with shop.only_here(shop.folder.trial_lock(training)):
+        return _trial(shop, training)
+
+
+def _trial(shop: Workshop, training: Training) -> Trial:
+    """A training that fails is a result."""
     stored = shop.folder.trial(training)
     if stored is not None:
         shop.progress.advance(units(shop.plan, training))
@@ -237,9 +258,14 @@ def trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecord
     Raises:
         TrainingFailed: the loss became infinite or NaN, or a member could not be trained.
     """
-    for member in training.members:
-        if member.training is not None:
-            ensure(shop, member.training)
+    members = [member.training for member in training.members if member.training is not None]
+    for member in free_first(members, lambda its: shop.store_for(its).lock(its)):
+        ensure(shop, member)
+    with shop.only_here(shop.store_for(training).lock(training)):
+        return _trained(shop, training)
+
+
+def _trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecord]:
     store = shop.store_for(training)
     model = shop.base(training.task, training.seed, training.base)
     record = store.record(training)
@@ -248,6 +274,20 @@ def trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecord
         subject.load(store.folder(training))
         shop.progress.advance(record.steps)
         return subject, record
+    shop.crew.announce(training)
+    subject, record = train_here(shop, training, model)
+    store.write(training, record, subject.save)
+    return subject, record
+
+
+def train_here(
+    shop: Workshop, training: Training, model: "PreTrainedModel"
+) -> tuple[Subject, TrainingRecord]:
+    """Trains a method on a fresh base, over members that are in the store.
+
+    Raises:
+        TrainingFailed: the loss became infinite or NaN.
+    """
     subject = attach_all(model, training, shop.member_folder)
     for note in subject.notes:
         shop.folder.note(note)
@@ -263,7 +303,6 @@ def trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecord
         progress=shop.progress,
         callbacks=subject.callbacks(),
     )
-    store.write(training, record, subject.save)
     return subject, record
 
 

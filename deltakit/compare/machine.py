@@ -1,17 +1,56 @@
-"""What the machine itself says of an action: its memory at the peak, and the energy it took.
+"""What the machine is, and what it says of an action: its memory at the peak, the energy it took.
 
-Both are None where the machine does not say. They hold for one machine and one moment; the exact
-bytes of `deltakit.compare.measure` are the same everywhere.
+The latter are None where the machine does not say. They hold for one machine and one moment; the
+exact bytes of `deltakit.compare.measure` are the same everywhere.
 """
 
+import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 _POWERCAP = Path("/sys/class/powercap")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def facts() -> dict[str, Any]:
+    """What ``run.json`` says of this machine."""
+    return {
+        "name": name(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def name() -> str:
+    """What times depend on: the accelerator, or the processor and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def joined(*names: str | None) -> str:
+    """The machines that had a part in something, each once."""
+    return " and ".join(dict.fromkeys(filter(None, names)))
+
+
+def _processor() -> str:
+    """Its name, as the system says it."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = next((line for line in lines if line.startswith("model name")), "")
+    return found.partition(":")[2].strip() or platform.processor() or platform.machine()
 
 
 def device_peak(action: Callable[[], None], device: torch.device) -> int | None:

@@ -219,4 +219,4 @@ def _limits(
     failed = sum(row.status == "failed" for row in rows)
     if failed:
         yield f"{failed} of {len(rows)} cells failed: means are over those that finished."
-    yield "Times are this machine’s: compare ratios, not seconds, with those of another."
+    yield "Times are of the machine that took them: compare ratios, not seconds, with another’s."

@@ -3,11 +3,11 @@
 from typing import Protocol
 
 
-class Progress(Protocol):
-    """Receives what happens. Units are training steps; measuring counts as a few of them."""
+class Lane(Protocol):
+    """Receives what one worker does, a cell at a time.
 
-    def begin(self, total: int, reused: int) -> None:
-        """The run starts: `total` units are left to do, `reused` cells are finished already."""
+    Units are training steps; measuring counts as a few of them.
+    """
 
     def start(self, title: str, units: int) -> None:
         """Something of `units` units starts."""
@@ -18,8 +18,18 @@ class Progress(Protocol):
     def advance(self, units: int = 1) -> None:
         """Units are done."""
 
-    def finish(self, outcome: str) -> None:
-        """It ended, for example "81.3 % in 1 m 02 s"."""
+    def finish(self, outcome: str, left: int = 0) -> None:
+        """It ended, for example "81.3 % in 1 m 02 s"; `left` units of it come later."""
+
+
+class Progress(Protocol):
+    """Receives what happens in a whole run."""
+
+    def begin(self, total: int, reused: int) -> None:
+        """The run starts: `total` units are left to do, `reused` cells are finished already."""
+
+    def lane(self, number: int) -> Lane:
+        """Where the worker of that number tells what it does."""
 
 
 class Silent:
@@ -27,6 +37,11 @@ class Silent:
 
     def begin(self, total: int, reused: int) -> None:
         """Nothing."""
+
+    def lane(self, number: int) -> Lane:
+        """The same for all."""
+        del number
+        return self
 
     def start(self, title: str, units: int) -> None:
         """Nothing."""
@@ -37,5 +52,5 @@ class Silent:
     def advance(self, units: int = 1) -> None:
         """Nothing."""
 
-    def finish(self, outcome: str) -> None:
+    def finish(self, outcome: str, left: int = 0) -> None:
         """Nothing."""

@@ -87,7 +87,8 @@ def _p_cell(summary: Summary) -> Cell:
 def _time_cell(summary: Summary) -> Cell:
     own, before = summary.mean("train_seconds"), summary.mean("stage1_seconds")
     parts = [duration(value) for value in (own, before) if value is not None]
-    return Cell(text="\n+ ".join(parts) or MISSING)
+    mark = f"\n{summary.mark}" if parts and summary.mark else ""
+    return Cell(text=("\n+ ".join(parts) or MISSING) + mark)
 
 
 def _terminal_score(summary: Summary) -> Cell:

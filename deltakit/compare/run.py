@@ -2,27 +2,25 @@
 
 import dataclasses
 import importlib.metadata
-import os
-import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from deltakit.compare.cell import MEASURE_UNITS, Workshop, clean_up, failed, run_cell, units
-from deltakit.compare.metrics import METRICS
+import deltakit as dk
+from deltakit.compare import machine
+from deltakit.compare.engines import Engine, Local
+from deltakit.compare.join import join
 from deltakit.compare.page import Insights
-from deltakit.compare.plan import CONSTANT, FULL_PRECISION, Cell, Plan
+from deltakit.compare.plan import CONSTANT, FULL_PRECISION, Plan
 from deltakit.compare.progress import Progress, Silent
 from deltakit.compare.report import write_reports
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.store import RunFolder, open_run
+from deltakit.compare.work import Failures, job_of, quiet
 
 PACKAGES = (
-    "deltakit-peft",
     "torch",
     "transformers",
     "accelerate",
@@ -63,62 +61,36 @@ def run_plan(
     progress: Progress | None = None,
     *,
     opened: Callable[[Path], None] | None = None,
+    engine: Engine | None = None,
+    failures: Failures = Failures.KEEP,
 ) -> Outcome:
     """Runs what is left of a plan and writes the reports.
 
     A cell that fails is recorded with its reason and the others go on. An interrupt leaves every
-    finished cell in the folder; the same call goes on from there.
+    finished cell in the folder; the same call goes on from there. Two such calls at the same time
+    share the work.
 
     Args:
         plan: what `resolve` returned.
         out: the run folder; by default one under ``runs``.
         progress: told what happens.
         opened: called with the run folder as soon as it is known.
+        engine: where the cells run; by default in this process.
+        failures: what is done about cells that failed in an earlier run.
 
     Raises:
         InvalidConfig: `out` is not this plan's.
     """
-    _quiet()
+    quiet()
     progress = progress or Silent()
     folder = open_run(plan, out, describe(plan))
     if opened is not None:
         opened(folder.path)
-    left = [(cell, first) for cell, first in plan.stages() if not folder.finished(cell.id)]
-    reused = len(plan.cells) - len(left)
-    shop = Workshop(plan=plan, folder=folder, progress=progress)
-    progress.begin(sum(_units(plan, cell, first) for cell, first in left), reused)
-    for cell, first in left:
-        _run_one(shop, cell, _units(plan, cell, first))
+    job = job_of(plan, folder, failures)
+    reused = len(plan.cells) - len(job.turns)
+    progress.begin(sum(turn.units for turn in job.turns), reused)
+    (engine or Local()).run(job, progress)
     return collect(folder, reused=reused)
-
-
-def _units(plan: Plan, cell: Cell, first: tuple[Any, ...]) -> int:
-    if cell.training is None:
-        return 1
-    return MEASURE_UNITS + sum(units(plan, training) for training in (*first, cell.training))
-
-
-def _run_one(shop: Workshop, cell: Cell, total: int) -> None:
-    title = cell.label
-    if len(shop.plan.request.bases) > 1:
-        title += f" on {cell.base}"
-    if shop.plan.request.seeds > 1:
-        title += f", seed {cell.seed}"
-    shop.progress.start(title, total)
-    start = time.perf_counter()
-    predictions: Predictions | None = None
-    try:
-        result, predictions = run_cell(shop, cell)
-    except Exception as error:  # a failed cell is a result; KeyboardInterrupt is not caught
-        result = failed(cell, error)
-    shop.folder.write(cell, result, predictions)
-    took = time.perf_counter() - start
-    shop.progress.finish(
-        f"failed: {result.reason}"
-        if result.score is None
-        else f"{METRICS.get(shop.plan.task.metric).said(result.score)} in {took:.0f} s"
-    )
-    clean_up()
 
 
 def report_folder(path: Path) -> Outcome:
@@ -128,6 +100,15 @@ def report_folder(path: Path) -> Outcome:
         InvalidConfig: it is no run folder.
     """
     return collect(RunFolder(path), reused=0)
+
+
+def report_joined(folders: Sequence[Path], out: Path) -> Outcome:
+    """Joins run folders to one (see `join`), and writes its reports.
+
+    Raises:
+        InvalidConfig: they do not compare, or `out` is in use.
+    """
+    return collect(join(folders, out), reused=0)
 
 
 def collect(folder: RunFolder, *, reused: int) -> Outcome:
@@ -141,7 +122,8 @@ def collect(folder: RunFolder, *, reused: int) -> Outcome:
         if result.status == "done" and (found := folder.predictions(each)) is not None
     }
     results = tuple(stored.values())
-    write_reports(folder.path, results, predictions, run, _insights(folder, stored))
+    with folder.files_lock.held():
+        write_reports(folder.path, results, predictions, run, _insights(folder, stored))
     return Outcome(
         folder=folder.path, results=results, predictions=predictions, run=run, reused=reused
     )
@@ -200,15 +182,8 @@ def describe(plan: Plan) -> dict[str, Any]:
             *(f"{data.name}: {note}" for data in plan.tasks.values() for note in data.notes),
             *plan.notes,
         ],
-        "versions": {name: _version(name) for name in PACKAGES},
-        "machine": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "versions": {"deltakit-peft": dk.__version__, **{n: _version(n) for n in PACKAGES}},
+        "machine": machine.facts(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -218,13 +193,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _quiet() -> None:
-    """The libraries' progress bars and load reports would tear the comparison's own display."""
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()

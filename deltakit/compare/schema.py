@@ -79,6 +79,8 @@ class CellResult:
     """Learning rates that were tried; None where there was no search."""
     trials_seconds: float | None = None
     """Training of all trials together."""
+    machine: str | None = None
+    """What it was trained and measured on; times of different machines do not compare."""
     reason: str | None = None
     """Why the cell failed."""
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deltakit._files import cache_folder, write_text
+from deltakit._files import cache_folder, sweep, write_text
+from deltakit.compare.locks import Lock
 from deltakit.compare.plan import Cell, Plan, Training
 from deltakit.compare.schema import SCHEMA_VERSION, CellResult, Predictions
 from deltakit.compare.search import Choice, Trial
@@ -16,6 +17,7 @@ from deltakit.compare.train import TrainingRecord
 from deltakit.errors import InvalidConfig
 
 RUN = "run.json"
+LOCKS = "locks"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,24 @@ class RunFolder:
     def predictions_path(self, cell_id: str) -> Path:
         """Where its per-example predictions are."""
         return self.path / "cells" / f"{cell_id}.predictions.csv"
+
+    def lock(self, kind: str, unit: str) -> Lock:
+        """What one worker at a time may work on here: a "cell", a "trial"."""
+        return Lock(self.path / LOCKS / f"{kind}-{unit}.lock")
+
+    @property
+    def files_lock(self) -> Lock:
+        """Held by whoever writes ``run.json`` or the reports."""
+        return self.lock("run", "files")
+
+    def state(self, cell_id: str) -> int | None:
+        """Changes whenever a cell is stored; None before the first time."""
+        path = self.cell_path(cell_id)
+        return path.stat().st_mtime_ns if path.is_file() else None
+
+    def sweep_cell(self, cell_id: str) -> None:
+        """Removes what a killed worker left of a cell. The cell's lock must be held."""
+        sweep(self.path / "cells", cell_id)
 
     def write(self, cell: Cell, result: CellResult, predictions: Predictions | None) -> None:
         """Stores a cell. Its JSON comes last, so a cell that is there is whole."""
@@ -53,7 +73,7 @@ class RunFolder:
         return CellResult.from_dict(json.loads(path.read_text(encoding="utf-8"))["result"])
 
     def finished(self, cell_id: str) -> bool:
-        """Whether the cell is done; a failed one is not, it runs again."""
+        """Whether the cell is done; one that failed is not."""
         result = self.result(cell_id)
         return result is not None and result.status == "done"
 
@@ -63,6 +83,10 @@ class RunFolder:
         if not path.is_file():
             return None
         return Predictions.from_csv(path.read_text(encoding="utf-8"))
+
+    def trial_lock(self, training: Training) -> Lock:
+        """Held by the worker that does a trial, until it is stored."""
+        return self.lock("trial", training.id)
 
     def trial(self, training: Training) -> Trial | None:
         """A trial that an earlier search has finished, or None."""
@@ -81,6 +105,7 @@ class RunFolder:
             "seed": training.seed,
             "trial": vars(trial),
         }
+        sweep(self._trial_path(training).parent, training.id)
         write_text(self._trial_path(training), json.dumps(content, indent=2) + "\n")
         self.deltas().discard(training)
 
@@ -133,11 +158,12 @@ class RunFolder:
 
     def note(self, text: str) -> None:
         """Adds a sentence to the run's notes, once; the report prints them."""
-        run = self.description()
-        notes = run.setdefault("notes", [])
-        if text not in notes:
-            notes.append(text)
-            write_text(self.path / RUN, json.dumps(run, indent=2) + "\n")
+        with self.files_lock.held():
+            run = self.description()
+            notes = run.setdefault("notes", [])
+            if text not in notes:
+                notes.append(text)
+                write_text(self.path / RUN, json.dumps(run, indent=2) + "\n")
 
     def deltas(self) -> "DeltaStore":
         """The deltas that were trained for this comparison."""
@@ -155,22 +181,32 @@ def open_run(plan: Plan, out: Path | None, run: dict[str, Any]) -> RunFolder:
     Raises:
         InvalidConfig: `out` belongs to another plan, or holds something else.
     """
-    folder = out or _default_folder(plan)
-    if (folder / RUN).is_file():
-        there = RunFolder(folder).description()["id"]
-        if there != plan.id:
-            raise InvalidConfig(
-                f"--out {folder} belongs to another plan ({there}, this one is {plan.id}): the "
-                "methods, model, data, budget or seeds differ. Choose another folder, or repeat "
-                "the command that made it."
-            )
-        return RunFolder(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = RunFolder(out or _default_folder(plan))
+    check_ours(folder.path)
+    with folder.files_lock.held():
+        sweep(folder.path)
+        if not (folder.path / RUN).is_file():
+            write_text(folder.path / RUN, json.dumps({"id": plan.id, **run}, indent=2) + "\n")
+    there = folder.description()["id"]
+    if there != plan.id:
+        raise InvalidConfig(
+            f"--out {folder.path} belongs to another plan ({there}, this one is {plan.id}): the "
+            "methods, model, data, budget or seeds differ. Choose another folder, or repeat "
+            "the command that made it."
+        )
+    return folder
+
+
+def check_ours(folder: Path) -> None:
+    """Raises `InvalidConfig` where something else is. A run that was killed early left locks."""
+    if not folder.exists() or (folder / RUN).is_file():
+        return
+    if not folder.is_dir() or any(
+        path.name != LOCKS and not path.name.startswith(f".{RUN}") for path in folder.iterdir()
+    ):
         raise InvalidConfig(
             f"--out {folder} exists and is no run folder (it has no {RUN}). Choose another one."
         )
-    write_text(folder / RUN, json.dumps({"id": plan.id, **run}, indent=2) + "\n")
-    return RunFolder(folder)
 
 
 def _default_folder(plan: Plan) -> Path:
@@ -194,6 +230,10 @@ class DeltaStore:
         """Where a delta is, or would be."""
         return self.path / training.id
 
+    def lock(self, training: Training) -> Lock:
+        """Held by whoever makes the delta, takes it from the store, or removes it."""
+        return Lock(self.path.parent / LOCKS / f"training-{training.id}.lock")
+
     def record(self, training: Training) -> TrainingRecord | None:
         """How the delta was trained; None if it is not there."""
         path = self.folder(training) / "training.json"
@@ -207,6 +247,7 @@ class DeltaStore:
     ) -> int:
         """Stores a trained delta; its record comes last. Returns its weights' bytes on disk."""
         folder = self.folder(training)
+        sweep(folder)
         save(folder)
         write_text(folder / "training.json", json.dumps(asdict(record)) + "\n")
         return self.size(training)

@@ -147,6 +147,8 @@ class Summary:
     """Rows that share a letter cannot be told apart; empty with a single seed."""
     collapsed: int = 0
     """How many of the seeds predict one class for everything."""
+    mark: str = ""
+    """Which machines its times are of, where the table has several."""
 
     def mean(self, column: str) -> float | None:
         """The mean of a numeric column over the finished seeds, or None where it has no value."""
@@ -201,6 +203,7 @@ def summarise(
     group_of = letters(seeds, ranked, metric)
     versus = {name: _versus(seeds, role(run, name), full, metric) for name in _REFERENCES}
     vs_full = contrasts(seeds, {key: (key[0], full) for key in seeds}, metric)
+    machines = machines_of(rows)
     return tuple(
         Summary(
             method=method,
@@ -214,6 +217,7 @@ def summarise(
             vs_full=vs_full.get((method, base)),
             group=group_of.get((method, base), ""),
             collapsed=_collapsed(method, run, seeds[method, base]),
+            mark=_mark(group, machines),
         )
         for (method, base), group in sorted(groups.items(), key=lambda g: methods.index(g[0][0]))
     )
@@ -232,6 +236,19 @@ def _check_one_task(rows: Sequence[CellResult]) -> None:
             f"rows of {len(tasks)} tasks ({', '.join(tasks)}) do not share a table. Report each "
             "task's run on its own."
         )
+
+
+def machines_of(rows: Iterable[CellResult]) -> tuple[str, ...]:
+    """What the rows were measured on."""
+    return tuple(sorted({row.machine for row in rows if row.machine is not None}))
+
+
+def _mark(rows: Sequence[CellResult], machines: Sequence[str]) -> str:
+    """A row's machines by their numbers, where there are several at all."""
+    if len(machines) < 2:
+        return ""
+    numbers = [str(1 + machines.index(name)) for name in machines_of(rows)]
+    return f"[{', '.join(numbers)}]" if numbers else ""
 
 
 def _done(rows: Sequence[CellResult]) -> tuple[CellResult, ...]:
@@ -408,6 +425,18 @@ def measured(column: str, words: Callable[[float], str]) -> Callable[[Summary], 
     return cell
 
 
+def timed(column: str, words: Callable[[float], str]) -> Callable[[Summary], Cell]:
+    """As `measured`, for times, which do not compare between machines."""
+
+    def cell(summary: Summary) -> Cell:
+        value = summary.mean(column)
+        if value is None:
+            return ABSENT
+        return Cell(text=f"{words(value)} {summary.mark}".rstrip(), sort=value)
+
+    return cell
+
+
 COLUMNS_FOR_PEOPLE = (
     Column(
         title="Method",
@@ -482,12 +511,12 @@ COLUMNS_FOR_PEOPLE = (
     Column(
         title="Train time",
         help="The whole of this row's own training.",
-        cell=measured("train_seconds", duration),
+        cell=timed("train_seconds", duration),
     ),
     Column(
         title="Stage 1 time",
         help="Training of the deltas that this row composes, whether in this run or before.",
-        cell=measured("stage1_seconds", duration),
+        cell=timed("stage1_seconds", duration),
     ),
 )
 """The table, as people read it."""
@@ -521,12 +550,12 @@ COSTS_OF_BASES = (
     Column(
         title="Train step",
         help="Median time of one training step.",
-        cell=measured("train_step_ms", milliseconds),
+        cell=timed("train_step_ms", milliseconds),
     ),
     Column(
         title="Latency, b1",
         help="Median time of a forward pass for one text.",
-        cell=measured("latency_ms_b1", milliseconds),
+        cell=timed("latency_ms_b1", milliseconds),
     ),
     Column(
         title="Inference memory peak",
@@ -566,12 +595,18 @@ def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, .
     if tested:
         examples = " or ".join(f"{n:,}" for n in tested)
         lines.append(f"Score: {_scale(metric)} on {examples} test examples.")
-    return (*lines, *_how_sure(summaries, metric.unit))
+    return (*lines, *_how_sure(summaries, metric.unit), *_places(machines_of(rows)))
 
 
 def _scale(metric: Metric) -> str:
     unit = " in per cent" if metric.unit is Unit.PERCENT else ""
     return f"{metric.title}{unit}{', lower is better,' if metric.better is Better.LOWER else ''}"
+
+
+def _places(machines: Sequence[str]) -> Iterator[str]:
+    if len(machines) > 1:
+        named = ", ".join(f"[{number}] {name}" for number, name in enumerate(machines, start=1))
+        yield f"Times are of {named}: they do not compare, their ratios do."
 
 
 def _how_sure(summaries: Sequence[Summary], unit: Unit) -> Iterator[str]:

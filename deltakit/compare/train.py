@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deltakit.compare import crew, machine
 from deltakit.compare.machine import EnergyMeter
+from deltakit.compare.model import device
 from deltakit.compare.plan import Budget
-from deltakit.compare.progress import Progress
+from deltakit.compare.progress import Lane
 from deltakit.errors import DeltakitError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class TrainingRecord:
     """How a training went.
 
     `seconds` is the wall time of its steps and their data loading, `joules` what the machine's
-    processors took meanwhile, where they say.
+    processors took meanwhile, where they say; `machine` is what it ran on, where that is known.
     """
 
     seconds: float
@@ -39,6 +41,7 @@ class TrainingRecord:
     examples: int
     losses: tuple[float, ...]
     joules: float | None = None
+    machine: str | None = None
 
 
 def steps_of(examples: int, budget: Budget) -> int:
@@ -55,7 +58,7 @@ def train(
     budget: Budget,
     lr: float,
     seed: int,
-    progress: Progress,
+    progress: Lane,
     callbacks: Sequence[Any] = (),
 ) -> TrainingRecord:
     """Trains whatever of the model requires a gradient. Nothing takes no step.
@@ -85,8 +88,9 @@ def train(
             model=model,
             args=TrainingArguments(
                 output_dir=scratch,
+                use_cpu=device().type == "cpu",
                 max_steps=steps,
-                per_device_train_batch_size=budget.batch_size,
+                per_device_train_batch_size=crew.share(budget),
                 learning_rate=lr,
                 lr_scheduler_type="linear",
                 warmup_steps=round(budget.warmup * steps),
@@ -98,6 +102,8 @@ def train(
                 save_strategy="no",
                 logging_strategy="no",
                 report_to="none",
+                # It multiplies losses by the number of processes that are a mean already.
+                average_tokens_across_devices=False,
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
@@ -115,10 +121,11 @@ def train(
         steps=steps,
         examples=len(data),
         losses=tuple(trainer.losses),
+        machine=machine.name(),
     )
 
 
-def _trainer_class(progress: Progress) -> Any:
+def _trainer_class(progress: Lane) -> Any:
     """Made in a function, so that importing this file does not import transformers."""
     from transformers import Trainer
 
@@ -131,7 +138,8 @@ def _trainer_class(progress: Progress) -> Any:
 
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
-            value = float(loss)
+            # Of all processes that train together, so that they stop together.
+            value = float(self.accelerator.reduce(loss.clone(), reduction="mean"))
             if not math.isfinite(value):
                 raise TrainingFailed(
                     f"the loss is {value} at step {len(self.losses) + 1}; try a lower --lr."

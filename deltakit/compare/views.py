@@ -68,6 +68,13 @@ DEPLOYED = Cost(
     words=count,
     axis=PARAMETERS,
 )
+TIME = Cost(
+    title="Training time",
+    of=_training_seconds,
+    words=duration,
+    parts=_training_parts,
+    units=_SECONDS,
+)
 COSTS = (
     DEPLOYED,
     Cost(
@@ -76,13 +83,7 @@ COSTS = (
         words=size,
         units=_BYTES,
     ),
-    Cost(
-        title="Training time",
-        of=_training_seconds,
-        words=duration,
-        parts=_training_parts,
-        units=_SECONDS,
-    ),
+    TIME,
     Cost(
         title="Latency × base, one text",
         of=_measured("latency_vs_base_b1"),
@@ -142,10 +143,11 @@ def picture(summaries: Sequence[Summary], *, title: str, metric: Metric) -> Plot
 
 
 def views(summaries: Sequence[Summary], metric: Metric) -> tuple[View, ...]:
-    """One view for each cost that any row has."""
+    """One view for each cost that any row has; times of several machines have no front."""
+    comparable = [cost for cost in COSTS if cost is not TIME or not any(s.mark for s in summaries)]
     return tuple(
         _view(summaries, metric, cost)
-        for cost in COSTS
+        for cost in comparable
         if any(point.cost for point in points(summaries, cost))
     )
 

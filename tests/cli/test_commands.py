@@ -231,10 +231,16 @@ def test_a_report_before_the_first_cell_is_finished(
     assert "Traceback" not in ended.err + ended.out
 
 
-def test_several_reports_at_once(deltakit: Run, finished: Any, tmp_path: Path) -> None:
+def test_several_runs_are_joined_to_a_new_folder(
+    deltakit: Run, finished: Any, tmp_path: Path
+) -> None:
     copies = [tmp_path / "a", tmp_path / "b"]
     for copy in copies:
         shutil.copytree(finished.folder, copy)
         (copy / "report.html").unlink()
-    assert deltakit("report", *copies).code == 0
-    assert all((copy / "report.html").is_file() for copy in copies)
+    assert "name it with --out" in deltakit("report", *copies).line
+    ended = deltakit("report", *copies, "--out", tmp_path / "joined")
+    assert ended.code == 0, ended
+    assert (tmp_path / "joined" / "report.html").is_file()
+    assert not any((copy / "report.html").exists() for copy in copies)
+    assert "is the folder of a run" in deltakit("report", *copies, "--out", copies[0]).line

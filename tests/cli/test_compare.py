@@ -93,6 +93,12 @@ def test_failed_cells_are_exit_code_1_with_the_table_all_the_same(
     rows = read.results(out)
     assert rows["full"]["status"] == "failed" and rows["majority"]["status"] == "done"
     assert "loss is" in (out / "table.md").read_text() + (out / "report.html").read_text()
+    assert "--retry-failed" in ended.out
+    command = ("compare", "--methods", "adapter", *small, "--lr", "1e30", "--out", out)
+    kept = deltakit(*command)
+    assert kept.code == 1 and "4 finished cells" in kept.out
+    again = deltakit(*command, "--retry-failed")
+    assert again.code == 1 and "2 finished cells" in again.out and "full: failed" in again.out
 
 
 def test_a_yaml_file_names_the_options_and_the_command_line_goes_before_it(

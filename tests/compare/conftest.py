@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from deltakit.cli.main import main
-from deltakit.compare import cell, diagnose, run, views
+from deltakit.compare import cell, diagnose, engines, views, work
 from deltakit.compare.plan import Budget, Request
 from deltakit.compare.plots import Plot
 from deltakit.compare.progress import Silent
@@ -204,7 +204,8 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell, "STEP_REPEATS", 1)
     monkeypatch.setattr(cell, "LATENCY_REPEATS", {1: 1, 8: 1})
     monkeypatch.setattr(diagnose, "REPEATS", 1)
-    monkeypatch.setattr(run, "clean_up", lambda: None)
+    monkeypatch.setattr(work, "clean_up", lambda: None)
+    monkeypatch.setattr(engines, "DEFAULT", "local")  # other processes are not patched
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -55,3 +55,18 @@ def test_no_counter_is_no_energy(tmp_path: Path) -> None:
     assert EnergyMeter(tmp_path).joules() is None
     (zone(tmp_path, "intel-rapl:0", 1) / "energy_uj").write_text("secret")
     assert EnergyMeter(tmp_path).joules() is None
+
+
+def test_a_machine_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPUINFO", file)
+    file.write_text("processor\t: 0\nmodel name\t: Some Processor: 9000\nmodel name\t: Another\n")
+    assert machine.name().startswith("Some Processor: 9000, ")
+    assert machine.facts()["processor"] == "Some Processor: 9000"
+    file.unlink()
+    assert machine.facts()["processor"] not in ("", "Some Processor: 9000")
+
+
+def test_machines_that_had_a_part_are_named_once() -> None:
+    assert machine.joined("a", None, "b", "a") == "a and b"
+    assert machine.joined(None) == ""

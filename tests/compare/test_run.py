@@ -21,6 +21,7 @@ from deltakit.compare.run import report_folder, run_plan
 from deltakit.compare.schema import COLUMNS
 from deltakit.compare.store import RunFolder
 from deltakit.compare.train import TrainingFailed
+from deltakit.compare.work import Failures
 from deltakit.core.method import CLASSES, METHODS, UNIFIED_VIEW
 
 REPORTS = (
@@ -333,7 +334,7 @@ def test_a_loss_that_is_not_finite_fails_its_cell_with_the_reason(
         assert (tmp_path / "run" / name).stat().st_size > 0, name
 
 
-def test_a_failed_cell_is_recorded_and_only_it_runs_again(
+def test_a_failed_cell_is_recorded_and_runs_again_on_request(
     asked: Callable[..., Any], trainings: Any, tmp_path: Path, read: Any
 ) -> None:
     out = tmp_path / "run"
@@ -345,7 +346,9 @@ def test_a_failed_cell_is_recorded_and_only_it_runs_again(
     before = read.results(out)
     assert [row["status"] for row in before.values()] == ["done"] * 3 + ["failed", "done"]
     assert trainings.count == 4
-    again = run_plan(resolve(asked("adapter,lora")), out)
+    kept = run_plan(resolve(asked("adapter,lora")), out)
+    assert kept.results == outcome.results and kept.reused == 5 and trainings.count == 4
+    again = run_plan(resolve(asked("adapter,lora")), out, failures=Failures.RETRY)
     assert again.failures == () and again.reused == 4
     assert trainings.count == 5
     after = read.results(out)

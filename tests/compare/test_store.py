@@ -110,6 +110,20 @@ def test_a_file_replaces_another_only_when_it_is_whole(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o666 & ~_files._umask()
 
 
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), _files.atomic_path(tmp_path / "run.json") as temporary:
+        name = temporary.name
+        raise RuntimeError
+    kept = [".gitignore", "run.json", ".run.json", ".mine.json", ".a.abcd1234.json"]
+    for each in (name, ".b.csv.abcd_234.csv", *kept):
+        (tmp_path / each).write_text("{")
+    _files.sweep(tmp_path, "b")
+    assert (tmp_path / name).exists()
+    _files.sweep(tmp_path)
+    _files.sweep(tmp_path / "nowhere")
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+
+
 # ----------------------------------------------------------------------------------- the folder
 
 
@@ -124,6 +138,14 @@ def test_a_new_folder_is_made_and_an_old_one_found(plan: Plan, tmp_path: Path) -
 def test_an_empty_folder_may_be_used(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert open_run(plan, tmp_path / "empty", describe(plan)).path == tmp_path / "empty"
+
+
+def test_a_folder_whose_worker_was_killed_at_once_may_be_used(plan: Plan, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "locks").mkdir(parents=True)
+    (folder / ".run.json.abcd1234.json").write_text("{")
+    opened = open_run(plan, folder, describe(plan))
+    assert sorted(path.name for path in opened.path.iterdir()) == ["locks", "run.json"]
 
 
 def test_the_folder_of_another_plan_is_refused(
