@@ -162,6 +162,11 @@ _OPTIONS = (
         metavar="N",
         help="Solve every method's width (rank, bottleneck) for N trained parameters.",
     ),
+    click.option(
+        "--latency",
+        metavar="NxT,...",
+        help="Shapes to time beside the usual ones: 8x128 is eight texts of 128 tokens.",
+    ),
     click.option("--baseline", help="The row that all others are compared with, e.g. lora."),
     click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
     click.option("--pair-column", help="Column of the second text, where there is one."),
@@ -192,7 +197,7 @@ def request(options: dict[str, Any]) -> "Request":
 
     given = {key: value for key, value in options.items() if value is not None}
     chosen = profile(given.pop("profile", DEFAULT_PROFILE))
-    lists = ("methods", "bases", "source_tasks")
+    lists = ("methods", "bases", "source_tasks", "latency")
     for key in lists:
         if key in given:
             items = split_outside_brackets(given[key], ",")
@@ -202,5 +207,5 @@ def request(options: dict[str, Any]) -> "Request":
     lifted: dict[str, Any] = {key: None for key, value in changes.items() if value == ALL}
     budget = dataclasses.replace(chosen.budget, **{**changes, **lifted})
     trials = 1 if "lr" in changes else chosen.trials  # a rate that is given needs no search
-    fields = {"seeds": chosen.seeds, "trials": trials, **given, "budget": budget}
-    return Request(**fields)
+    defaults = {"seeds": chosen.seeds, "trials": trials, "latency": chosen.latency}
+    return Request(**{**defaults, **given, "budget": budget})

@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import gc
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +13,21 @@ import torch
 
 import deltakit as dk
 from deltakit.compare import machine, measure
+from deltakit.compare.costs import handling_cost, inference_cost, training_cost
 from deltakit.compare.crew import Solo
 from deltakit.compare.desk import Desk, desk_of
 from deltakit.compare.diagnose import diagnose
 from deltakit.compare.evaluate import collate, predict, score
 from deltakit.compare.locks import Lock, free_first
-from deltakit.compare.machine import device_peak
 from deltakit.compare.metrics import METRICS
 from deltakit.compare.model import BaseChoice, device
+from deltakit.compare.pace import JUDGED
 from deltakit.compare.plan import FULL_PRECISION, Cell, Member, Plan, Training, attach_all
 from deltakit.compare.progress import Lane
 from deltakit.compare.schema import CellResult, Predictions
-from deltakit.compare.search import Choice, Trial, choose
-from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas, weights_bytes
+from deltakit.compare.search import TUNING_SEED, Choice, Trial, choose
+from deltakit.compare.shapes import by_shape, shape_of
+from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas
 from deltakit.compare.subject import subject_of
 from deltakit.compare.tasks.kinds import Kind, truths
 from deltakit.compare.train import TrainingFailed, TrainingRecord, steps_of, train
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STEP_REPEATS = 7
-LATENCY_REPEATS = {1: 30, 8: 12}
 MEASURE_UNITS = 30
 """What measuring a cell takes, in training steps, for the time left."""
 
@@ -178,8 +177,6 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
     if cell.training is None:
         return _constant(shop, cell)
     training, choice = resolved(shop, cell.training)
-    if choice.trials:
-        shop.folder.write_search(cell, choice)
     subject, record = trained(shop, training)
     shop.desk.alone()
     shop.progress.note("evaluating")
@@ -199,11 +196,11 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
         final_loss=_mean(record.losses[-10:]),
         machine=machine.joined(record.machine, machine.name()),
         **dataclasses.asdict(subject.counts()),
-        **_training_cost(shop, subject, training),
+        **_costs(shop, subject, training),
     )
-    size = deployed_size(shop, training, subject)
-    result = dataclasses.replace(result, delta_bytes=size, **_inference_cost(shop, subject))
-    shop.folder.write_diagnostics(cell, diagnose(subject.model, shop.inference_batch(8)))
+    beside = {"search": choice.to_plain() if choice.trials else None, **_pace(record)}
+    for kind, content in {**beside, **_beside(shop, cell, subject)}.items():
+        shop.folder.write_beside(cell, kind, content)
     if training.method.role is Role.CEILING:
         # As large as the base itself, and what it costs on disk is in the result.
         with shop.only_here(shop.folder.deltas().lock(training)):
@@ -302,8 +299,20 @@ def train_here(
         seed=training.seed,
         progress=shop.progress,
         callbacks=subject.callbacks(),
+        judge=_judge(shop, subject, training),
     )
     return subject, record
+
+
+def _judge(shop: Workshop, subject: Subject, training: Training) -> Callable[[], float] | None:
+    """How good the target's model is on the way; trials are judged at their end alone."""
+    if training.task != shop.plan.task.name or training.seed == TUNING_SEED:
+        return None
+    metric = METRICS.get(shop.plan.task.metric)
+    whole = shop.encoded(training.task, "validation")
+    rows = whole.select(range(min(len(whole), JUDGED)))
+    kind = shop.kind(training.task)
+    return lambda: metric.value(predict(subject.model, rows, kind, shop.tokenizer))
 
 
 def ensure(shop: Workshop, training: Training) -> TrainingRecord:
@@ -312,13 +321,8 @@ def ensure(shop: Workshop, training: Training) -> TrainingRecord:
     return trained(shop, training)[1] if record is None else record
 
 
-def deployed_size(shop: Workshop, training: Training, subject: Subject) -> int:
-    """Bytes on disk of the method as it is used, which the subject is turned into."""
-    if not subject.deploy():
-        return shop.store_for(training).size(training)
-    with tempfile.TemporaryDirectory() as folder:
-        subject.save(Path(folder))
-        return weights_bytes(Path(folder))
+def _pace(record: TrainingRecord) -> dict[str, Any]:
+    return {"pace": [dataclasses.asdict(each) for each in record.pace]}
 
 
 def _constant(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
@@ -352,45 +356,29 @@ def _stage1_seconds(shop: Workshop, training: Training) -> float | None:
     return sum(known) if records and len(known) == len(records) else None
 
 
-def _training_cost(shop: Workshop, subject: Subject, training: Training) -> dict[str, Any]:
-    if not any(parameter.requires_grad for parameter in subject.model.parameters()):
-        return {}  # the base as it is
-    step = measure.Step(subject.model, shop.train_batch)
-    memory = measure.training_memory(step)
-    if training.method.role is Role.CEILING and training.base.name == FULL_PRECISION:
-        (own,) = measure.alternate([step], repeats=STEP_REPEATS, warmup=1)
-        ratio: float | None = 1.0
-    else:
-        references = [] if shop.reference_step is None else [shop.reference_step]
-        own, *others = measure.alternate([step, *references], repeats=STEP_REPEATS, warmup=1)
-        ratio = own.over(others[0]) if others else None
-    return {
-        "train_step_ms": own.median_ms,
-        "train_step_iqr_ms": own.iqr_ms,
-        "train_step_vs_full": ratio,
-        "train_peak_bytes": memory.peak,
-        "train_weight_bytes": memory.weights,
-        "train_gradient_bytes": memory.gradients,
-        "train_optimizer_bytes": memory.optimizer,
-        "train_activation_bytes": memory.activations,
-        "train_device_peak_bytes": device_peak(step, shop.device),
-    }
+def _costs(shop: Workshop, subject: Subject, training: Training) -> dict[str, Any]:
+    """Everything that is measured, training first: in the end the method is as it is deployed."""
+    ceiling = training.method.role is Role.CEILING
+    own_reference = ceiling and training.base.name == FULL_PRECISION
+    reference = None if own_reference else shop.reference_step
+    found = training_cost(subject, shop.train_batch, reference, shop.device)
+    if own_reference:
+        found["train_step_vs_full"] = 1.0
+    subject.deploy()
+    found |= inference_cost(subject, shop.inference_batch(1), shop.inference_batch(8))
+    if ceiling:  # loading it is loading a model
+        return {**found, "delta_bytes": shop.store_for(training).size(training)}
+    return found | handling_cost(subject)
 
 
-def _inference_cost(shop: Workshop, subject: Subject) -> dict[str, Any]:
-    one, eight = shop.inference_batch(1), shop.inference_batch(8)
-    single = measure.latency(subject, one, repeats=LATENCY_REPEATS[1])
-    batched = measure.latency(subject, eight, repeats=LATENCY_REPEATS[8])
+def _beside(shop: Workshop, cell: Cell, subject: Subject) -> dict[str, Any]:
+    """What is recorded of a deployed method beside its row."""
+    shapes = [shape_of(text) for text in cell.latency]
+    head, data = shop.kind(cell.task).head, shop.encoded(cell.task, "test")
+    times = by_shape(subject, head, data, shapes, shop.device)
     return {
-        "infer_peak_bytes": measure.inference_memory(subject.model, eight),
-        "latency_ms_b1": single.timing.median_ms,
-        "latency_b1_iqr_ms": single.timing.iqr_ms,
-        "latency_vs_base_b1": single.vs_base,
-        "latency_ms_b8": batched.timing.median_ms,
-        "latency_vs_base_b8": batched.vs_base,
-        "merged_latency_vs_base_b1": measure.merged_latency_vs_base(
-            subject, one, repeats=LATENCY_REPEATS[1]
-        ),
+        "latency": [dataclasses.asdict(each) for each in times],
+        "diagnostics": diagnose(subject.model, shop.inference_batch(8)),
     }
 
 

@@ -1,4 +1,7 @@
-"""The page's smaller charts, as positions and shades: curves of a search, and maps of layers."""
+"""The page's smaller charts, as positions and shades: curves and maps of layers.
+
+Curves are of a search (score against the learning rate) and of a training (score against time).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from typing import Any
 
 from deltakit.compare.contrasts import Row
 from deltakit.compare.metrics import Metric
+from deltakit.compare.pace import Pace
 from deltakit.compare.search import Choice, Edge, Trial
-from deltakit.compare.tables import percent, shorten
+from deltakit.compare.tables import duration, percent, shorten
 
 # ------------------------------------------------------------------- the search for learning rates
 
@@ -28,12 +32,12 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One trial.
+    """One trial, or one moment of a training.
 
     Attributes:
         x: where it stands.
-        y: likewise; for one that failed, on the axis.
-        kind: "chosen", "tried" or "failed".
+        y: likewise; for a trial that failed, on the axis.
+        kind: "chosen", "tried" or "failed"; the last moment of a training is "chosen".
         tip: what it says.
     """
 
@@ -45,11 +49,11 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Score on the validation split against the learning rate, for one row.
+    """Score on the validation split against the learning rate or the time, for one row.
 
     Attributes:
         title: the row.
-        chosen: the rate, in words.
+        chosen: the rate, or the time of the whole training, in words.
         edge: what must be said of it, or "".
         line: through the trials that have a score, as an SVG polyline has it.
         marks: the trials.
@@ -64,11 +68,19 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """All curves of a run, on the same axes."""
+    """Curves of several rows, on the same axes.
 
-    rates: tuple[Tick, ...]
+    Attributes:
+        across: of the horizontal axis.
+        scores: of the vertical one.
+        panels: the curves.
+        target: where a line across all of them stands, if there is one.
+    """
+
+    across: tuple[Tick, ...]
     scores: tuple[Tick, ...]
     panels: tuple[Curve, ...]
+    target: float | None = None
 
 
 _EDGES = {
@@ -93,10 +105,9 @@ def curves(
     trials = [trial for choice in searches.values() for trial in choice.trials]
     x = _scale([math.log(t.lr) for t in trials], _LEFT, WIDTH - _RIGHT)
     scores = [metric.unit.shown(t.score) for t in trials if t.score is not None]
-    lowest, highest = sorted((HEIGHT - _BOTTOM, _TOP), key=metric.better.rank, reverse=True)
-    y = _scale(scores, lowest, highest)
+    y = _better_on_top(scores, metric)
     return Curves(
-        rates=tuple(Tick(at=x(math.log(rate)), text=f"{rate:g}") for rate in _decades(trials)),
+        across=tuple(Tick(at=x(math.log(rate)), text=f"{rate:g}") for rate in _decades(trials)),
         scores=tuple(Tick(at=y(score), text=f"{score:g}") for score in _round_numbers(scores)),
         panels=tuple(_curve(names[row], choice, x, y, metric) for row, choice in searches.items()),
     )
@@ -137,6 +148,57 @@ def _mark(
         kind="chosen" if trial.lr == choice.lr else "tried",
         tip=f"{trial.lr:g}: {metric.said(trial.score)}",
     )
+
+
+def paces(
+    of: Mapping[Row, Pace], names: Mapping[Row, str], target: float | None, metric: Metric
+) -> Curves | None:
+    """One curve for each training, against its seconds; None where none was judged on the way.
+
+    Args:
+        of: the mean paces by row.
+        names: what the page calls the rows.
+        target: a score to draw a line at.
+        metric: what the scores are.
+    """
+    moments = [moment for pace in of.values() for moment in pace]
+    if not moments:
+        return None
+    x = _scale([0.0, *(moment.seconds for moment in moments)], _LEFT, WIDTH - _RIGHT)
+    scores = [metric.unit.shown(moment.score) for moment in moments]
+    y = _better_on_top(scores, metric)
+    ends = _round_numbers([0.0, *(moment.seconds for moment in moments)])
+    return Curves(
+        across=tuple(Tick(at=x(end), text=f"{end:g}") for end in ends),
+        scores=tuple(Tick(at=y(score), text=f"{score:g}") for score in _round_numbers(scores)),
+        panels=tuple(_pace_curve(names[row], pace, x, y, metric) for row, pace in of.items()),
+        target=None if target is None else y(metric.unit.shown(target)),
+    )
+
+
+def _pace_curve(
+    name: str,
+    pace: Pace,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    metric: Metric,
+) -> Curve:
+    marks = tuple(
+        Mark(
+            x=x(moment.seconds),
+            y=y(metric.unit.shown(moment.score)),
+            kind="chosen" if moment is pace[-1] else "tried",
+            tip=f"{duration(moment.seconds)}, step {moment.step}: {metric.said(moment.score)}",
+        )
+        for moment in pace
+    )
+    line = " ".join(f"{mark.x},{mark.y}" for mark in marks)
+    return Curve(title=name, chosen=duration(pace[-1].seconds), edge="", line=line, marks=marks)
+
+
+def _better_on_top(scores: Sequence[float], metric: Metric) -> Callable[[float], float]:
+    lowest, highest = sorted((HEIGHT - _BOTTOM, _TOP), key=metric.better.rank, reverse=True)
+    return _scale(scores, lowest, highest)
 
 
 def _scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:

@@ -10,6 +10,7 @@ from typing import Any
 from deltakit.compare import plots
 from deltakit.compare.charts import HEIGHT, WIDTH, Curves, Layers
 from deltakit.compare.claims import Claim, Figure
+from deltakit.compare.sheets import Sheet
 from deltakit.compare.tables import MISSING, Cell, Column
 from deltakit.compare.views import View
 
@@ -42,6 +43,14 @@ class Map:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PaceView:
+    """How good each training was on the way: curves, and what they say in figures."""
+
+    curves: Curves
+    sheet: Sheet
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """Everything that the page says.
 
@@ -54,6 +63,8 @@ class Page:
         views: score against each kind of cost.
         claims: what is published, and what this run shows of it.
         curves: the search for learning rates, where there was one.
+        pace: how good the trainings were on the way, where they were judged.
+        latency: latency by shape, where shapes were asked for.
         maps: what happens inside the models, by layer.
         limits: what this run cannot say.
         notes: what a reader of the numbers must know about this run.
@@ -73,6 +84,8 @@ class Page:
     views: Sequence[View]
     claims: Sequence[tuple[Claim, Sequence[Figure]]]
     curves: Curves | None
+    pace: PaceView | None
+    latency: Sheet | None
     maps: Sequence[Map]
     limits: Sequence[str]
     notes: Sequence[str]

@@ -4,9 +4,11 @@ The latter are None where the machine does not say. They hold for one machine an
 exact bytes of `deltakit.compare.measure` are the same everywhere.
 """
 
+import contextlib
 import os
 import platform
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,34 @@ class EnergyMeter:
             limit = _read(zone, "max_energy_range_uj") or 0
             total += (now - start if now >= start else now + limit - start) / 1e6
         return total if self._zones else None
+
+
+class Meter:
+    """Seconds and joules since it was made, without what was spent in its pauses."""
+
+    def __init__(self) -> None:
+        self._energy = EnergyMeter()
+        self._start = time.perf_counter()
+        self._paused, self._spent = 0.0, 0.0
+
+    def seconds(self) -> float:
+        """Wall time."""
+        return time.perf_counter() - self._start - self._paused
+
+    def joules(self) -> float | None:
+        """As `EnergyMeter.joules`."""
+        total = self._energy.joules()
+        return None if total is None else total - self._spent
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing counts."""
+        energy, start = EnergyMeter(), time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+            self._spent += energy.joules() or 0.0
 
 
 def _read(zone: Path, name: str = "energy_uj") -> int | None:

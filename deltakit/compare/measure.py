@@ -6,12 +6,14 @@ machine's speed drifts. Bytes are those of live tensors, counted as they come an
 same on every machine.
 """
 
+import contextlib
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -228,51 +230,106 @@ class Latency:
 def latency(subject: Subject, batch: Batch, *, repeats: int) -> Latency:
     """Forward passes of a model with its method against those of the base without it."""
     subject.model.eval()
-    states = (lambda: nullcontext(subject.model), subject.disabled)
-    timings = _alternate_states(batch, *states, repeats=repeats)
-    return Latency(timing=timings[0], vs_base=timings[0].over(timings[1]))
+    own, base = in_states((unmerged(subject), subject.disabled), forward(batch), repeats=repeats)
+    return Latency(timing=own, vs_base=own.over(base))
 
 
 def merged_latency_vs_base(subject: Subject, batch: Batch, *, repeats: int) -> float | None:
     """The same ratio with the method merged into the weights; None where it does not merge."""
-    subject.model.eval()
-    try:
-        with subject.merged():
-            pass
-    except NotMergeable:
+    if merge_ms(subject) is None:
         return None
-    timings = _alternate_states(batch, subject.merged, subject.disabled, repeats=repeats)
-    return timings[0].over(timings[1])
+    own, base = in_states((subject.merged, subject.disabled), forward(batch), repeats=repeats)
+    return own.over(base)
 
 
 State = Callable[[], AbstractContextManager[nn.Module]]
 """Puts a model into a state, gives what to call, and puts it back."""
+Run = Callable[[Any], None]
+"""What is timed, given the model."""
 
 
-def _alternate_states(batch: Batch, *states: State, repeats: int) -> list[Timing]:
-    """As `alternate`, but changing the model's state is not part of the time."""
+def unmerged(subject: Subject) -> State:
+    """The subject's model as it is."""
+    return lambda: nullcontext(subject.model)
+
+
+def forward(batch: Batch) -> Run:
+    """A forward pass of a batch."""
+
+    def run(model: Any) -> None:
+        model(**batch)
+
+    return run
+
+
+def in_states(states: Sequence[State], run: Run, *, repeats: int) -> list[Timing]:
+    """As `alternate`, with the model in one state after the other.
+
+    Changing the state is not part of a time, and one run before each that is timed warms the
+    state's caches up.
+    """
     times: list[list[float]] = [[] for _ in states]
     for turn in range(repeats + 2):
         for index, state in enumerate(states):
             with state() as model:
-                timed = _TimedCall(model, batch)
-                timed()
+                took = _warm_ms(model, run)
             if turn >= 2:
-                times[index].append(timed.elapsed_ms)
+                times[index].append(took)
     return [Timing(times_ms=tuple(each)) for each in times]
 
 
-class _TimedCall:
-    """A forward pass whose time can be read; one before it warms the state's caches up."""
+def _warm_ms(model: nn.Module, run: Run) -> float:
+    with torch.inference_mode():
+        run(model)
+        _synchronise()
+        start = time.perf_counter()
+        run(model)
+        _synchronise()
+    return 1e3 * (time.perf_counter() - start)
 
-    def __init__(self, model: nn.Module, batch: Batch) -> None:
-        self.model, self.batch, self.elapsed_ms = model, batch, 0.0
 
-    def __call__(self) -> None:
-        with torch.inference_mode():
-            self.model(**self.batch)
+# --------------------------------------------------------------------------------------- handling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handling:
+    """What it takes to put a stored delta beside the active one, and to switch between the two."""
+
+    load_ms: float
+    swap_ms: float
+
+
+def handling(subject: Subject, folder: Path, *, repeats: int) -> Handling:
+    """Loads the method a second time from `folder`, so often, and switches there and back.
+
+    The files are in the system's cache, as those of a delta are that is used every day.
+    """
+    loads, swaps = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        with subject.second(folder) as swap:
             _synchronise()
-            start = time.perf_counter()
-            self.model(**self.batch)
-            _synchronise()
-        self.elapsed_ms = 1e3 * (time.perf_counter() - start)
+            loads.append(1e3 * (time.perf_counter() - start))
+            swaps += [_took_ms(swap), _took_ms(swap)]
+    return Handling(load_ms=statistics.median(loads), swap_ms=statistics.median(swaps))
+
+
+def merge_ms(subject: Subject, *, repeats: int = 1) -> float | None:
+    """How long folding the method into the weights takes; None where it does not fold."""
+    subject.model.eval()
+    try:
+        return statistics.median(_merge_once_ms(subject) for _ in range(repeats))
+    except NotMergeable:
+        return None
+
+
+def _merge_once_ms(subject: Subject) -> float:
+    with contextlib.ExitStack() as stack:
+        return _took_ms(lambda: stack.enter_context(subject.merged()))
+
+
+def _took_ms(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    _synchronise()
+    return 1e3 * (time.perf_counter() - start)

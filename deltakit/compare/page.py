@@ -10,8 +10,12 @@ from deltakit.compare import charts, html
 from deltakit.compare.charts import Found, Layers
 from deltakit.compare.claims import CLAIMS, Evidence
 from deltakit.compare.contrasts import Row
+from deltakit.compare.metrics import Metric
+from deltakit.compare.pace import Pace
 from deltakit.compare.schema import COLUMNS, CellResult
 from deltakit.compare.search import Choice
+from deltakit.compare.shapes import ShapeTime
+from deltakit.compare.sheets import latency_sheet, mean_paces, pace_sheet, race_of
 from deltakit.compare.tables import (
     BASE,
     Column,
@@ -31,6 +35,8 @@ class Insights:
 
     searches: Mapping[tuple[str, str, int], Choice] = field(default_factory=dict)
     found: Mapping[tuple[str, str, int], Found] = field(default_factory=dict)
+    paces: Mapping[tuple[str, str, int], Pace] = field(default_factory=dict)
+    latencies: Mapping[tuple[str, str, int], tuple[ShapeTime, ...]] = field(default_factory=dict)
 
     def choices(self, rows: Iterable[Row]) -> dict[Row, Choice]:
         """The search of each of the rows that had one; its seeds have it in common."""
@@ -54,7 +60,7 @@ def page_of(
     """The page of a run."""
     columns = columns_for(summaries)
     shown = _columns_with_values(rows)
-    names = _names(summaries)
+    names, metric = _names(summaries), metric_of(rows)
     found, choices = insights.means(names), insights.choices(names)
     evidence = Evidence(summaries=summaries, found=found, names=names, run=run)
     return html.Page(
@@ -63,9 +69,11 @@ def page_of(
         columns=columns,
         lines=[_line(summary, columns) for summary in summaries],
         legend=legend(summaries, run),
-        views=views(summaries, metric_of(rows)),
+        views=views(summaries, metric),
         claims=[(claim, claim.figures(evidence)) for claim in CLAIMS],
-        curves=charts.curves(choices, names, metric_of(rows)),
+        curves=charts.curves(choices, names, metric),
+        pace=_pace(summaries, run, insights, names, metric),
+        latency=latency_sheet(insights.latencies, summaries, names),
         maps=list(_maps(found, names)),
         limits=list(_limits(summaries, rows, run)),
         notes=_sequence(run.get("notes")),
@@ -153,6 +161,21 @@ def _sequence(value: object) -> Sequence[Any]:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {} if value is None else {"plan": value}
+
+
+def _pace(
+    summaries: Sequence[Summary],
+    run: Mapping[str, Any],
+    insights: Insights,
+    names: Mapping[Row, str],
+    metric: Metric,
+) -> html.PaceView | None:
+    paces = mean_paces(insights.paces, summaries)
+    found = race_of(paces, run, metric)
+    curves = None if found is None else charts.paces(paces, names, found.target, metric)
+    if found is None or curves is None:
+        return None
+    return html.PaceView(curves=curves, sheet=pace_sheet(paces, found, names, metric))
 
 
 # ------------------------------------------------------------------------- inside, and the limits

@@ -20,6 +20,7 @@ from deltakit.compare.match import described, matched, matched_label
 from deltakit.compare.metrics import METRICS
 from deltakit.compare.model import DEFAULT_MODEL, BaseChoice, ModelSource, device, find_model
 from deltakit.compare.search import GRID, TUNING_SEED, rates
+from deltakit.compare.shapes import shape_of
 from deltakit.compare.subject import subject_of
 from deltakit.compare.tasks import ColumnNames, load_task, subsample
 from deltakit.core.checks import check_positive, check_whole
@@ -73,19 +74,30 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A budget, a number of seeds and a number of trials under one name."""
+    """A budget, a number of seeds and of trials, and shapes to time, under one name."""
 
     budget: Budget
     seeds: int
     trials: int = 1
+    latency: tuple[str, ...] = ()
 
 
 PROFILES: dict[str, Profile] = {
     "quick": Profile(
         budget=Budget(max_train_samples=1000, max_eval_samples=1000, epochs=2), seeds=1
     ),
-    "standard": Profile(budget=Budget(max_train_samples=4000, epochs=3), seeds=3, trials=4),
-    "paper": Profile(budget=Budget(epochs=10, max_length=128), seeds=5, trials=7),
+    "standard": Profile(
+        budget=Budget(max_train_samples=2000, epochs=3),
+        seeds=3,
+        trials=4,
+        latency=("1x128", "8x128"),
+    ),
+    "paper": Profile(
+        budget=Budget(epochs=10, max_length=128),
+        seeds=5,
+        trials=7,
+        latency=("1x128", "32x128", "1x512"),
+    ),
 }
 DEFAULT_PROFILE = "quick"
 DEFAULT_TASK = "rotten_tomatoes"
@@ -112,6 +124,8 @@ class Request:
         lr_grid: the lowest and the highest rate that is tried.
         match_params: trained parameters that every method's width is solved for; None leaves the
             methods as they are asked for.
+        latency: shapes that a forward pass, or prefill and decode, are timed at beside the usual
+            ones: "8x128" is eight texts of 128 tokens.
         baseline: the row, by its label, that all others are compared with; none by default.
         kind: the kind of task, where it is local or on the Hub; None is what it looks like.
         metric: what scores are; None is what the kind of task usually has.
@@ -130,6 +144,7 @@ class Request:
     trials: int = 1
     lr_grid: tuple[float, float] = GRID
     match_params: int | None = None
+    latency: tuple[str, ...] = ()
     baseline: str | None = None
     kind: str | None = None
     metric: str | None = None
@@ -216,6 +231,7 @@ class Cell:
     model_fingerprint: str
     max_eval_samples: int | None
     training: Training | None
+    latency: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -228,6 +244,7 @@ class Cell:
             "model": self.model_fingerprint,
             "max_eval_samples": self.max_eval_samples,
             "training": None if self.training is None else self.training.id,
+            "latency": self.latency,
         }
         return content_id(content)
 
@@ -555,6 +572,7 @@ def _cells(
             model_fingerprint=model.fingerprint,
             max_eval_samples=request.budget.max_eval_samples,
             training=its,
+            latency=tuple(str(shape_of(text)) for text in request.latency),
         )
 
     def combined(method: CombiningMethod, base: BaseChoice) -> Training:

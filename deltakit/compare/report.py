@@ -11,6 +11,7 @@ from deltakit._files import atomic_path, write_text
 from deltakit.compare import html
 from deltakit.compare.page import Insights, page_of, title_of
 from deltakit.compare.schema import CellResult
+from deltakit.compare.sheets import latency_csv, pace_csv
 from deltakit.compare.tables import (
     BASE,
     MISSING,
@@ -69,10 +70,17 @@ def write_reports(
     write_text(out / "table.md", table_md(summaries, run))
     write_text(out / "table.tex", table_tex(summaries))
     write_text(out / "table.html", table_html(summaries))
+    insights = insights or Insights()
+    for name, text in (
+        ("latency.csv", latency_csv(insights.latencies)),
+        ("pace.csv", pace_csv(insights.paces)),
+    ):
+        if text.strip():
+            write_text(out / name, text)
     write_text(out / "pareto.svg", plot.svg)
     with atomic_path(out / "pareto.png") as temporary:
         temporary.write_bytes(plot.png)
-    page = page_of(summaries, rows, run, insights or Insights())
+    page = page_of(summaries, rows, run, insights)
     write_text(out / "report.html", html.render(page))
 
 

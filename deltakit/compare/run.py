@@ -12,11 +12,14 @@ import deltakit as dk
 from deltakit.compare import machine
 from deltakit.compare.engines import Engine, Local
 from deltakit.compare.join import join
+from deltakit.compare.pace import Checkpoint
 from deltakit.compare.page import Insights
 from deltakit.compare.plan import CONSTANT, FULL_PRECISION, Plan
 from deltakit.compare.progress import Progress, Silent
 from deltakit.compare.report import write_reports
 from deltakit.compare.schema import CellResult, Predictions
+from deltakit.compare.search import Choice
+from deltakit.compare.shapes import ShapeTime
 from deltakit.compare.store import RunFolder, open_run
 from deltakit.compare.work import Failures, job_of, quiet
 
@@ -136,11 +139,22 @@ def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> Insights:
         for each, row in stored.items()
         if row.status == "done"
     }
-    searches = {key: folder.search(each) for each, key in done.items()}
-    found = {key: folder.diagnostics(each) for each, key in done.items()}
+
+    def recorded(kind: str) -> dict[tuple[str, str, int], Any]:
+        contents = {key: folder.beside(each, kind) for each, key in done.items()}
+        return {key: content for key, content in contents.items() if content}
+
     return Insights(
-        searches={key: choice for key, choice in searches.items() if choice is not None},
-        found={key: inside for key, inside in found.items() if inside},
+        searches={key: Choice.from_plain(each) for key, each in recorded("search").items()},
+        found=recorded("diagnostics"),
+        paces={
+            key: tuple(Checkpoint(**each) for each in pace)
+            for key, pace in recorded("pace").items()
+        },
+        latencies={
+            key: tuple(ShapeTime(**each) for each in times)
+            for key, times in recorded("latency").items()
+        },
     )
 
 

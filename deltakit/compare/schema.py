@@ -68,6 +68,12 @@ class CellResult:
     process's resident memory on a CPU. It depends on the machine and its libraries."""
     train_joules: float | None = None
     """What the machine's processors took during the training, whoever used them."""
+    load_ms: float | None = None
+    """Reading the saved delta and putting it on a model beside another one; median."""
+    swap_ms: float | None = None
+    """Making another delta that is on the model the active one; median."""
+    merge_ms: float | None = None
+    """Folding the delta into the weights; None where it does not fold."""
     train_steps: int | None = None
     train_examples: int | None = None
     final_loss: float | None = None

@@ -5,7 +5,7 @@ on the training split at a seed that no reported row has, and is judged on the v
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -72,6 +72,11 @@ class Choice:
     def to_plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {"lr": self.lr, "edge": self.edge.value, "trials": [vars(t) for t in self.trials]}
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> "Choice":
+        """The inverse of `to_plain`."""
+        return cls(lr=content["lr"], trials=tuple(Trial(**each) for each in content["trials"]))
 
 
 def rates(trials: int, grid: tuple[float, float] = GRID) -> tuple[float, ...]:

@@ -3,16 +3,17 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deltakit._files import cache_folder, sweep, write_text
 from deltakit.compare.locks import Lock
+from deltakit.compare.pace import Checkpoint
 from deltakit.compare.plan import Cell, Plan, Training
 from deltakit.compare.schema import SCHEMA_VERSION, CellResult, Predictions
-from deltakit.compare.search import Choice, Trial
+from deltakit.compare.search import Trial
 from deltakit.compare.train import TrainingRecord
 from deltakit.errors import InvalidConfig
 
@@ -112,33 +113,24 @@ class RunFolder:
     def _trial_path(self, training: Training) -> Path:
         return self.path / "trials" / f"{training.id}.json"
 
-    def write_search(self, cell: Cell, choice: Choice) -> None:
-        """Stores what a cell's search tried and chose."""
-        write_text(self._search_path(cell.id), json.dumps(choice.to_plain(), indent=2) + "\n")
+    def write_beside(self, cell: Cell, kind: str, content: Any) -> None:
+        """Stores what was recorded beside a cell's result; no file where that is nothing.
 
-    def search(self, cell_id: str) -> Choice | None:
-        """What a cell's search tried and chose, or None where there was none."""
-        path = self._search_path(cell_id)
-        if not path.is_file():
-            return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Choice(lr=content["lr"], trials=tuple(Trial(**t) for t in content["trials"]))
+        Args:
+            cell: which.
+            kind: "search" (what was tried), "diagnostics", "pace" or "latency".
+            content: as JSON holds it.
+        """
+        if content:
+            write_text(self._beside_path(cell.id, kind), json.dumps(content, indent=2) + "\n")
 
-    def _search_path(self, cell_id: str) -> Path:
-        return self.path / "cells" / f"{cell_id}.search.json"
+    def beside(self, cell_id: str, kind: str) -> Any:
+        """What was recorded beside a cell's result, or None."""
+        path = self._beside_path(cell_id, kind)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def write_diagnostics(self, cell: Cell, found: Mapping[str, Any]) -> None:
-        """Stores what `diagnose` found in a cell's model; no file where that is nothing."""
-        if found:
-            write_text(self._diagnostics_path(cell.id), json.dumps(found, indent=2) + "\n")
-
-    def diagnostics(self, cell_id: str) -> dict[str, Any]:
-        """What `diagnose` found in a cell's model; empty where that was nothing."""
-        path = self._diagnostics_path(cell_id)
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-    def _diagnostics_path(self, cell_id: str) -> Path:
-        return self.path / "cells" / f"{cell_id}.diagnostics.json"
+    def _beside_path(self, cell_id: str, kind: str) -> Path:
+        return self.path / "cells" / f"{cell_id}.{kind}.json"
 
     def description(self) -> dict[str, Any]:
         """What ``run.json`` says.
@@ -240,7 +232,8 @@ class DeltaStore:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        return TrainingRecord(**{**content, "losses": tuple(content["losses"])})
+        pace = tuple(Checkpoint(**each) for each in content.pop("pace"))
+        return TrainingRecord(**{**content, "losses": tuple(content["losses"]), "pace": pace})
 
     def write(
         self, training: Training, record: TrainingRecord, save: Callable[[Path], None]

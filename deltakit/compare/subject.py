@@ -1,8 +1,9 @@
 """A model with one method on it, as the comparison needs it: ours, or another library's."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from deltakit.errors import NotMergeable
 
 TRAINED = "trained"
 """The name that a cell attaches its delta under."""
+SECOND = "second"
+"""The name of a copy of it."""
 
 
 def subject_of(model: Any, method: Method) -> Subject:
@@ -68,3 +71,13 @@ class Own(Subject):
             yield self.model
         finally:
             dk.unmerge(self.model)
+
+    @contextmanager
+    def second(self, folder: Path) -> Iterator[Callable[[], None]]:
+        dk.load(self.model, folder, SECOND)
+        names = cycle((TRAINED, SECOND))
+        try:
+            yield lambda: dk.activate(self.model, next(names))
+        finally:
+            dk.activate(self.model, TRAINED)
+            dk.detach(self.model, SECOND)

@@ -2,8 +2,7 @@
 
 import math
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deltakit.compare import crew, machine
-from deltakit.compare.machine import EnergyMeter
+from deltakit.compare.machine import Meter
 from deltakit.compare.model import device
+from deltakit.compare.pace import Pace, Watch
 from deltakit.compare.plan import Budget
 from deltakit.compare.progress import Lane
 from deltakit.errors import DeltakitError
@@ -33,7 +33,8 @@ class TrainingRecord:
     """How a training went.
 
     `seconds` is the wall time of its steps and their data loading, `joules` what the machine's
-    processors took meanwhile, where they say; `machine` is what it ran on, where that is known.
+    processors took meanwhile, where they say; `machine` is what it ran on, where that is known;
+    `pace` is how good it was on the way, where it was judged, which is not part of the time.
     """
 
     seconds: float
@@ -42,6 +43,7 @@ class TrainingRecord:
     losses: tuple[float, ...]
     joules: float | None = None
     machine: str | None = None
+    pace: Pace = ()
 
 
 def steps_of(examples: int, budget: Budget) -> int:
@@ -60,6 +62,7 @@ def train(
     seed: int,
     progress: Lane,
     callbacks: Sequence[Any] = (),
+    judge: Callable[[], float] | None = None,
 ) -> TrainingRecord:
     """Trains whatever of the model requires a gradient. Nothing takes no step.
 
@@ -73,6 +76,7 @@ def train(
         seed: of the order of the examples and of dropout.
         progress: advanced by one at each step.
         callbacks: transformers' callbacks, for methods that do something between steps.
+        judge: the model's score as it is, asked for a few times on the way; None leaves that out.
 
     Raises:
         TrainingFailed: the loss became infinite or NaN.
@@ -112,17 +116,33 @@ def train(
             callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)
-        start, energy = time.perf_counter(), EnergyMeter()
+        meter = Meter()
+        watch = None if judge is None else Watch(steps, judge, meter)
+        if watch is not None:
+            trainer.add_callback(_watching(watch))
         trainer.train()
-        seconds, joules = time.perf_counter() - start, energy.joules()
+        seconds, joules = meter.seconds(), meter.joules()
     return TrainingRecord(
         seconds=seconds,
         joules=joules,
+        pace=() if watch is None else tuple(watch.pace),
         steps=steps,
         examples=len(data),
         losses=tuple(trainer.losses),
         machine=machine.name(),
     )
+
+
+def _watching(watch: Watch) -> Any:
+    from transformers import TrainerCallback
+
+    class Watching(TrainerCallback):
+        """Tells the watch of every step."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            watch.after(state.global_step)
+
+    return Watching()
 
 
 def _trainer_class(progress: Lane) -> Any:

@@ -7,7 +7,7 @@ joins in with one class of methods and one of subjects. Nothing above this file 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,13 @@ class Subject(ABC):
 
         Raises:
             NotMergeable: it cannot be folded in, and taken out again.
+        """
+
+    @abstractmethod
+    def second(self, folder: Path) -> AbstractContextManager[Callable[[], None]]:
+        """Inside, the method as `save` wrote it is on the model a second time, and is active.
+
+        Gives what makes the other of the two the active one. In the end the first one is.
         """
 
     def callbacks(self) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ import copy
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from deltakit.methods.norms import NormTuning
 
 ADAPTER = "default"
 """PEFT's name for what is put on: with this one it saves right into a folder."""
+SECOND = "second"
 
 RESUME = Path("resume") / "trained.safetensors"
 """All that was trained, beside PEFT's own files: a prompt's encoder, for one, is not in those."""
@@ -148,6 +150,19 @@ class PeftSubject(Subject):
         finally:
             with _quiet():
                 tuner.unmerge_adapter()
+
+    @contextmanager
+    def second(self, folder: Path) -> Iterator[Callable[[], None]]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it said when the first one was put on
+            self.model.load_adapter(folder, SECOND, autocast_adapter_dtype=False)
+        names = cycle((SECOND, ADAPTER))
+        self.model.set_adapter(next(names))
+        try:
+            yield lambda: self.model.set_adapter(next(names))
+        finally:
+            self.model.set_adapter(ADAPTER)
+            self.model.delete_adapter(SECOND)
 
     def callbacks(self) -> tuple[Any, ...]:
         from peft import AdaLoraModel

@@ -56,7 +56,8 @@ def test_an_interrupt_is_130_and_the_same_command_goes_on(
     assert "Traceback" not in ended.err + ended.out
     assert "the same command goes on" in ended.out.replace("\n", " ")
     before = {path.name: path.read_bytes() for path in (out / "cells").iterdir()}
-    assert len(before) == 2 * 4 + 2  # majority, head, full, adapter; what the last two do inside
+    # majority, head, full, adapter; the pace of three of them; what the last two do inside
+    assert len(before) == 2 * 4 + 3 + 2
     ended = deltakit(*command)
     assert ended.code == 0, ended
     assert "4 finished cells" in ended.out

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from deltakit.cli.main import main
-from deltakit.compare import cell, diagnose, engines, views, work
+from deltakit.compare import cell, costs, diagnose, engines, shapes, views, work
 from deltakit.compare.plan import Budget, Request
 from deltakit.compare.plots import Plot
 from deltakit.compare.progress import Silent
@@ -201,8 +201,10 @@ def _own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures each thing once, and leaves the garbage of small models where it is."""
-    monkeypatch.setattr(cell, "STEP_REPEATS", 1)
-    monkeypatch.setattr(cell, "LATENCY_REPEATS", {1: 1, 8: 1})
+    monkeypatch.setattr(costs, "STEP_REPEATS", 1)
+    monkeypatch.setattr(costs, "LATENCY_REPEATS", {1: 1, 8: 1})
+    monkeypatch.setattr(costs, "HANDLING_REPEATS", 1)
+    monkeypatch.setattr(shapes, "REPEATS", 1)
     monkeypatch.setattr(diagnose, "REPEATS", 1)
     monkeypatch.setattr(work, "clean_up", lambda: None)
     monkeypatch.setattr(engines, "DEFAULT", "local")  # other processes are not patched
@@ -332,6 +334,21 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     return watch
 
 
+@contextlib.contextmanager
+def apart_in(root: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Inside, runs are light, in this process, and have their stores and locks under `root`."""
+    with pytest.MonkeyPatch.context() as patch:
+        light(patch)
+        patch.setenv("DELTAKIT_CACHE", str(root / "cache"))
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def apart() -> Callable[[Path], contextlib.AbstractContextManager[pytest.MonkeyPatch]]:
+    """For runs that several tests read: `apart_in`."""
+    return apart_in
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Iterator[Any]:
     """The main job, undisturbed: adapter, lora and fusion over two source tasks.
@@ -341,9 +358,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Iter
     """
     root = tmp_path_factory.mktemp("finished")
     watch = Trainings()
-    with pytest.MonkeyPatch.context() as patch:
-        light(patch)
-        patch.setenv("DELTAKIT_CACHE", str(root / "cache"))
+    with apart_in(root) as patch:
         patch.setattr(cell, "train", watch.wrap(cell.train))
         ended = run_command(
             "compare", "--methods", "adapter,lora,fusion", *small, "--out", root / "run"

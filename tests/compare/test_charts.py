@@ -67,14 +67,14 @@ def test_all_panels_have_the_same_axes() -> None:
     first, second = both.panels
     assert (first.title, second.title) == ("lora", "adapter")
     assert first.marks[1].y == second.marks[0].y
-    assert [tick.text for tick in both.rates] == ["0.0001", "0.001"]
+    assert [tick.text for tick in both.across] == ["0.0001", "0.001"]
     assert [tick.text for tick in both.scores] == ["50", "60", "70", "80", "90"]
 
 
 def test_rates_within_one_decade_have_both_ends_as_ticks() -> None:
     trials = (Trial(lr=2e-3, score=0.5), Trial(lr=5e-3, score=0.6))
     found = drawn(Choice(lr=5e-3, trials=trials))
-    assert [tick.text for tick in found.rates] == ["0.002", "0.005"]
+    assert [tick.text for tick in found.across] == ["0.002", "0.005"]
 
 
 def test_where_every_score_is_the_same_the_line_is_in_the_middle() -> None:

@@ -1,5 +1,6 @@
 """Costs: bytes that can be counted by hand, timings in the order they promise."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,14 @@ from deltakit.compare.measure import (
     LiveBytes,
     Step,
     alternate,
+    handling,
     inference_memory,
     latency,
+    merge_ms,
     merged_latency_vs_base,
     training_memory,
 )
-from deltakit.compare.subject import Own
+from deltakit.compare.subject import TRAINED, Own
 
 KIB = 256  # float32 numbers in 1024 bytes
 
@@ -256,13 +259,14 @@ def test_the_base_is_measured_without_the_deltas(
     with dk.disabled(adapted), torch.no_grad():
         base = adapted(**batch).logits
 
-    class Spy(measure._TimedCall):
-        def __call__(self) -> None:
-            super().__call__()
-            with torch.no_grad():
-                seen.append(torch.equal(adapted(**batch).logits, base))
+    timed = measure._warm_ms
 
-    monkeypatch.setattr(measure, "_TimedCall", Spy)
+    def spy(model: Any, run: measure.Run) -> float:
+        with torch.no_grad():
+            seen.append(torch.equal(adapted(**batch).logits, base))
+        return timed(model, run)
+
+    monkeypatch.setattr(measure, "_warm_ms", spy)
     latency(Own(adapted, dk.LoRA()), batch, repeats=2)
     assert seen == [False, True] * 4  # two rounds of warm-up, two that count
 
@@ -291,3 +295,45 @@ def test_measuring_does_not_leave_a_merged_model(adapted: Any, kit: SimpleNamesp
     merged_latency_vs_base(Own(adapted, dk.LoRA()), kit.make_batch(), repeats=1)
     for name, parameter in adapted.named_parameters():
         assert torch.equal(parameter, weights[name]), name
+
+
+# ---------------------------------------------------------------------------------- handling
+
+
+METHODS = {
+    "lora": dk.LoRA(),
+    "adapter": dk.SequentialAdapter(),
+    "prefix": dk.PrefixTuning(),
+    "ia3": dk.IA3(),
+    "bitfit": dk.BitFit(),
+    "head": dk.HeadOnly(),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_second_one_is_loaded_switched_to_and_taken_off(
+    name: str, kit: SimpleNamespace, tmp_path: Path
+) -> None:
+    model, method = kit.make_model("bert", "classify"), METHODS[name]
+    dk.attach(model, method, TRAINED)
+    kit.randomise_deltas(model)
+    subject = Own(model, method)
+    subject.save(tmp_path)
+    batch, before = kit.make_batch(), kit.snapshot(model)
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+        with subject.second(tmp_path) as swap:
+            for _ in range(3):
+                assert torch.equal(model(**batch).logits, logits)
+                swap()
+        assert torch.equal(model(**batch).logits, logits)
+    kit.assert_same(before, kit.snapshot(model))
+    found = handling(subject, tmp_path, repeats=2)
+    assert found.load_ms > 0 and found.swap_ms > 0
+
+
+def test_merging_is_timed_and_undone(adapted: Any, kit: SimpleNamespace) -> None:
+    before = kit.snapshot(adapted)
+    found = merge_ms(Own(adapted, dk.LoRA()), repeats=3)
+    assert found is not None and found > 0
+    kit.assert_same(before, kit.snapshot(adapted))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deltakit.compare import cell, views
+from deltakit.compare import views
 from deltakit.compare.plan import resolve
 from deltakit.compare.plots import Plot
 from deltakit.compare.run import run_plan
@@ -30,6 +30,7 @@ METHODS = (OURS, THEIRS, PROMPT, ADALORA, NORMS, LATE)
 @pytest.fixture(scope="module")
 def ran(
     tmp_path_factory: pytest.TempPathFactory,
+    apart: Callable[..., Any],
     deltakit: Callable[..., Any],
     small: list[str],
     read: SimpleNamespace,
@@ -40,9 +41,7 @@ def ran(
     def compare(folder: Path) -> Any:
         return deltakit("compare", "--methods", ",".join(METHODS), *small, "--out", folder)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell, "STEP_REPEATS", 1)
-        patch.setattr(cell, "LATENCY_REPEATS", {1: 1, 8: 1})
+    with apart(root) as patch:
         nothing = Plot(svg="<svg></svg>", png=b"png")
         patch.setattr(views, "pareto_plot", lambda *_, **__: nothing)
         ended = compare(root / "run")

@@ -72,7 +72,7 @@ def test_the_run_folder_holds_every_file_of_the_contract(finished: Any) -> None:
         f"{each['id']}.diagnostics.json"
         for each in said["plan"]["cells"]
         if each["method"] not in ("majority", "head")  # these leave the base as it is
-    }
+    } | {f"{each['id']}.pace.json" for each in said["plan"]["cells"] if each["rates"]}
     assert {path.name for path in cells.iterdir()} == inside | {
         f"{each}{ending}" for each in ids for ending in endings
     }
@@ -81,7 +81,7 @@ def test_the_run_folder_holds_every_file_of_the_contract(finished: Any) -> None:
 def test_what_happens_inside_each_model_is_recorded_and_shown(finished: Any) -> None:
     folder = RunFolder(finished.folder)
     cells = folder.description()["plan"]["cells"]
-    found = {cell["method"]: folder.diagnostics(cell["id"]) for cell in cells}
+    found = {cell["method"]: folder.beside(cell["id"], "diagnostics") or {} for cell in cells}
     assert set(found["full"]) == {"texts", "moved"}
     assert set(found["lora"]) == {"texts", "moved", "changes", "by_dropped"}
     assert {key.split(".")[-1] for key in found["lora"]["changes"]} == {"q", "v"}
@@ -267,7 +267,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert read.leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("what", ["predict", "_inference_cost"])
+@pytest.mark.parametrize("what", ["training_cost", "inference_cost"])
 def test_a_training_that_is_over_is_not_repeated(
     what: str,
     finished: Any,

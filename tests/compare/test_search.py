@@ -126,11 +126,11 @@ def test_a_run_with_trials(
     assert not ended.failures
     folder = RunFolder(tmp_path / "run")
     for each, row in zip(plan.cells, ended.results, strict=True):
-        choice = folder.search(each.id)
+        stored = folder.beside(each.id, "search")
         if each.training is None:
-            assert choice is None and row.trials is None
+            assert stored is None and row.trials is None
             continue
-        assert isinstance(choice, Choice)
+        choice = Choice.from_plain(stored)
         assert [trial.lr for trial in choice.trials] == list(rates(2))
         assert (row.lr, row.trials, row.lr_edge) == (choice.lr, 2, choice.edge.value)
         best = max(trial.score or 0 for trial in choice.trials)
@@ -164,7 +164,7 @@ def test_a_rate_that_diverges_is_a_trial_that_failed(
     plan = resolve(asked("lora", trials=2, lr=None))
     ended = run_plan(plan, tmp_path / "run", Silent())
     assert not ended.failures
-    choice = RunFolder(tmp_path / "run").search(plan.cells[-1].id)
+    choice = Choice.from_plain(RunFolder(tmp_path / "run").beside(plan.cells[-1].id, "search"))
     assert choice is not None
     assert [(t.score is None, t.reason) for t in choice.trials] == [
         (False, None),

@@ -55,11 +55,11 @@ def test_what_was_found_in_a_model_comes_back_and_nothing_has_no_file(
     plan: Plan, tmp_path: Path
 ) -> None:
     folder, cell = RunFolder(tmp_path), plan.cells[-1]
-    folder.write_diagnostics(cell, {})
+    folder.write_beside(cell, "diagnostics", {})
     assert list(tmp_path.iterdir()) == []
-    assert folder.diagnostics(cell.id) == {}
-    folder.write_diagnostics(cell, {"moved": {"encoder.0": 1 / 3}})
-    assert folder.diagnostics(cell.id) == {"moved": {"encoder.0": 1 / 3}}
+    assert folder.beside(cell.id, "diagnostics") is None
+    folder.write_beside(cell, "diagnostics", {"moved": {"encoder.0": 1 / 3}})
+    assert folder.beside(cell.id, "diagnostics") == {"moved": {"encoder.0": 1 / 3}}
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{cell.id}.diagnostics.json"]
 
 

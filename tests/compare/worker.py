@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from deltakit.compare import cell, crew, diagnose, views, work
+from deltakit.compare import cell, costs, crew, diagnose, views, work
 from deltakit.compare.plan import resolve
 from deltakit.compare.plots import Plot
 from deltakit.compare.run import run_plan
@@ -25,8 +25,8 @@ def main(*, request: Any, out: Path, log: Path, environment: dict[str, str]) -> 
     for module in (cell, work):
         module.train_here = partial(watched, module.train_here, log)
     Trainer.training_step = step(Trainer.training_step, log)
-    cell.STEP_REPEATS = diagnose.REPEATS = 1
-    cell.LATENCY_REPEATS = {1: 1, 8: 1}
+    costs.STEP_REPEATS = diagnose.REPEATS = 1
+    costs.LATENCY_REPEATS = {1: 1, 8: 1}
     views.pareto_plot = lambda *_, **__: Plot(svg="<svg></svg>", png=b"png")
     plan = resolve(request)
     if crew.follows():

@@ -320,6 +320,23 @@ def test_deployed_is_what_the_file_holds(kit: SimpleNamespace, name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_second_one_is_switched_to_and_taken_off(
+    kit: SimpleNamespace, name: str, tmp_path: Path
+) -> None:
+    subject, batch = put_on(kit, ALL[name]), kit.make_batch()
+    subject.deploy()
+    before = logits(subject.model, batch)
+    subject.save(tmp_path)
+    for _ in range(2):
+        with subject.second(tmp_path) as swap:
+            for _ in range(3):
+                assert torch.allclose(logits(subject.model, batch), before, atol=1e-6)
+                swap()
+        assert torch.equal(logits(subject.model, batch), before)
+        assert list(subject.model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_it_is_tried_and_counted_without_weights(kit: SimpleNamespace, name: str) -> None:
     from transformers import AutoModelForSequenceClassification
 
