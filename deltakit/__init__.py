@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from deltakit.inject.arithmetic import task_arithmetic
     from deltakit.inject.attach import activate, attach, detach, disabled
     from deltakit.inject.change import deploy, drop, prune
-    from deltakit.inject.merge import MergeReport, merge, unmerge
+    from deltakit.inject.merge import merge, unmerge
+    from deltakit.inject.merge_report import MergeReport
     from deltakit.inject.observe import fusion_attention
     from deltakit.inject.summary import summary
     from deltakit.interop.convert import convert
@@ -90,7 +91,8 @@ _HOMES = {
     "deltakit.inject.arithmetic": ("task_arithmetic",),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
     "deltakit.inject.change": ("deploy", "drop", "prune"),
-    "deltakit.inject.merge": ("MergeReport", "merge", "unmerge"),
+    "deltakit.inject.merge": ("merge", "unmerge"),
+    "deltakit.inject.merge_report": ("MergeReport",),
     "deltakit.inject.observe": ("fusion_attention",),
     "deltakit.inject.summary": ("summary",),
     "deltakit.interop.convert": ("convert",),

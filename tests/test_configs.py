@@ -12,7 +12,8 @@ from deltakit.cli import options
 from deltakit.cli.compare import compare
 from deltakit.cli.options import request
 from deltakit.compare.metrics import METRICS
-from deltakit.compare.plan import Request, resolve
+from deltakit.compare.planning import resolve
+from deltakit.compare.request import Request
 from deltakit.compare.tasks import TASKS
 from deltakit.errors import MissingExtra
 

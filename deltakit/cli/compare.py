@@ -55,7 +55,7 @@ def compare(
     with console.status("reading data and model"):
         from deltakit.compare import crew
         from deltakit.compare.engines import engine_for
-        from deltakit.compare.plan import resolve
+        from deltakit.compare.planning import resolve
 
         place = engine_for(engine, workers)
         place.prepare()

@@ -139,7 +139,8 @@ class LiveLane:
             self.live.bars.update(self.part, description=f"{self.title}: {text}")
 
     def advance(self, units: int = 1) -> None:
-        """Units of the cell are done."""
+        """Units of the cell are done, as far as it has any left."""
+        units = min(units, self.units - self.done)
         self.done += units
         self.live.moved(units)
         if self.part is not None:

@@ -17,7 +17,8 @@ def plan(**options: Any) -> None:
     from tabulate import tabulate
 
     from deltakit.compare.cell import units
-    from deltakit.compare.plan import attach_all, given_folder, resolve
+    from deltakit.compare.plan import attach_all, given_folder
+    from deltakit.compare.planning import resolve
 
     resolved = resolve(request(options))
     skeleton = resolved.model.skeleton(resolved.task.kind.head)

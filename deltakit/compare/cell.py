@@ -1,165 +1,37 @@
 """One cell: train (or take what is trained), evaluate, measure."""
 
-import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-import deltakit as dk
-from deltakit.compare import machine, measure
+from deltakit.compare import machine
 from deltakit.compare.costs import handling_cost, inference_cost, training_cost
-from deltakit.compare.crew import Solo
-from deltakit.compare.desk import Desk, desk_of
 from deltakit.compare.diagnose import diagnose
-from deltakit.compare.evaluate import collate, predict, score
-from deltakit.compare.locks import Lock, free_first
+from deltakit.compare.evaluate import predict, score
+from deltakit.compare.locks import free_first
 from deltakit.compare.metrics import METRICS
-from deltakit.compare.model import BaseChoice, device
 from deltakit.compare.pace import JUDGED
-from deltakit.compare.plan import FULL_PRECISION, Cell, Member, Plan, Training, attach_all
-from deltakit.compare.progress import Lane
+from deltakit.compare.plan import Cell, Plan, Training, attach_all
+from deltakit.compare.record import TrainingRecord
+from deltakit.compare.request import FULL_PRECISION
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.search import TUNING_SEED, Choice, Trial, choose
 from deltakit.compare.shapes import by_shape, shape_of
-from deltakit.compare.store import DeltaStore, RunFolder, shared_deltas
 from deltakit.compare.subject import subject_of
-from deltakit.compare.tasks.kinds import Kind, truths
-from deltakit.compare.train import TrainingFailed, TrainingRecord, steps_of, train
+from deltakit.compare.tasks.kinds import truths
+from deltakit.compare.train import TrainingFailed, steps_of, train
+from deltakit.compare.workshop import Workshop
 from deltakit.core.foreign import Subject
-from deltakit.core.method import METHODS, Method, Role
+from deltakit.core.method import Role
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 MEASURE_UNITS = 30
 """What measuring a cell takes, in training steps, for the time left."""
-
-
-@dataclass(kw_only=True)
-class Workshop:
-    """What the cells of one run share: encoded data, the reference for step times, the stores."""
-
-    plan: Plan
-    folder: RunFolder
-    progress: Lane
-    shared: DeltaStore = field(default_factory=shared_deltas)
-    desk: Desk = field(default_factory=lambda: desk_of(device()))
-    crew: Solo = field(default_factory=Solo)
-    _encoded: dict[tuple[str, str], "Dataset"] = field(default_factory=dict)
-
-    @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The model's tokenizer."""
-        return self.plan.model.tokenizer()
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything runs."""
-        return device()
-
-    def kind(self, task: str) -> Kind:
-        """The kind of a task."""
-        return self.plan.tasks[task].kind
-
-    def encoded(self, task: str, split: str) -> "Dataset":
-        """A split of a task as tokens."""
-        if (task, split) not in self._encoded:
-            data = getattr(self.plan.tasks[task], split)
-            length = self.plan.request.budget.max_length
-            self._encoded[task, split] = self.kind(task).encode(data, self.tokenizer, length)
-        return self._encoded[task, split]
-
-    def predictions(self, model: "PreTrainedModel", task: str, split: str) -> Predictions:
-        """What a model says of a split of a task."""
-        return predict(model, self.encoded(task, split), self.kind(task), self.tokenizer)
-
-    def base(self, task: str, seed: int, base: BaseChoice) -> "PreTrainedModel":
-        """The base with a head for a task. A fresh one depends on the seed alone."""
-        from transformers import set_seed
-
-        set_seed(seed)
-        loaded = self.plan.model.load(base, self.kind(task).head, self.tokenizer.pad_token_id)
-        if loaded.fresh:
-            self.folder.note(
-                f"{self.plan.model.name}: the checkpoint has no values for "
-                f"{', '.join(loaded.fresh)}; they are drawn from the seed, and stay so in every "
-                "method that freezes the base."
-            )
-        # As the Trainer has it, so that what comes from the store is measured like what is trained.
-        loaded.model.config.use_cache = False
-        set_seed(seed)  # the deltas' initialisation does not depend on what loading draws
-        return loaded.model
-
-    @cached_property
-    def train_batch(self) -> measure.Batch:
-        """A batch of typical rows of the training split, with labels."""
-        return self._typical("train", self.plan.request.budget.batch_size)
-
-    def inference_batch(self, size: int) -> measure.Batch:
-        """A batch of typical rows of the test split, without labels."""
-        batch = self._typical("test", size)
-        del batch["labels"]
-        return batch
-
-    def _typical(self, split: str, size: int) -> measure.Batch:
-        task = self.plan.task
-        rows = middle(self.encoded(task.name, split), size)
-        return collate(rows, task.kind, self.tokenizer, self.device)
-
-    @cached_property
-    def reference_step(self) -> measure.Step | None:
-        """A training step of full fine-tuning on `train_batch`, in full precision.
-
-        None where an accelerator has no room for it, as it may have for a large decoder in 4 bits.
-        """
-        try:
-            model = self.base(self.plan.task.name, 0, BaseChoice(name=FULL_PRECISION))
-            dk.attach(model, ceiling())
-            step = measure.Step(model, self.train_batch)
-            step()
-        except torch.OutOfMemoryError:
-            self.folder.note(
-                "Full fine-tuning in full precision does not fit into the accelerator's memory: "
-                "training steps have no ratio to it."
-            )
-            return None
-        return step
-
-    def member_folder(self, member: Member) -> Path:
-        """Where a member's trained delta is."""
-        if member.training is not None:
-            return self.store_for(member.training).folder(member.training)
-        assert member.folder is not None
-        return Path(member.folder)
-
-    def store_for(self, training: Training) -> DeltaStore:
-        """Source tasks' deltas are kept between runs, the target's belong to the run."""
-        return self.folder.deltas() if training.task == self.plan.task.name else self.shared
-
-    def only_here(self, lock: Lock) -> contextlib.AbstractContextManager[None]:
-        """Holds a lock, and says so while another worker has it."""
-        return lock.held(lambda: self.progress.note("waiting for another worker"))
-
-
-def ceiling() -> Method:
-    """The registered method that trains everything."""
-    return next(
-        METHODS.get(name).build() for name in METHODS if METHODS.get(name).cls.role is Role.CEILING
-    )
-
-
-def middle(data: "Dataset", size: int) -> "Dataset":
-    """`size` rows around the median length."""
-    order = sorted(range(len(data)), key=lambda row: len(data[row]["input_ids"]))
-    first = max(0, (len(order) - size) // 2)
-    return data.select(order[first : first + size])
 
 
 def units(plan: Plan, training: Training) -> int:
@@ -235,7 +107,6 @@ def _trial(shop: Workshop, training: Training) -> Trial:
     """A training that fails is a result."""
     stored = shop.folder.trial(training)
     if stored is not None:
-        shop.progress.advance(units(shop.plan, training))
         return stored
     try:
         subject, record = trained(shop, training)
@@ -269,7 +140,6 @@ def _trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecor
     if record is not None:
         subject = subject_of(model, training.method)
         subject.load(store.folder(training))
-        shop.progress.advance(record.steps)
         return subject, record
     shop.crew.announce(training)
     subject, record = train_here(shop, training, model)

@@ -14,7 +14,7 @@ from deltakit.compare.contrasts import Row
 from deltakit.compare.metrics import Metric
 from deltakit.compare.pace import Pace
 from deltakit.compare.search import Choice, Edge, Trial
-from deltakit.compare.tables import duration, percent, shorten
+from deltakit.compare.words import duration, percent, shorten
 
 # ------------------------------------------------------------------- the search for learning rates
 

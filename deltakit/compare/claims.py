@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from deltakit.compare.charts import Found
 from deltakit.compare.contrasts import Row
-from deltakit.compare.tables import Summary, ratio, role
+from deltakit.compare.summary import Summary, role
+from deltakit.compare.words import ratio
 
 NOISE = 0.1
 """How far from 1 a ratio of two equal times may lie: what such ratios vary by between runs."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.model import device
-from deltakit.compare.plan import Budget, Training
+from deltakit.compare.plan import Training
+from deltakit.compare.request import Budget
 from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from typing import Any
 from deltakit.compare import plots
 from deltakit.compare.charts import HEIGHT, WIDTH, Curves, Layers
 from deltakit.compare.claims import Claim, Figure
+from deltakit.compare.columns import Cell, Column
 from deltakit.compare.sheets import Sheet
-from deltakit.compare.tables import MISSING, Cell, Column
 from deltakit.compare.views import View
+from deltakit.compare.words import MISSING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 from deltakit.compare import charts, html
 from deltakit.compare.charts import Found, Layers
 from deltakit.compare.claims import CLAIMS, Evidence
+from deltakit.compare.columns import BASE, Column, columns_for, legend
 from deltakit.compare.contrasts import Row
 from deltakit.compare.metrics import Metric
 from deltakit.compare.pace import Pace
@@ -16,17 +17,9 @@ from deltakit.compare.schema import COLUMNS, CellResult
 from deltakit.compare.search import Choice
 from deltakit.compare.shapes import ShapeTime
 from deltakit.compare.sheets import latency_sheet, mean_paces, pace_sheet, race_of
-from deltakit.compare.tables import (
-    BASE,
-    Column,
-    Summary,
-    columns_for,
-    legend,
-    metric_of,
-    reason_of,
-    shorten,
-)
+from deltakit.compare.summary import Summary, metric_of, reason_of
 from deltakit.compare.views import views
+from deltakit.compare.words import shorten
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,36 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit._files import atomic_path, write_text
 from deltakit.compare import html
+from deltakit.compare.columns import BASE, VS_FULL, Cell, columns_for, legend, measured, score_title
 from deltakit.compare.page import Insights, page_of, title_of
 from deltakit.compare.schema import CellResult
 from deltakit.compare.sheets import latency_csv, pace_csv
-from deltakit.compare.tables import (
-    BASE,
+from deltakit.compare.summary import PredictionsOf, Summary, metric_of, reason_of, summarise
+from deltakit.compare.tables import results_csv, table_html, table_md, table_tex
+from deltakit.compare.views import picture
+from deltakit.compare.words import (
     MISSING,
-    VS_FULL,
-    Cell,
-    PredictionsOf,
-    Summary,
-    columns_for,
     count,
     duration,
-    legend,
-    measured,
-    metric_of,
     percent,
     probability,
     ratio,
-    reason_of,
-    results_csv,
-    score_title,
     shorten,
     size,
-    summarise,
-    table_html,
-    table_md,
-    table_tex,
 )
-from deltakit.compare.views import picture
 
 if TYPE_CHECKING:
     from rich.table import Table

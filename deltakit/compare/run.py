@@ -14,9 +14,10 @@ from deltakit.compare.engines import Engine, Local
 from deltakit.compare.join import join
 from deltakit.compare.pace import Checkpoint
 from deltakit.compare.page import Insights
-from deltakit.compare.plan import CONSTANT, FULL_PRECISION, Plan
+from deltakit.compare.plan import CONSTANT, Plan
 from deltakit.compare.progress import Progress, Silent
 from deltakit.compare.report import write_reports
+from deltakit.compare.request import FULL_PRECISION
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.search import Choice
 from deltakit.compare.shapes import ShapeTime

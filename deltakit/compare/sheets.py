@@ -15,7 +15,8 @@ from deltakit.compare.contrasts import Row
 from deltakit.compare.metrics import Metric
 from deltakit.compare.pace import Pace, Race, mean_pace, race
 from deltakit.compare.shapes import ShapeTime
-from deltakit.compare.tables import MISSING, Summary, duration, milliseconds, ratio, role
+from deltakit.compare.summary import Summary, role
+from deltakit.compare.words import MISSING, duration, milliseconds, ratio
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,9 +12,9 @@ from deltakit._files import cache_folder, sweep, write_text
 from deltakit.compare.locks import Lock
 from deltakit.compare.pace import Checkpoint
 from deltakit.compare.plan import Cell, Plan, Training
+from deltakit.compare.record import TrainingRecord
 from deltakit.compare.schema import SCHEMA_VERSION, CellResult, Predictions
 from deltakit.compare.search import Trial
-from deltakit.compare.train import TrainingRecord
 from deltakit.errors import InvalidConfig
 
 RUN = "run.json"

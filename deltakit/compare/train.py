@@ -3,7 +3,6 @@
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ import torch
 from deltakit.compare import crew, machine
 from deltakit.compare.machine import Meter
 from deltakit.compare.model import device
-from deltakit.compare.pace import Pace, Watch
-from deltakit.compare.plan import Budget
+from deltakit.compare.pace import Watch
 from deltakit.compare.progress import Lane
+from deltakit.compare.record import TrainingRecord
+from deltakit.compare.request import Budget
 from deltakit.errors import DeltakitError
 
 if TYPE_CHECKING:
@@ -26,24 +26,6 @@ if TYPE_CHECKING:
 
 class TrainingFailed(DeltakitError, RuntimeError):
     """A training that came to nothing, such as a loss that is not finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
-    """How a training went.
-
-    `seconds` is the wall time of its steps and their data loading, `joules` what the machine's
-    processors took meanwhile, where they say; `machine` is what it ran on, where that is known;
-    `pace` is how good it was on the way, where it was judged, which is not part of the time.
-    """
-
-    seconds: float
-    steps: int
-    examples: int
-    losses: tuple[float, ...]
-    joules: float | None = None
-    machine: str | None = None
-    pace: Pace = ()
 
 
 def steps_of(examples: int, budget: Budget) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from deltakit.compare.metrics import Metric
 from deltakit.compare.plots import PARAMETERS, Axis, Plot, Point, pareto_front, pareto_plot
-from deltakit.compare.tables import Summary, count, duration, ratio, size
+from deltakit.compare.summary import Summary
+from deltakit.compare.words import count, duration, ratio, size
 
 _BYTES = ((1.0, "B"), (2.0**10, "KiB"), (2.0**20, "MiB"), (2.0**30, "GiB"))
 _SECONDS = ((1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"))

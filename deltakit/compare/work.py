@@ -13,23 +13,16 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from deltakit.compare.cell import (
-    MEASURE_UNITS,
-    Workshop,
-    clean_up,
-    failed,
-    run_cell,
-    train_here,
-    units,
-)
+from deltakit.compare.cell import MEASURE_UNITS, clean_up, failed, run_cell, train_here, units
 from deltakit.compare.crew import follow
 from deltakit.compare.desk import Occupied
 from deltakit.compare.metrics import METRICS
 from deltakit.compare.plan import Cell, Plan, Training
 from deltakit.compare.progress import Lane, Silent
 from deltakit.compare.schema import CellResult, Predictions
-from deltakit.compare.store import RunFolder
+from deltakit.compare.store import RunFolder, shared_deltas
 from deltakit.compare.train import TrainingFailed
+from deltakit.compare.workshop import Workshop
 
 CROWDED = (
     "Several cells trained at the same time on one device: their training times and energies are "
@@ -98,7 +91,7 @@ def job_of(plan: Plan, folder: RunFolder, failures: Failures) -> Job:
         Turn(
             cell=cell,
             title=_title(plan, cell),
-            units=_units(plan, cell, first),
+            units=_units(plan, folder, cell, first),
             state=folder.state(cell.id),
         )
         for cell, first in stages
@@ -111,10 +104,18 @@ def _is_left(folder: RunFolder, cell: Cell, failures: Failures) -> bool:
     return result is None or (result.status == "failed" and failures is Failures.RETRY)
 
 
-def _units(plan: Plan, cell: Cell, first: tuple[Training, ...]) -> int:
+def _units(plan: Plan, folder: RunFolder, cell: Cell, first: tuple[Training, ...]) -> int:
+    """Steps that a cell takes, those of trainings that earlier runs have stored left out."""
     if cell.training is None:
         return 1
-    return MEASURE_UNITS + sum(units(plan, training) for training in (*first, cell.training))
+    stores = (folder.deltas(), shared_deltas())
+    left = (
+        training
+        for training in (*first, cell.training)
+        if folder.trial(training) is None
+        and all(store.record(training) is None for store in stores)
+    )
+    return MEASURE_UNITS + sum(units(plan, training) for training in left)
 
 
 def _title(plan: Plan, cell: Cell) -> str:

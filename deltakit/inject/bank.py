@@ -21,7 +21,7 @@ from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from deltakit.inject.merge import MergeReport
+    from deltakit.inject.merge_report import MergeReport
     from deltakit.inject.ports import Removable
 
 CHILD = "deltakit"

@@ -39,6 +39,12 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 # -------------------------------------------------------------------------------------- start
 
 
+def test_it_is_a_module_too() -> None:
+    ended = python("-m", "deltakit", "--version")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert package.__version__ in ended.stdout
+
+
 def test_help_loads_nothing_heavy() -> None:
     probe = (
         "import sys; sys.argv = ['deltakit', '--help']\n"

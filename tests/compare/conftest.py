@@ -21,9 +21,9 @@ import torch
 
 from deltakit.cli.main import main
 from deltakit.compare import cell, costs, diagnose, engines, shapes, views, work
-from deltakit.compare.plan import Budget, Request
 from deltakit.compare.plots import Plot
 from deltakit.compare.progress import Silent
+from deltakit.compare.request import Budget, Request
 
 FILLERS = ("the", "a", "film", "story", "actor", "scene", "and", "of", "plot", "end")
 WORDS: dict[str, Sequence[str]] = {

@@ -6,7 +6,7 @@ import pytest
 
 from deltakit.compare.claims import CLAIMS, Evidence, Figure
 from deltakit.compare.schema import CellResult
-from deltakit.compare.tables import summarise
+from deltakit.compare.summary import summarise
 
 INFERENCE, STEP, MERGED, DROPPED, MEMBERS = CLAIMS
 

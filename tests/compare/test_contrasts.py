@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from deltakit.compare.columns import columns_for, legend
 from deltakit.compare.contrasts import contrasts, letters
 from deltakit.compare.metrics import METRICS
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.schema import CellResult, Predictions
 from deltakit.compare.stats import holm, paired_difference
-from deltakit.compare.tables import columns_for, legend, summarise
+from deltakit.compare.summary import summarise
 from deltakit.errors import UnknownName
 
 N = 400

@@ -15,7 +15,7 @@ from deltakit.compare import engines
 from deltakit.compare.engines import ENGINES, Local, Processes, Ray, engine_for
 from deltakit.compare.engines.processes import _devices
 from deltakit.compare.engines.ray import _room
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.run import run_plan
 from deltakit.errors import InvalidConfig, MissingExtra, NameInUse, UnknownName
 

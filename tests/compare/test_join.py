@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare.join import join
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.run import report_folder, report_joined, run_plan
 from deltakit.compare.store import RunFolder
 from deltakit.errors import InvalidConfig

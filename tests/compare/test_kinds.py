@@ -12,12 +12,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import deltakit as dk
-from deltakit.compare import cell
+from deltakit.compare import workshop
 from deltakit.compare.evaluate import predict
 from deltakit.compare.metrics import METRICS
 from deltakit.compare.model import BaseChoice, find_model
-from deltakit.compare.plan import Budget, resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.progress import Silent
+from deltakit.compare.request import Budget
 from deltakit.compare.run import run_plan
 from deltakit.compare.subject import subject_of
 from deltakit.compare.tasks import ColumnNames, load_task
@@ -174,7 +175,7 @@ def test_a_base_too_large_to_be_fine_tuned_is_compared_all_the_same(
     def no_room() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(cell, "ceiling", no_room)
+    monkeypatch.setattr(workshop, "ceiling", no_room)
     request = ask("answers", "lora", bases=("nf4",), epochs=1.0)
     outcome = run_plan(resolve(request), tmp_path / "run")
     assert outcome.failures == ()

@@ -7,7 +7,7 @@ import pytest
 
 import deltakit as dk
 from deltakit.compare.match import matched
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
 from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig
 

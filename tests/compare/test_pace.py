@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,10 +19,12 @@ from deltakit.compare.pace import (
     mean_pace,
     race,
 )
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
+from deltakit.compare.progress import Silent
 from deltakit.compare.run import run_plan
 from deltakit.compare.search import TUNING_SEED
 from deltakit.compare.store import RunFolder
+from deltakit.compare.workshop import Workshop
 
 HEAD, FULL, LORA, FUSION = (
     ("head", "fp32"),
@@ -179,7 +180,7 @@ def test_the_last_moment_is_the_trained_model(asked: Callable[..., Any], tmp_pat
     run_plan(plan, out)
     each = plan.cells[-1]
     (*_, last) = RunFolder(out).beside(each.id, "pace")
-    shop = cells.Workshop(plan=plan, folder=RunFolder(out), progress=cells_silent())
+    shop = Workshop(plan=plan, folder=RunFolder(out), progress=Silent())
     assert each.training is not None
     training, _ = cells.resolved(shop, each.training)
     subject, record = cells.trained(shop, training)
@@ -189,11 +190,3 @@ def test_the_last_moment_is_the_trained_model(asked: Callable[..., Any], tmp_pat
     assert len(record.pace) == CHECKPOINTS
     trial = next(iter(plan.trials(each.training)))
     assert trial.seed == TUNING_SEED and cells._judge(shop, subject, trial) is None
-    del subject
-    torch.manual_seed(0)
-
-
-def cells_silent() -> Any:
-    from deltakit.compare.progress import Silent
-
-    return Silent()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare import views
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.plots import Plot
 from deltakit.compare.run import run_plan
 from deltakit.errors import InvalidConfig

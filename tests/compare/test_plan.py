@@ -10,16 +10,9 @@ from typing import Any
 import pytest
 
 import deltakit as dk
-from deltakit.compare.plan import (
-    PROFILES,
-    Budget,
-    Plan,
-    Request,
-    content_id,
-    delta_name,
-    profile,
-    resolve,
-)
+from deltakit.compare.plan import Plan, content_id
+from deltakit.compare.planning import delta_name, resolve
+from deltakit.compare.request import PROFILES, Budget, Request, profile
 from deltakit.errors import DeltakitError, InvalidConfig, UnknownName
 
 Asked = Callable[..., Request]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deltakit.compare import tables, views
+from deltakit.compare import columns, tables, views, words
 from deltakit.compare.claims import CLAIMS
 from deltakit.compare.metrics import METRICS
 from deltakit.compare.page import Insights
@@ -18,7 +18,7 @@ from deltakit.compare.report import plain_text, terminal_table, write_reports
 from deltakit.compare.schema import COLUMNS, CellResult, Predictions
 from deltakit.compare.search import Choice, Trial
 from deltakit.compare.stats import paired_difference
-from deltakit.compare.tables import summarise
+from deltakit.compare.summary import summarise
 from deltakit.compare.views import COSTS
 from deltakit.errors import InvalidConfig
 
@@ -296,7 +296,7 @@ def test_several_seeds_are_one_row_with_their_mean_and_interval() -> None:
 def test_seeds_that_failed_are_counted() -> None:
     rows = [done("a", 70), done("a", 71, seed=1), broken("a", seed=2)]
     (summary,) = summarise(rows, {}, {})
-    assert str(tables.COLUMNS_FOR_PEOPLE[1].cell(summary)).endswith("(2 of 3 seeds)")
+    assert str(columns.COLUMNS_FOR_PEOPLE[1].cell(summary)).endswith("(2 of 3 seeds)")
 
 
 def test_bases_have_rows_and_a_column_of_their_own(write: Write) -> None:
@@ -464,30 +464,30 @@ def test_latex_escapes(text: str, escaped: str) -> None:
 @pytest.mark.parametrize(
     ("words", "value", "text"),
     [
-        (tables.count, 0, "0"),
-        (tables.count, 999, "999"),
-        (tables.count, 999.7, "1.00 k"),
-        (tables.count, 12_345, "12.3 k"),
-        (tables.count, 999_950, "1.00 M"),
-        (tables.count, 1_234_567, "1.23 M"),
-        (tables.count, 134_515_008, "135 M"),
-        (tables.size, 912, "912 B"),
-        (tables.size, 1000, "0.977 KiB"),
-        (tables.size, 4_718_592, "4.50 MiB"),
-        (tables.duration, 0.42, "0.4 s"),
-        (tables.duration, 59.97, "1 m 00 s"),
-        (tables.duration, 80, "1 m 20 s"),
-        (tables.duration, 3599.7, "1 h 00 m"),
-        (tables.duration, 7500, "2 h 05 m"),
-        (tables.percent, 0.4321, "0.432 %"),
-        (tables.percent, 0.001234, "0.00123 %"),
-        (tables.percent, 100.0, "100 %"),
-        (tables.probability, 0.0004, "< 0.001"),
-        (tables.probability, 0.0234, "0.023"),
-        (tables.probability, 0.5, "0.50"),
-        (tables.probability, 1.0, "1.00"),
-        (tables._signed, -0.04, "0.0"),
-        (tables._signed, -2.0, "−2.0"),
+        (words.count, 0, "0"),
+        (words.count, 999, "999"),
+        (words.count, 999.7, "1.00 k"),
+        (words.count, 12_345, "12.3 k"),
+        (words.count, 999_950, "1.00 M"),
+        (words.count, 1_234_567, "1.23 M"),
+        (words.count, 134_515_008, "135 M"),
+        (words.size, 912, "912 B"),
+        (words.size, 1000, "0.977 KiB"),
+        (words.size, 4_718_592, "4.50 MiB"),
+        (words.duration, 0.42, "0.4 s"),
+        (words.duration, 59.97, "1 m 00 s"),
+        (words.duration, 80, "1 m 20 s"),
+        (words.duration, 3599.7, "1 h 00 m"),
+        (words.duration, 7500, "2 h 05 m"),
+        (words.percent, 0.4321, "0.432 %"),
+        (words.percent, 0.001234, "0.00123 %"),
+        (words.percent, 100.0, "100 %"),
+        (words.probability, 0.0004, "< 0.001"),
+        (words.probability, 0.0234, "0.023"),
+        (words.probability, 0.5, "0.50"),
+        (words.probability, 1.0, "1.00"),
+        (columns._signed, -0.04, "0.0"),
+        (columns._signed, -2.0, "−2.0"),
     ],
 )
 def test_human_units(words: Callable[[float], str], value: float, text: str) -> None:

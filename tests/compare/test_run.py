@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import deltakit as dk
 from deltakit.compare import cell, run
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.progress import Silent
 from deltakit.compare.run import report_folder, run_plan
 from deltakit.compare.schema import COLUMNS

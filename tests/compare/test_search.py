@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare import cell
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.progress import Silent
 from deltakit.compare.run import run_plan
 from deltakit.compare.search import (

@@ -12,11 +12,12 @@ import pytest
 from deltakit import _files
 from deltakit._files import write_text
 from deltakit.compare import store
-from deltakit.compare.plan import Plan, resolve
+from deltakit.compare.plan import Plan
+from deltakit.compare.planning import resolve
+from deltakit.compare.record import TrainingRecord
 from deltakit.compare.run import describe
 from deltakit.compare.schema import COLUMNS, CellResult, Predictions
 from deltakit.compare.store import DeltaStore, RunFolder, open_run, shared_deltas
-from deltakit.compare.train import TrainingRecord
 from deltakit.errors import InvalidConfig
 
 RECORD = TrainingRecord(seconds=1.25, steps=3, examples=10, losses=(0.7, 0.6, 0.5))

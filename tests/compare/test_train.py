@@ -9,10 +9,11 @@ import torch
 
 import deltakit as dk
 from deltakit.compare.model import BaseChoice, find_model
-from deltakit.compare.plan import Budget
 from deltakit.compare.progress import Silent
+from deltakit.compare.record import TrainingRecord
+from deltakit.compare.request import Budget
 from deltakit.compare.tasks import ColumnNames, load_task
-from deltakit.compare.train import TrainingFailed, TrainingRecord, steps_of, train
+from deltakit.compare.train import TrainingFailed, steps_of, train
 from deltakit.errors import DeltakitError
 
 FP32 = BaseChoice(name="fp32")

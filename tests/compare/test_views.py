@@ -8,7 +8,7 @@ from deltakit.compare import views
 from deltakit.compare.metrics import METRICS
 from deltakit.compare.plots import Axis, pareto_plot
 from deltakit.compare.schema import CellResult
-from deltakit.compare.tables import Summary, summarise
+from deltakit.compare.summary import Summary, summarise
 from deltakit.compare.views import COSTS, View
 
 ACCURACY = METRICS.get("accuracy")

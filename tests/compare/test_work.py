@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from deltakit.compare import cell, work
-from deltakit.compare.cell import Workshop
 from deltakit.compare.desk import Desk
-from deltakit.compare.plan import Plan, resolve
+from deltakit.compare.plan import Plan
+from deltakit.compare.planning import resolve
 from deltakit.compare.progress import Silent
 from deltakit.compare.run import describe, run_plan
 from deltakit.compare.schema import CellResult
 from deltakit.compare.store import RunFolder, open_run
 from deltakit.compare.work import Failures, Fate, Job, Turn, Turns, attend, job_of
+from deltakit.compare.workshop import Workshop
 
 
 @pytest.fixture
@@ -85,6 +86,8 @@ def test_a_cell_that_cannot_be_measured_is_trained_once(
     with Desk(tmp_path / "desk").shared():
         assert attend(shop, job, turn) is Fate.TRAINED
     assert trainings.count == 1 and job.folder.result(turn.cell.id) is None
+    *_, resumed = job_of(job.plan, job.folder, Failures.KEEP).turns
+    assert turn.units > resumed.units == work.MEASURE_UNITS, "what is stored takes no time"
     assert job.folder.description()["notes"] == [work.CROWDED]
     turns = Turns(job, Silent())
     turns.settle(turn, Fate.TRAINED)

@@ -20,8 +20,9 @@ import pytest
 from safetensors.torch import load_file
 
 from deltakit.compare.engines import Processes
-from deltakit.compare.plan import Request, resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.progress import Lane, Silent
+from deltakit.compare.request import Request
 from deltakit.compare.run import Outcome, run_plan
 
 SCRIPT = Path(__file__).with_name("worker.py")

@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer
 
 from deltakit.compare import cell, costs, crew, diagnose, views, work
-from deltakit.compare.plan import resolve
+from deltakit.compare.planning import resolve
 from deltakit.compare.plots import Plot
 from deltakit.compare.run import run_plan
 

@@ -26,9 +26,9 @@ class Local(Engine):
         return cls()
 
     def run(self, job: "Job", progress: "Progress") -> None:
-        from deltakit.compare.cell import Workshop
         from deltakit.compare.crew import crew_of
         from deltakit.compare.work import Turns, attend
+        from deltakit.compare.workshop import Workshop
 
         crew = crew_of(job.folder)
         shop = Workshop(plan=job.plan, folder=job.folder, progress=progress.lane(0), crew=crew)

@@ -203,10 +203,10 @@ def _work(job: "Job", turn: "Turn", seat: Seat, connection: "Connection") -> Non
     os.environ.update(seat.environment)
     import torch
 
-    from deltakit.compare.cell import Workshop
     from deltakit.compare.desk import desk_of
     from deltakit.compare.model import device
     from deltakit.compare.work import attend, quiet
+    from deltakit.compare.workshop import Workshop
 
     torch.set_num_threads(seat.threads)
     quiet()

@@ -144,8 +144,8 @@ class Record:
 def _work(job: "Job", turn: "Turn", environment: dict[str, str]) -> "tuple[Fate, tuple[str, int]]":
     """One cell, from beginning to end."""
     os.environ.update(environment)
-    from deltakit.compare.cell import Workshop
     from deltakit.compare.work import attend, quiet
+    from deltakit.compare.workshop import Workshop
 
     if not job.folder.path.is_dir():
         raise InvalidConfig(
