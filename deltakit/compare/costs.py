@@ -13,7 +13,7 @@ from deltakit.compare.measure import Batch, Step
 from deltakit.compare.store import weights_bytes
 from deltakit.core.foreign import Subject
 
-STEP_REPEATS = 7
+STEP_REPEATS = 11
 LATENCY_REPEATS = {1: 30, 8: 12}
 HANDLING_REPEATS = 3
 

@@ -232,7 +232,7 @@ class DeltaStore:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        pace = tuple(Checkpoint(**each) for each in content.pop("pace"))
+        pace = tuple(Checkpoint(**each) for each in content.pop("pace", ()))
         return TrainingRecord(**{**content, "losses": tuple(content["losses"]), "pace": pace})
 
     def write(
