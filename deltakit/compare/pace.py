@@ -70,7 +70,7 @@ class Race:
     Attributes:
         target: the score half way between those that the floor and the ceiling end with; None
             where one of them is not there.
-        equal: seconds after which the first of the rows is done, the floor left out.
+        equal: seconds after which the first of the rows is done, floors left out.
         to_target: by row, seconds until it is as good as the target; None where it never is.
         at_equal: by row, the score after `equal` seconds; None where it had none by then.
     """
@@ -92,7 +92,8 @@ def race(
         ceiling: the row that trains everything, likewise.
         better: which scores are the better ones.
     """
-    ends = [pace[-1].seconds for row, pace in paces.items() if row != floor]
+    # On every base the floor is done first, and has least to show for it.
+    ends = [p[-1].seconds for row, p in paces.items() if floor is None or row[0] != floor[0]]
     if not ends:
         return None
     equal = min(ends)

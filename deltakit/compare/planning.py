@@ -62,6 +62,7 @@ def resolve(request: Request) -> Plan:
     )
     try_out(plan)
     model.check_complete()
+    _check_shapes(request, model)
     return plan
 
 
@@ -113,6 +114,17 @@ def _matched(
         sized[matched_label(label, new)] = new
         notes.append(described(label, new, target, trained))
     return sized, tuple(notes)
+
+
+def _check_shapes(request: Request, model: ModelSource) -> None:
+    """Raises `InvalidConfig` for shapes that would only fail once everything is trained."""
+    limit = model.tokenizer().model_max_length
+    for text in request.latency:
+        if shape_of(text).tokens > limit:
+            raise InvalidConfig(
+                f"--latency {text}: model {model.name!r} takes {limit} tokens at most. Give "
+                "shorter texts."
+            )
 
 
 def _check_search(request: Request) -> None:

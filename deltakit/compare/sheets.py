@@ -118,11 +118,13 @@ def mean_paces(paces: Mapping[Key, Pace], summaries: Sequence[Summary]) -> dict[
 
 
 def race_of(paces: Mapping[Row, Pace], run: Mapping[str, Any], metric: Metric) -> Race | None:
-    """What the rows' mean paces say of each other."""
+    """What the rows' mean paces say of each other; the ends are those in full precision, if any."""
+    full = run.get("full_precision")
+    rows = sorted(paces, key=lambda row: row[1] != full)
 
     def first(name: str) -> Row | None:
         label = role(run, name)
-        return next((row for row in paces if row[0] == label), None)
+        return next((row for row in rows if row[0] == label), None)
 
     return race(paces, first("floor"), first("ceiling"), metric.better)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deltakit.compare import machine
-from deltakit.compare.machine import EnergyMeter, device_peak
+from deltakit.compare.machine import EnergyMeter, Meter, device_peak
 
 CPU = torch.device("cpu")
 BYTES = 200 << 20
@@ -70,3 +70,25 @@ def test_a_machine_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_machines_that_had_a_part_are_named_once() -> None:
     assert machine.joined("a", None, "b", "a") == "a and b"
     assert machine.joined(None) == ""
+
+
+def test_what_a_pause_takes_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    now = 0.0
+
+    def passed(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        (zone / "energy_uj").write_text(str(int(now * 5e6)))  # five watts
+
+    passed(1.0)
+    monkeypatch.setattr(machine, "EnergyMeter", lambda: EnergyMeter(tmp_path))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now)
+    meter = Meter()
+    passed(3.0)
+    with meter.paused():
+        passed(100.0)
+    passed(2.0)
+    assert meter.seconds() == pytest.approx(5.0)
+    assert meter.joules() == pytest.approx(25.0)

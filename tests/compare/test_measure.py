@@ -310,11 +310,12 @@ METHODS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_second_one_is_loaded_switched_to_and_taken_off(
-    name: str, kit: SimpleNamespace, tmp_path: Path
+    name: str, dtype: torch.dtype, kit: SimpleNamespace, tmp_path: Path
 ) -> None:
-    model, method = kit.make_model("bert", "classify"), METHODS[name]
+    model, method = kit.make_model("bert", "classify").to(dtype), METHODS[name]
     dk.attach(model, method, TRAINED)
     kit.randomise_deltas(model)
     subject = Own(model, method)

@@ -127,6 +127,16 @@ def test_lower_scores_can_be_the_better_ones() -> None:
     assert found.to_target[LORA] == pytest.approx(3.25)
 
 
+def test_a_floor_on_any_base_does_not_set_the_time() -> None:
+    rows = {HEAD: pace((1, 0.5)), ("head", "nf4"): pace((2, 0.5)), LORA: pace((5, 0.7))}
+    found = race(rows, HEAD, None, Better.HIGHER)
+    assert found is not None and found.equal == 5
+    assert (
+        race({HEAD: rows[HEAD], ("head", "nf4"): rows["head", "nf4"]}, HEAD, None, Better.HIGHER)
+        is None
+    )
+
+
 def test_without_a_ceiling_there_is_no_target() -> None:
     found = race({LORA: pace((1, 0.5))}, None, None, Better.HIGHER)
     assert found is not None and found.target is None and found.to_target[LORA] is None

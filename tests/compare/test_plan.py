@@ -1,7 +1,9 @@
 """From a request to cells: labels, ids, members, the order in which they run."""
 
 import dataclasses
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,6 +182,22 @@ def test_a_bound_on_the_test_split_keeps_the_trainings(asked: Asked) -> None:
     bounded = dataclasses.replace(before, max_eval_samples=10)
     assert bounded.id != before.id
     assert bounded.training.id == before.training.id
+
+
+def test_shapes_keep_the_trainings_and_are_tried_before_them(
+    asked: Asked, bert: Path, tmp_path: Path
+) -> None:
+    plain, timed = (resolve(asked("lora", latency=shapes)) for shapes in ((), ("2x24",)))
+    for one, other in zip(plain.cells, timed.cells, strict=True):
+        assert one.id != other.id, "a cell that was not timed so is another one"
+        if one.training is not None and other.training is not None:
+            assert one.training.id == other.training.id
+    shutil.copytree(bert, tmp_path / "short")
+    settings = tmp_path / "short" / "tokenizer_config.json"
+    content = {**json.loads(settings.read_text()), "model_max_length": 20}
+    settings.write_text(json.dumps(content))
+    with pytest.raises(InvalidConfig, match="--latency 2x24: model .* takes 20 tokens at most"):
+        resolve(asked("lora", model=str(tmp_path / "short"), latency=("1x20", "2x24")))
 
 
 def test_the_same_number_written_otherwise_is_the_same_plan() -> None:

@@ -119,6 +119,13 @@ def test_when_rows_reach_the_target_and_where_they_are_at_equal_time() -> None:
     )
 
 
+def test_the_ends_are_those_in_full_precision() -> None:
+    ends = {("head", "nf4"): pace((1.0, 0.1)), ("head", "fp32"): pace((1.0, 0.5))}
+    rows = {**ends, ("full", "fp32"): pace((2.0, 0.9))}
+    found = race_of(rows, {**RUN, "full_precision": "fp32"}, ACCURACY)
+    assert found is not None and found.target == pytest.approx(0.7)
+
+
 def test_curves_share_their_axes_and_the_line_of_the_target() -> None:
     means = {("full", "fp32"): PACES["full", "fp32", 0], ("lora", "fp32"): PACES["lora", "fp32", 0]}
     curves = charts.paces(means, NAMES, 0.7, ACCURACY)
