@@ -23,7 +23,7 @@ from tabulate import tabulate
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import deltakit as dk
-from deltakit.compare.measure import Step, alternate
+from deltakit.compare.measure.timing import Step, alternate
 
 ENCODER = {
     "hidden_size": 384,

@@ -20,9 +20,9 @@ from tabulate import tabulate
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import deltakit as dk
-from deltakit.compare.costs import inference_cost, training_cost
-from deltakit.compare.measure import Step
-from deltakit.compare.subject import TRAINED, subject_of
+from deltakit.compare.adapted import TRAINED, subject_of
+from deltakit.compare.measure.costs import inference_cost, training_cost
+from deltakit.compare.measure.timing import Step
 
 ENCODER = {
     "hidden_size": 384,

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from deltakit.arch.bases import load_base
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.infer import infer_family
     from deltakit.arch.resolve import resolve
-    from deltakit.core.algebra import Composition, Mean, PerRow, Stack
+    from deltakit.core.composition import Composition, Mean, PerRow, Stack
     from deltakit.core.delta import (
         Additive,
         Attending,
@@ -63,13 +62,14 @@ if TYPE_CHECKING:
     from deltakit.methods.partial import PartialFineTuning
     from deltakit.methods.prefix import PrefixTuning
     from deltakit.methods.prompt import PromptTuning
+    from deltakit.models.weights import load_base
 
 _HOMES = {
-    "deltakit.arch.bases": ("load_base",),
+    "deltakit.models.weights": ("load_base",),
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.infer": ("infer_family",),
     "deltakit.arch.resolve": ("resolve",),
-    "deltakit.core.algebra": ("Composition", "Mean", "PerRow", "Stack"),
+    "deltakit.core.composition": ("Composition", "Mean", "PerRow", "Stack"),
     "deltakit.core.delta": (
         "Additive",
         "Attending",

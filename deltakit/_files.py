@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def weights_bytes(folder: Path) -> int:
+    """Bytes on disk of the weights in the folder of a delta."""
+    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+
+
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A path to write to; it becomes `target` when the block ends, and vanishes if it raises."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import deltakit as dk
-from deltakit.inject.bank import Bank, need_bank
+from deltakit.inject.attachments import Bank, need_bank
 from deltakit.testing.models import MODEL_TYPES, SEED, make_batch, make_inputs, make_model
 from deltakit.testing.probes import (
     assert_same,

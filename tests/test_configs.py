@@ -7,15 +7,15 @@ import click
 import pytest
 
 import deltakit as dk
-from deltakit.arch.shipped import SHIPPED, Shipped
 from deltakit.cli import options
 from deltakit.cli.compare import compare
 from deltakit.cli.options import request
-from deltakit.compare.metrics import METRICS
-from deltakit.compare.planning import resolve
-from deltakit.compare.request import Request
+from deltakit.compare.plan.request import Request
+from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import TASKS
 from deltakit.errors import MissingExtra
+from deltakit.models.shipped import SHIPPED, Shipped
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

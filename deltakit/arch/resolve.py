@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from deltakit.arch.family import FAMILIES, Family, LayerStack, Location, Tokens
-from deltakit.arch.quantised import codec_of
 from deltakit.core.site import LINEAR_SITES, Handle, Site, Tap
 from deltakit.errors import UnknownArchitecture, UnknownName
+from deltakit.models.quantised import codec_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

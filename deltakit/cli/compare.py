@@ -53,14 +53,14 @@ def compare(
 
     console = Console()
     with console.status("reading data and model"):
-        from deltakit.compare import crew
-        from deltakit.compare.engines import engine_for
-        from deltakit.compare.planning import resolve
+        from deltakit.compare.plan.resolve import resolve
+        from deltakit.compare.run import distributed as crew
+        from deltakit.compare.run.engines import engine_for
 
         place = engine_for(engine, workers)
         place.prepare()
-        from deltakit.compare.run import run_plan
-        from deltakit.compare.work import Failures, take_part
+        from deltakit.compare.api import run_plan
+        from deltakit.compare.run.queue import Failures, take_part
 
         plan = resolve(request(options))
     if crew.follows():

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from deltakit.compare.run import Outcome
+    from deltakit.compare.api import Outcome
 
 ENOUGH = 30
 """Units to have done before the time left is worth a guess."""
@@ -27,7 +27,7 @@ LOG_WIDTH = 120
 
 def show(console: Console, outcome: "Outcome") -> None:
     """Prints a run's table, as wide as the terminal allows, and where the rest is."""
-    from deltakit.compare.report import plain_text, terminal_table
+    from deltakit.compare.report.terminal import plain_text, terminal_table
 
     width = console.width if console.is_terminal else LOG_WIDTH
     table = terminal_table(outcome.results, outcome.predictions, outcome.run, width=width)

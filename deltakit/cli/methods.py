@@ -11,8 +11,8 @@ def methods() -> None:
 
     from tabulate import tabulate
 
-    from deltakit.core.foreign import PROVIDERS
     from deltakit.core.method import METHODS
+    from deltakit.core.provider import PROVIDERS
 
     importlib.import_module("deltakit.methods")
     importlib.import_module("deltakit.interop")
@@ -28,7 +28,7 @@ def methods() -> None:
     click.echo(tabulate(rows, ("name", "paper", "settings"), maxcolwidths=[None, None, 70]))
     click.echo("\nWrite settings in brackets, lora[rank=16], and sums with +, lora+houlsby.")
     for provider in PROVIDERS:
-        click.echo(PROVIDERS.get(provider).usage)
+        click.echo(PROVIDERS.get(provider).method.usage)
 
 
 def _short(value: object) -> str:

@@ -9,7 +9,7 @@ import click
 from deltakit.errors import InvalidConfig, unknown
 
 if TYPE_CHECKING:
-    from deltakit.compare.request import Request
+    from deltakit.compare.plan.request import Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -192,7 +192,7 @@ def request(options: dict[str, Any]) -> "Request":
     """
     import dataclasses
 
-    from deltakit.compare.request import DEFAULT_PROFILE, Budget, Request, profile
+    from deltakit.compare.plan.request import DEFAULT_PROFILE, Budget, Request, profile
     from deltakit.core.spec import split_outside_brackets
 
     given = {key: value for key, value in options.items() if value is not None}

@@ -16,9 +16,9 @@ def plan(**options: Any) -> None:
 
     from tabulate import tabulate
 
-    from deltakit.compare.cell import units
-    from deltakit.compare.plan import attach_all, given_folder
-    from deltakit.compare.planning import resolve
+    from deltakit.compare.plan.plan import attach_all, given_folder
+    from deltakit.compare.plan.resolve import resolve
+    from deltakit.compare.run.cell import units
 
     resolved = resolve(request(options))
     skeleton = resolved.model.skeleton(resolved.task.kind.head)

@@ -28,7 +28,7 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
     from rich.console import Console
 
     from deltakit.cli.live import show
-    from deltakit.compare.run import report_folder, report_joined
+    from deltakit.compare.api import report_folder, report_joined
 
     if out is not None:
         outcome = report_joined(folders, out)

@@ -26,8 +26,8 @@ def sites(model: str, infer: bool) -> None:
     For an architecture that is not known it prints the repeated modules, from which a
     deltakit.Family can be written; with --infer, what can be read off them, and why.
     """
-    from deltakit.compare.heads import SequenceHead
-    from deltakit.compare.model import BaseChoice, find_model
+    from deltakit.models.heads import SequenceHead
+    from deltakit.models.source import BaseChoice, find_model
 
     source, head = find_model(model), SequenceHead(outputs=2)
     if infer:

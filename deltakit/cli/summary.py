@@ -9,8 +9,8 @@ import click
 def summary(model: str, method: str) -> None:
     """Count METHOD's parameters on MODEL, site by site. No weights are read."""
     import deltakit as dk
-    from deltakit.compare.heads import SequenceHead
-    from deltakit.compare.model import find_model
+    from deltakit.models.heads import SequenceHead
+    from deltakit.models.source import find_model
 
     skeleton = find_model(model).skeleton(SequenceHead(outputs=2))
     dk.attach(skeleton, dk.parse_method(method))

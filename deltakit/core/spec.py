@@ -15,8 +15,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from deltakit.core.foreign import Foreign, provided
 from deltakit.core.method import METHODS, Entry, Method, Sum
+from deltakit.core.provider import Foreign, provided
 from deltakit.errors import InvalidConfig
 
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from deltakit.core.checks import check_whole
-from deltakit.core.compose import Leaf
 from deltakit.core.delta import Additive, Reparametrised, precise
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
-from deltakit.inject.active import current, deactivate, reactivate
 from deltakit.inject.attach import attach, detach
-from deltakit.inject.bank import Attached, Bank, base_parameters, need_bank
+from deltakit.inject.attachments import Attached, Bank, base_parameters, need_bank
+from deltakit.inject.switch import current, deactivate, reactivate
+from deltakit.runtime.nodes import Leaf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deltakit.arch.quantised import steady, trainable
-from deltakit.core.algebra import Composition, One
+from deltakit.core.composition import Composition, One
 from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig, NameInUse, unknown
-from deltakit.inject.active import check, deactivate, put_on, reactivate
-from deltakit.inject.bank import CHILD, bank_of, need_bank
+from deltakit.inject.attachments import CHILD, bank_of, need_bank
 from deltakit.inject.build import build, new_bank
+from deltakit.inject.switch import check, deactivate, put_on, reactivate
+from deltakit.models.quantised import steady, trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

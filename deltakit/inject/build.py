@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deltakit.arch.quantised import codec_of
 from deltakit.arch.resolve import resolve
-from deltakit.core.compose import Gate, Leaf
 from deltakit.core.delta import Delta
 from deltakit.core.method import CombiningMethod, Method, Placement, Role
 from deltakit.core.site import Handle, Site, Tap
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, SiteNotFound
-from deltakit.inject.bank import Attached, Bank, base_parameters, head_names, parameter_names
+from deltakit.inject.attachments import Attached, Bank, base_parameters, head_names, parameter_names
+from deltakit.models.quantised import codec_of
+from deltakit.runtime.nodes import Gate, Leaf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deltakit.core.compose import Leaf
 from deltakit.core.delta import Reparametrised
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
-from deltakit.inject.active import deactivate, reactivate, reapply
-from deltakit.inject.bank import Attached, need_bank
+from deltakit.inject.attachments import Attached, need_bank
 from deltakit.inject.build import check_layers
+from deltakit.inject.switch import deactivate, reactivate, reapply
+from deltakit.runtime.nodes import Leaf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltakit.arch.quantised import codec_of, full_linear
 from deltakit.arch.resolve import linear_widths
-from deltakit.core.compose import Leaf, Node, Total
 from deltakit.core.delta import Mergeable, Scaling, Units, Widening, precise
 from deltakit.core.site import Handle, Insertion, Site, Tap
 from deltakit.errors import NotMergeable, UnknownArchitecture
-from deltakit.inject.active import active_nodes, put, reapply, take_hooks_off
-from deltakit.inject.bank import need_bank
+from deltakit.inject.attachments import need_bank
 from deltakit.inject.merge_report import MergedLinear, MergeReport
+from deltakit.inject.switch import active_nodes, put, reapply, take_hooks_off
+from deltakit.models.quantised import codec_of, full_linear
+from deltakit.runtime.nodes import Leaf, Node, Total
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

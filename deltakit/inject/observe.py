@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from deltakit.core.delta import Attending
 from deltakit.core.site import Handle, Tap
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.active import active_nodes
-from deltakit.inject.bank import need_bank
+from deltakit.inject.attachments import need_bank
+from deltakit.inject.switch import active_nodes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
-from deltakit.arch.quantised import codec_of
 from deltakit.arch.resolve import linear_widths
 from deltakit.core.delta import Reparametrised
-from deltakit.inject.bank import Attached, Bank, bank_of, base_parameters, head_names
+from deltakit.inject.attachments import Attached, Bank, bank_of, base_parameters, head_names
+from deltakit.models.quantised import codec_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

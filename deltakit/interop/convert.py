@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltakit.arch.named import classes, find, skeleton
+from deltakit.core.checkpoint import Checkpoint
 from deltakit.core.spec import format_method
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig
 from deltakit.inject.attach import detach
-from deltakit.inject.bank import base_parameters, head_names
-from deltakit.inject.checkpoint import Checkpoint
-from deltakit.inject.state import install
+from deltakit.inject.attachments import base_parameters, head_names
+from deltakit.inject.transfer import install
 from deltakit.interop.folders import formats_in, recognise
 from deltakit.interop.formats import FORMATS, Format, Standalone
 from deltakit.interop.hub import folder_of
 from deltakit.interop.origin import origin_of
+from deltakit.models.find import classes, find, skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

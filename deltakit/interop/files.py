@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from deltakit._files import atomic_path, write_text
+from deltakit.core.checkpoint import named
 from deltakit.errors import CheckpointError, nearest
-from deltakit.inject.checkpoint import named
 
 CONFIG_LIMIT = 16 << 20
 """Bytes that a config may have: a larger one is no config."""

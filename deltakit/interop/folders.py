@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltakit.core.algebra import Composition
+from deltakit.core.checkpoint import Checkpoint
+from deltakit.core.composition import Composition
 from deltakit.errors import CheckpointError
-from deltakit.inject.checkpoint import Checkpoint
-from deltakit.inject.state import install, snapshot
+from deltakit.inject.transfer import install, snapshot
 from deltakit.interop.formats import FORMATS, Format
 from deltakit.interop.hub import folder_of
 

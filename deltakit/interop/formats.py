@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from deltakit._registry import Registry
-from deltakit.inject.checkpoint import Checkpoint
+from deltakit.core.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from torch import Tensor
 import deltakit as dk
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError
-from deltakit.inject.bank import base_parameters
+from deltakit.inject.attachments import base_parameters
 from deltakit.testing.models import generator, kind_of, make_inputs, make_model
 from deltakit.testing.probes import first, randomise_deltas
 

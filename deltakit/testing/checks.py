@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 import deltakit as dk
 from deltakit.core.method import CombiningMethod, Start
 from deltakit.errors import DeltakitError, InvalidConfig, NotMergeable
-from deltakit.inject.bank import Bank, head_names, need_bank
+from deltakit.inject.attachments import Bank, head_names, need_bank
 from deltakit.testing.case import (
     WITHIN,
     Case,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltakit.inject.bank import need_bank
+from deltakit.inject.attachments import need_bank
 from deltakit.testing.models import generator
 
 

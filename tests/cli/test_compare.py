@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deltakit.compare import cell
+from deltakit.compare.run import cell
 
 Run = Callable[..., Any]
 ROWS = ("majority", "head", "full", "adapter", "lora", "fusion")

@@ -324,7 +324,7 @@ def test_bases(options: tuple[str, ...], parts: tuple[str, ...], refused: Ask) -
 
 
 def test_a_base_whose_package_is_missing(refused: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltakit.arch.bases.find_spec", lambda name: None)
+    monkeypatch.setattr("deltakit.models.weights.find_spec", lambda name: None)
     says(refused("--bases", "fp32,nf4"), "'nf4'", "bitsandbytes", 'pip install -e ".[quant]"')
 
 

@@ -20,10 +20,15 @@ import pytest
 import torch
 
 from deltakit.cli.main import main
-from deltakit.compare import cell, costs, diagnose, engines, shapes, views, work
-from deltakit.compare.plots import Plot
-from deltakit.compare.progress import Silent
-from deltakit.compare.request import Budget, Request
+from deltakit.compare.measure import costs
+from deltakit.compare.measure import diagnostics as diagnose
+from deltakit.compare.measure import latency_by_shape as shapes
+from deltakit.compare.plan.request import Budget, Request
+from deltakit.compare.report import cost_views as views
+from deltakit.compare.report.pareto import Plot
+from deltakit.compare.run import cell, engines
+from deltakit.compare.run import queue as work
+from deltakit.compare.run.progress import Silent
 
 FILLERS = ("the", "a", "film", "story", "actor", "scene", "and", "of", "plot", "end")
 WORDS: dict[str, Sequence[str]] = {

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import deltakit as dk
 from deltakit._registry import Registry
-from deltakit.core.foreign import PROVIDERS, Foreign, settings_of
 from deltakit.core.method import (
     CLASSES,
     METHODS,
@@ -22,6 +21,7 @@ from deltakit.core.method import (
     method_to_dict,
     register_method,
 )
+from deltakit.core.provider import PROVIDERS, Foreign, Provider, settings_of
 from deltakit.core.spec import format_method, parse_method, split_outside_brackets
 from deltakit.errors import DeltakitError, InvalidConfig, NameInUse, UnknownName
 
@@ -222,13 +222,14 @@ class Toy(Foreign):
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", settings_of(self.settings))
 
-    def subject(self, model: Any) -> Any:
-        raise NotImplementedError
+
+def never_put_on(model: Any, method: Any) -> Any:
+    raise NotImplementedError
 
 
 @pytest.fixture
 def toy() -> Iterator[type[Toy]]:
-    PROVIDERS.add("toy", Toy)
+    PROVIDERS.add("toy", Provider(method=Toy, adapted=never_put_on))
     CLASSES.add("Toy", Toy)
     yield Toy
     PROVIDERS.remove("toy")

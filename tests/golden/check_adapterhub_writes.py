@@ -87,7 +87,7 @@ def attached(model: Any, name: str, method: Any) -> Any:
 
 
 def randomise_head(model: Any) -> None:
-    from deltakit.inject.bank import head_names
+    from deltakit.inject.attachments import head_names
 
     for key in head_names(model):
         model.get_parameter(key).data.normal_(0, 0.3)

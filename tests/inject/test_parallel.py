@@ -134,7 +134,7 @@ def test_equals_the_formula_under_checkpointing(
 
 
 def test_nothing_is_held_after_a_pass(kit: SimpleNamespace) -> None:
-    from deltakit.inject.ports import Reader
+    from deltakit.runtime.hooks import Reader
 
     model = attached(kit, "bert")
     readers = [

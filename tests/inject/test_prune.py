@@ -10,7 +10,7 @@ import torch
 
 import deltakit as dk
 from deltakit.errors import CheckpointError, IncompatibleDeltas, InvalidConfig, UnknownName
-from deltakit.inject.checkpoint import CONFIG
+from deltakit.interop.deltakit.files import CONFIG
 
 FIRST, SECOND = "encoder.0.block.out", "encoder.1.block.out"
 USAGE = {FIRST: {"a": 0.5, "b": 0.2, "c": 0.3}, SECOND: {"a": 0.1, "b": 0.3, "c": 0.6}}

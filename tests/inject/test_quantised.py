@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import deltakit as dk
-from deltakit.arch.quantised import codec_of
+from deltakit.models.quantised import codec_of
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra 'quant')")
 

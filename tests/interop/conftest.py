@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from deltakit.arch.resolve import resolve
-from deltakit.core.algebra import One
+from deltakit.core.checkpoint import Checkpoint, Part
+from deltakit.core.composition import One
 from deltakit.core.spec import format_method, parse_method
 from deltakit.errors import CheckpointError
-from deltakit.inject.checkpoint import Checkpoint, Part
-from deltakit.inject.state import base_of
+from deltakit.inject.transfer import base_of
 from deltakit.interop.files import read_json, read_tensors, write_json, write_tensors
 from deltakit.interop.formats import FORMATS, Format
 

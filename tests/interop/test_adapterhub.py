@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import deltakit as dk
+from deltakit.core.composition import One
 from deltakit.core.site import Site
 from deltakit.errors import CheckpointError
-from deltakit.inject.state import snapshot
+from deltakit.inject.transfer import snapshot
 from deltakit.interop.adapterhub import bottleneck
 from deltakit.interop.adapterhub.layout import Term, host_of
 from deltakit.interop.adapterhub.methods import config_of, method_of
@@ -824,10 +825,10 @@ def test_compositions_that_the_library_computes_otherwise(
         dk.Stack("a", dk.Stack("b")): "has no words",
         dk.Stack("a", "lora"): "'lora' is LoRA",
         dk.Stack("a", "double"): "different placements",
-        dk.core.algebra.One("keys"): "cannot call an adapter 'keys'",
-        dk.core.algebra.One("fused"): "'parallel' is ParallelAdapter",
+        One("keys"): "cannot call an adapter 'keys'",
+        One("fused"): "'parallel' is ParallelAdapter",
         dk.Stack("one", "two"): "one folder 'a,b' for two deltas",
-        dk.core.algebra.One("single"): "one folder 'a' for two deltas",
+        One("single"): "one folder 'a' for two deltas",
     }.items():
         with pytest.raises(CheckpointError, match=message):
             dk.save(model, tmp_path / "new", what, format="adapterhub")

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deltakit as dk
-from deltakit.arch.named import classes, find, skeleton
 from deltakit.core.method import METHODS
 from deltakit.errors import CheckpointError, InvalidConfig, UnknownName
 from deltakit.interop.origin import Origin, origin_of
+from deltakit.models.find import classes, find, skeleton
 
 importlib.import_module("deltakit.methods")  # fills METHODS
 Base = Callable[..., str]

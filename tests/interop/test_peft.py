@@ -31,7 +31,7 @@ import deltakit as dk
 from deltakit.arch.family import FAMILIES
 from deltakit.core.method import Method
 from deltakit.errors import CheckpointError
-from deltakit.inject.state import snapshot
+from deltakit.inject.transfer import snapshot
 from deltakit.interop.files import METADATA
 from deltakit.interop.formats import FORMATS
 from deltakit.interop.peft import defaults

@@ -1,23 +1,21 @@
 """The tasks of a comparison: shipped ones, local files, data sets on the Hub.
 
-A shipped task is one file beside this one. Importing this package registers all of them and reads
-no data.
+A shipped task is one file in `shipped`. Importing this package registers all of them and reads no
+data.
 """
 
 import importlib
-import pkgutil
 from collections.abc import Iterable
 
-from deltakit.compare.tasks.base import TASKS, Task, TaskData, register_task
-from deltakit.compare.tasks.folder import expanded, load_folder
-from deltakit.compare.tasks.hub import load_hub
-from deltakit.compare.tasks.rows import ColumnNames
-from deltakit.compare.tasks.sampling import subsample
-from deltakit.compare.tasks.tables import SUFFIXES
+from deltakit.compare.tasks.data.columns import ColumnNames
+from deltakit.compare.tasks.data.files import SUFFIXES
+from deltakit.compare.tasks.sources.hub import load_hub
+from deltakit.compare.tasks.sources.local import expanded, load_folder
+from deltakit.compare.tasks.sources.subsample import subsample
+from deltakit.compare.tasks.task import TASKS, Task, TaskData, register_task
 from deltakit.errors import InvalidConfig, unknown
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+importlib.import_module(f"{__name__}.shipped")
 
 __all__ = [
     "TASKS",

@@ -10,7 +10,7 @@ bottleneck was given by its width, ...) is in the metadata of the weights.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltakit.inject.checkpoint import Checkpoint
+from deltakit.core.checkpoint import Checkpoint
 from deltakit.interop.adapterhub import setups
 from deltakit.interop.adapterhub.folders import CONFIG, FUSION_CONFIG, SETUP, write_files
 from deltakit.interop.adapterhub.layout import host_of

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from deltakit._files import atomic_path
+from deltakit.core.checkpoint import Part
 from deltakit.core.method import Method, method_to_dict
 from deltakit.core.site import Handle
 from deltakit.errors import CheckpointError
-from deltakit.inject.checkpoint import Part
 from deltakit.interop.adapterhub import fusion, heads
 from deltakit.interop.adapterhub.layout import Host
 from deltakit.interop.adapterhub.links import Link, pack, unpack

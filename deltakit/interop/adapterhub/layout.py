@@ -11,7 +11,7 @@ from deltakit.arch.resolve import resolve
 from deltakit.core.method import Method, Placement
 from deltakit.core.site import Handle, Site, Tap
 from deltakit.errors import CheckpointError
-from deltakit.inject.bank import bank_of, head_names
+from deltakit.inject.attachments import bank_of, head_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

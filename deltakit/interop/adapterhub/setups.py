@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltakit.core import algebra
-from deltakit.core.algebra import Composition, One
+from deltakit.core import composition as algebra
+from deltakit.core.checkpoint import Checkpoint, Part
+from deltakit.core.composition import Composition, One
 from deltakit.errors import CheckpointError
-from deltakit.inject.checkpoint import Checkpoint, Part
-from deltakit.inject.state import base_of
+from deltakit.inject.transfer import base_of
 from deltakit.interop.adapterhub import fusion, heads
 from deltakit.interop.adapterhub.folders import (
     CONFIG,

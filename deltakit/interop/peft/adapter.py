@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from deltakit.core.checkpoint import named
 from deltakit.core.method import Method, Sum, method_from_dict
 from deltakit.errors import CheckpointError, DeltakitError
-from deltakit.inject.checkpoint import named
 from deltakit.interop.files import Tensors, our_words
 from deltakit.interop.peft.base import Base, same
 from deltakit.interop.peft.config import Config
-from deltakit.interop.peft.own import Own, own_values, training
+from deltakit.interop.peft.saved_modules import Own, own_values, training
 
 TUNED = "base_model.model."
 """What the keys begin with where PEFT replaces modules inside the model."""

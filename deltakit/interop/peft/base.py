@@ -12,7 +12,7 @@ from deltakit.arch.resolve import linear_widths, resolve
 from deltakit.core.method import Method, Sum
 from deltakit.core.site import LINEAR_SITES, Handle, Site, Tap
 from deltakit.errors import CheckpointError, IncompatibleDeltas
-from deltakit.inject.bank import CHILD, bank_of, base_parameters, head_names, parameter_names
+from deltakit.inject.attachments import CHILD, bank_of, base_parameters, head_names, parameter_names
 from deltakit.methods.drop import AdapterDrop
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltakit.core.algebra import One
+from deltakit.core.checkpoint import Checkpoint, Part, named
+from deltakit.core.composition import One
 from deltakit.core.method import Method, method_to_dict
 from deltakit.errors import CheckpointError, DeltakitError, nearest
-from deltakit.inject.checkpoint import Checkpoint, Part, named
-from deltakit.inject.state import base_of
+from deltakit.inject.transfer import base_of
 from deltakit.interop.files import (
     METADATA,
     Tensors,
@@ -24,7 +24,7 @@ from deltakit.interop.peft import ia3, lora, prompts
 from deltakit.interop.peft.adapter import Adapter, Folder, Values, Written
 from deltakit.interop.peft.base import Base, same, terms
 from deltakit.interop.peft.config import FILE, Config, about
-from deltakit.interop.peft.own import own_tensors
+from deltakit.interop.peft.saved_modules import own_tensors
 from deltakit.methods.ia3 import IA3
 from deltakit.methods.lora import LoRA
 from deltakit.methods.prefix import PrefixTuning

@@ -26,7 +26,7 @@ from deltakit.interop.peft.base import (
 )
 from deltakit.interop.peft.config import Config, Names
 from deltakit.interop.peft.defaults import IA3_FEEDFORWARD, IA3_TARGETS
-from deltakit.interop.peft.own import own_of, own_words
+from deltakit.interop.peft.saved_modules import own_of, own_words
 from deltakit.interop.peft.targets import Targets, ends, longest, named, targeted
 from deltakit.methods.ia3 import IA3
 

@@ -32,7 +32,7 @@ from deltakit.interop.peft.base import (
 )
 from deltakit.interop.peft.config import Config
 from deltakit.interop.peft.defaults import LORA
-from deltakit.interop.peft.own import Own, own_of, own_words
+from deltakit.interop.peft.saved_modules import Own, own_of, own_words
 from deltakit.interop.peft.targets import by_pattern, patterns, spelled, targeted
 from deltakit.methods.lora import LoRA
 

@@ -14,7 +14,7 @@ from deltakit.errors import CheckpointError
 from deltakit.interop.peft.adapter import PROMPTED, Adapter, Folder, Values, Written
 from deltakit.interop.peft.base import Base, copied, sole
 from deltakit.interop.peft.config import about
-from deltakit.interop.peft.own import own_of, own_words
+from deltakit.interop.peft.saved_modules import own_of, own_words
 from deltakit.methods.prefix import PrefixTuning
 from deltakit.methods.prompt import PromptTuning
 

@@ -3,14 +3,14 @@
 A kind is one file beside this one; everything in which kinds differ is in it.
 """
 
+from deltakit.compare.tasks.data.columns import ColumnNames
+from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.kinds.answers import Answers
 from deltakit.compare.tasks.kinds.base import Kind, Read, truths
 from deltakit.compare.tasks.kinds.causal import Causal
 from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
 from deltakit.compare.tasks.kinds.regression import Regression
-from deltakit.compare.tasks.rows import ColumnNames
-from deltakit.compare.tasks.tables import Columns
 from deltakit.errors import InvalidConfig, unknown
 
 __all__ = [

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deltakit.compare.heads import Head, LanguageHead
-from deltakit.compare.schema import Value
+from deltakit.compare.records.result import Value
+from deltakit.compare.tasks.data.columns import ColumnNames, Rows, is_null, no_label, show
+from deltakit.compare.tasks.data.files import Columns
+from deltakit.compare.tasks.data.splits import Examples
 from deltakit.compare.tasks.kinds.base import Batch, Kind, Read, Row, mapped
 from deltakit.compare.tasks.kinds.causal import IGNORED, language_batch
-from deltakit.compare.tasks.rows import ColumnNames, Rows, is_null, no_label, show
-from deltakit.compare.tasks.splits import Examples
-from deltakit.compare.tasks.tables import Columns
 from deltakit.errors import InvalidConfig
+from deltakit.models.heads import Head, LanguageHead
 
 if TYPE_CHECKING:
     from datasets import Dataset

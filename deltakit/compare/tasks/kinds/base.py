@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from deltakit.compare.heads import Head
-from deltakit.compare.schema import Value
-from deltakit.compare.tasks.rows import ColumnNames, Rows
-from deltakit.compare.tasks.splits import Examples
-from deltakit.compare.tasks.tables import Columns
+from deltakit.compare.records.result import Value
+from deltakit.compare.tasks.data.columns import ColumnNames, Rows
+from deltakit.compare.tasks.data.files import Columns
+from deltakit.compare.tasks.data.splits import Examples
+from deltakit.models.heads import Head
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deltakit.compare.heads import Head, LanguageHead
-from deltakit.compare.schema import Value
+from deltakit.compare.records.result import Value
+from deltakit.compare.tasks.data.columns import Rows
+from deltakit.compare.tasks.data.splits import Examples
 from deltakit.compare.tasks.kinds.base import Batch, Kind, Read, Row, mapped, padded
-from deltakit.compare.tasks.rows import Rows
-from deltakit.compare.tasks.splits import Examples
+from deltakit.models.heads import Head, LanguageHead
 
 if TYPE_CHECKING:
     from datasets import Dataset

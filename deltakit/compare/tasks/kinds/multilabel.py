@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deltakit.compare.heads import Head, SequenceHead
-from deltakit.compare.schema import Value
+from deltakit.compare.records.result import Value
+from deltakit.compare.tasks.data.columns import ColumnNames, Rows, listed, no_label, show
+from deltakit.compare.tasks.data.files import Columns
+from deltakit.compare.tasks.data.splits import Examples
 from deltakit.compare.tasks.kinds.base import Read
 from deltakit.compare.tasks.kinds.classification import class_name, in_order
 from deltakit.compare.tasks.kinds.sequence import SequenceKind
-from deltakit.compare.tasks.rows import ColumnNames, Rows, listed, no_label, show
-from deltakit.compare.tasks.splits import Examples
-from deltakit.compare.tasks.tables import Columns
 from deltakit.errors import InvalidConfig
+from deltakit.models.heads import Head, SequenceHead
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deltakit.compare.schema import Value
+from deltakit.compare.records.result import Value
 from deltakit.compare.tasks.kinds.base import Batch, Kind, Row, mapped
 
 if TYPE_CHECKING:

@@ -1,0 +1,210 @@
+"""Running a plan: every cell that is not finished yet, then the reports."""
+
+import dataclasses
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deltakit as dk
+from deltakit.compare.measure import hardware as machine
+from deltakit.compare.plan.plan import CONSTANT, Plan
+from deltakit.compare.plan.request import FULL_PRECISION
+from deltakit.compare.records.latency import ShapeTime
+from deltakit.compare.records.result import CellResult, Predictions
+from deltakit.compare.records.training import Checkpoint
+from deltakit.compare.records.trial import Choice
+from deltakit.compare.report.page import Insights
+from deltakit.compare.report.write import write_reports
+from deltakit.compare.run.engines import Engine, Local
+from deltakit.compare.run.progress import Progress, Silent
+from deltakit.compare.run.queue import Failures, job_of, quiet
+from deltakit.compare.store.join_runs import join
+from deltakit.compare.store.run_folder import RunFolder, open_run
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "scikit-learn",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A run that has ended.
+
+    Attributes:
+        folder: the run folder.
+        results: every cell's row, in the plan's order.
+        predictions: per-example predictions by (method, base, seed).
+        run: what ``run.json`` says.
+        reused: how many cells an earlier run had finished.
+    """
+
+    folder: Path
+    results: tuple[CellResult, ...]
+    predictions: dict[tuple[str, str, int], Predictions]
+    run: dict[str, Any]
+    reused: int
+
+    @property
+    def failures(self) -> tuple[CellResult, ...]:
+        """The cells that failed."""
+        return tuple(result for result in self.results if result.status == "failed")
+
+
+def run_plan(
+    plan: Plan,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    opened: Callable[[Path], None] | None = None,
+    engine: Engine | None = None,
+    failures: Failures = Failures.KEEP,
+) -> Outcome:
+    """Runs what is left of a plan and writes the reports.
+
+    A cell that fails is recorded with its reason and the others go on. An interrupt leaves every
+    finished cell in the folder; the same call goes on from there. Two such calls at the same time
+    share the work.
+
+    Args:
+        plan: what `resolve` returned.
+        out: the run folder; by default one under ``runs``.
+        progress: told what happens.
+        opened: called with the run folder as soon as it is known.
+        engine: where the cells run; by default in this process.
+        failures: what is done about cells that failed in an earlier run.
+
+    Raises:
+        InvalidConfig: `out` is not this plan's.
+    """
+    quiet()
+    progress = progress or Silent()
+    folder = open_run(plan, out, describe(plan))
+    if opened is not None:
+        opened(folder.path)
+    job = job_of(plan, folder, failures)
+    reused = len(plan.cells) - len(job.turns)
+    progress.begin(sum(turn.units for turn in job.turns), reused)
+    (engine or Local()).run(job, progress)
+    return collect(folder, reused=reused)
+
+
+def report_folder(path: Path) -> Outcome:
+    """Writes the reports of a run folder anew, from its cells.
+
+    Raises:
+        InvalidConfig: it is no run folder.
+    """
+    return collect(RunFolder(path), reused=0)
+
+
+def report_joined(folders: Sequence[Path], out: Path) -> Outcome:
+    """Joins run folders to one (see `join`), and writes its reports.
+
+    Raises:
+        InvalidConfig: they do not compare, or `out` is in use.
+    """
+    return collect(join(folders, out), reused=0)
+
+
+def collect(folder: RunFolder, *, reused: int) -> Outcome:
+    """Reads what the folder holds, in the plan's order, and writes the reports."""
+    run = folder.description()
+    ids = [cell["id"] for cell in run["plan"]["cells"]]
+    stored = {each: result for each in ids if (result := folder.result(each)) is not None}
+    predictions = {
+        (result.method, result.base, result.seed): found
+        for each, result in stored.items()
+        if result.status == "done" and (found := folder.predictions(each)) is not None
+    }
+    results = tuple(stored.values())
+    with folder.files_lock.held():
+        write_reports(folder.path, results, predictions, run, _insights(folder, stored))
+    return Outcome(
+        folder=folder.path, results=results, predictions=predictions, run=run, reused=reused
+    )
+
+
+def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> Insights:
+    """What the folder holds beside its finished cells."""
+    done = {
+        each: (row.method, row.base, row.seed)
+        for each, row in stored.items()
+        if row.status == "done"
+    }
+
+    def recorded(kind: str) -> dict[tuple[str, str, int], Any]:
+        contents = {key: folder.beside(each, kind) for each, key in done.items()}
+        return {key: content for key, content in contents.items() if content}
+
+    return Insights(
+        searches={key: Choice.from_plain(each) for key, each in recorded("search").items()},
+        found=recorded("diagnostics"),
+        paces={
+            key: tuple(Checkpoint(**each) for each in pace)
+            for key, pace in recorded("pace").items()
+        },
+        latencies={
+            key: tuple(ShapeTime(**each) for each in times)
+            for key, times in recorded("latency").items()
+        },
+    )
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """What ``run.json`` says: the resolved plan, versions, machine, fingerprints."""
+    task = plan.task
+    return {
+        "plan": {
+            **dataclasses.asdict(plan.request),
+            "cells": [
+                {
+                    "id": cell.id,
+                    "method": cell.label,
+                    "base": cell.base,
+                    "seed": cell.seed,
+                    "rates": None if cell.training is None else list(cell.training.rates),
+                    "config": None if cell.training is None else repr(cell.training.method),
+                }
+                for cell in plan.cells
+            ],
+        },
+        "roles": dict(plan.roles),
+        "constant": CONSTANT,
+        "full_precision": FULL_PRECISION if FULL_PRECISION in plan.request.bases else None,
+        "model": {"name": plan.model.name, "fingerprint": plan.model.fingerprint},
+        "tasks": {
+            name: {
+                "fingerprint": data.fingerprint,
+                "kind": data.kind.name,
+                "labels": list(data.labels),
+                "train": len(data.train),
+                "validation": len(data.validation),
+                "test": len(data.test),
+            }
+            for name, data in plan.tasks.items()
+        },
+        "task": {"name": task.name, "metric": task.metric, "citation": task.citation},
+        "notes": [
+            *(f"{data.name}: {note}" for data in plan.tasks.values() for note in data.notes),
+            *plan.notes,
+        ],
+        "versions": {"deltakit-peft": dk.__version__, **{n: _version(n) for n in PACKAGES}},
+        "machine": machine.facts(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

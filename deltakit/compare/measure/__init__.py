@@ -1,0 +1,1 @@
+"""Measurements: parameters, bytes, step time, latency, hardware."""

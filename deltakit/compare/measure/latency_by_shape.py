@@ -1,0 +1,105 @@
+"""Latency by shape: so many texts of so many tokens at a time.
+
+A model that gives numbers for a text makes one forward pass. One that continues texts makes two
+kinds, which cost differently: it reads the prompt (prefill), then it generates token by token
+(decode). Both are timed as transformers' `generate` makes them, with its cache.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deltakit.compare.measure.timing import (
+    Batch,
+    Run,
+    State,
+    Timing,
+    forward,
+    in_states,
+    merge_ms,
+    unmerged,
+)
+from deltakit.compare.records.latency import Shape, ShapeTime
+from deltakit.core.provider import Subject
+from deltakit.models.heads import Head, LanguageHead
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+REPEATS = 7
+GENERATED = 8
+"""Tokens that are generated to time one."""
+
+
+def filled(data: "Dataset", shape: Shape, device: torch.device) -> Batch:
+    """A batch of a shape, without padding: the texts of an encoded split, one after the other."""
+    needed = shape.texts * shape.tokens
+    ids = [token for row in data["input_ids"] for token in row]
+    ids = (ids * math.ceil(needed / len(ids)))[:needed]
+    batch = torch.tensor(ids, device=device).view(shape.texts, shape.tokens)
+    return {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
+
+
+def by_shape(
+    subject: Subject, head: Head, data: "Dataset", shapes: Sequence[Shape], device: torch.device
+) -> tuple[ShapeTime, ...]:
+    """Times every phase of every shape, unmerged and, where that exists, merged.
+
+    Args:
+        subject: a model with its method.
+        head: what it was loaded for; it decides the phases.
+        data: an encoded split, for tokens that occur.
+        shapes: what is asked for.
+        device: where the model is.
+    """
+    subject.model.eval()
+    states: list[State] = [subject.disabled, unmerged(subject)]
+    if shapes and merge_ms(subject) is not None:
+        states.append(subject.merged)
+    return tuple(
+        _row(shape, phase, timings)
+        for shape in shapes
+        for phase, timings in _timed(head, states, filled(data, shape, device))
+    )
+
+
+def _timed(head: Head, states: Sequence[State], batch: Batch) -> Iterator[tuple[str, list[Timing]]]:
+    if not isinstance(head, LanguageHead):
+        yield "forward", in_states(states, forward(batch), repeats=REPEATS)
+        return
+    first = in_states(states, _generation(batch, 1), repeats=REPEATS)
+    whole = in_states(states, _generation(batch, 1 + GENERATED), repeats=REPEATS)
+    yield "prefill", first
+    yield "decode", [_each(*pair) for pair in zip(first, whole, strict=True)]
+
+
+def _each(first: Timing, whole: Timing) -> Timing:
+    """One token after the first: what all take, less the typical first, shared among the rest."""
+    return Timing(times_ms=tuple((time - first.median_ms) / GENERATED for time in whole.times_ms))
+
+
+def _generation(batch: Batch, tokens: int) -> Run:
+    def run(model: Any) -> None:
+        model.generate(
+            **batch,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            use_cache=True,
+        )
+
+    return run
+
+
+def _row(shape: Shape, phase: str, timings: Sequence[Timing]) -> ShapeTime:
+    base, own, *merged = timings
+    return ShapeTime(
+        shape=str(shape),
+        phase=phase,
+        ms=own.median_ms,
+        iqr_ms=own.iqr_ms,
+        vs_base=own.over(base),
+        merged_vs_base=merged[0].over(base) if merged else None,
+    )

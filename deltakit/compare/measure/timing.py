@@ -1,0 +1,213 @@
+"""What a method costs: parameters, bytes, step time and latency, measured on the spot.
+
+Times are medians over repetitions after a warm-up, in alternation (A B A B ...) with their
+reference in the same process, and a ratio is the median over the pairs, so that it holds while the
+machine's speed drifts. Bytes are those of live tensors, counted as they come and go, and so are the
+same on every machine.
+"""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from deltakit.core.provider import Subject
+from deltakit.errors import NotMergeable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Repetitions of one action, in milliseconds, in the order in which they ran."""
+
+    times_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """The median."""
+        return statistics.median(self.times_ms)
+
+    @property
+    def iqr_ms(self) -> float:
+        """The interquartile range; zero for a single repetition."""
+        if len(self.times_ms) == 1:
+            return 0.0
+        low, _, high = statistics.quantiles(self.times_ms, n=4)
+        return high - low
+
+    def over(self, reference: "Timing") -> float:
+        """The median ratio to the reference's repetition that ran beside each of these."""
+        pairs = zip(self.times_ms, reference.times_ms, strict=True)
+        return statistics.median(own / other for own, other in pairs)
+
+
+def alternate(actions: Sequence[Callable[[], None]], *, repeats: int, warmup: int) -> list[Timing]:
+    """Times the actions in turn, `repeats` times each after `warmup` rounds that do not count."""
+    times: list[list[float]] = [[] for _ in actions]
+    for turn in range(warmup + repeats):
+        for index, action in enumerate(actions):
+            start = time.perf_counter()
+            action()
+            _synchronise()
+            if turn >= warmup:
+                times[index].append(1e3 * (time.perf_counter() - start))
+    return [Timing(times_ms=tuple(each)) for each in times]
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+# --------------------------------------------------------------------------------- training steps
+
+
+class Step:
+    """One training step (forward, backward, AdamW) of a model on a fixed batch."""
+
+    def __init__(self, model: "PreTrainedModel", batch: Batch) -> None:
+        self.model = model.train()
+        self.batch = batch
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # A learning rate of zero: the step does all its work and the model stays what it is.
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+
+    def __call__(self) -> None:
+        self.forward().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def forward(self) -> Tensor:
+        """The loss."""
+        loss: Tensor = self.model(**self.batch).loss
+        return loss
+
+
+# ---------------------------------------------------------------------------------------- latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """One forward pass, and its ratio to the plain base's, measured in alternation."""
+
+    timing: Timing
+    vs_base: float
+
+
+def latency(subject: Subject, batch: Batch, *, repeats: int) -> Latency:
+    """Forward passes of a model with its method against those of the base without it."""
+    subject.model.eval()
+    own, base = in_states((unmerged(subject), subject.disabled), forward(batch), repeats=repeats)
+    return Latency(timing=own, vs_base=own.over(base))
+
+
+def merged_latency_vs_base(subject: Subject, batch: Batch, *, repeats: int) -> float | None:
+    """The same ratio with the method merged into the weights; None where it does not merge."""
+    if merge_ms(subject) is None:
+        return None
+    own, base = in_states((subject.merged, subject.disabled), forward(batch), repeats=repeats)
+    return own.over(base)
+
+
+State = Callable[[], AbstractContextManager[nn.Module]]
+"""Puts a model into a state, gives what to call, and puts it back."""
+Run = Callable[[Any], None]
+"""What is timed, given the model."""
+
+
+def unmerged(subject: Subject) -> State:
+    """The subject's model as it is."""
+    return lambda: nullcontext(subject.model)
+
+
+def forward(batch: Batch) -> Run:
+    """A forward pass of a batch."""
+
+    def run(model: Any) -> None:
+        model(**batch)
+
+    return run
+
+
+def in_states(states: Sequence[State], run: Run, *, repeats: int) -> list[Timing]:
+    """As `alternate`, with the model in one state after the other.
+
+    Changing the state is not part of a time, and one run before each that is timed warms the
+    state's caches up.
+    """
+    times: list[list[float]] = [[] for _ in states]
+    for turn in range(repeats + 2):
+        for index, state in enumerate(states):
+            with state() as model:
+                took = _warm_ms(model, run)
+            if turn >= 2:
+                times[index].append(took)
+    return [Timing(times_ms=tuple(each)) for each in times]
+
+
+def _warm_ms(model: nn.Module, run: Run) -> float:
+    with torch.inference_mode():
+        run(model)
+        _synchronise()
+        start = time.perf_counter()
+        run(model)
+        _synchronise()
+    return 1e3 * (time.perf_counter() - start)
+
+
+# --------------------------------------------------------------------------------------- handling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handling:
+    """What it takes to put a stored delta beside the active one, and to switch between the two."""
+
+    load_ms: float
+    swap_ms: float
+
+
+def handling(subject: Subject, folder: Path, *, repeats: int) -> Handling:
+    """Loads the method a second time from `folder`, so often, and switches there and back.
+
+    The files are in the system's cache, as those of a delta are that is used every day.
+    """
+    loads, swaps = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        with subject.second(folder) as swap:
+            _synchronise()
+            loads.append(1e3 * (time.perf_counter() - start))
+            swaps += [_took_ms(swap), _took_ms(swap)]
+    return Handling(load_ms=statistics.median(loads), swap_ms=statistics.median(swaps))
+
+
+def merge_ms(subject: Subject, *, repeats: int = 1) -> float | None:
+    """How long folding the method into the weights takes; None where it does not fold."""
+    subject.model.eval()
+    try:
+        return statistics.median(_merge_once_ms(subject) for _ in range(repeats))
+    except NotMergeable:
+        return None
+
+
+def _merge_once_ms(subject: Subject) -> float:
+    with contextlib.ExitStack() as stack:
+        return _took_ms(lambda: stack.enter_context(subject.merged()))
+
+
+def _took_ms(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    _synchronise()
+    return 1e3 * (time.perf_counter() - start)

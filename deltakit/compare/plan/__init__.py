@@ -1,0 +1,1 @@
+"""The plan: from a request to cells, trainings and learning rates."""

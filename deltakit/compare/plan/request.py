@@ -1,0 +1,136 @@
+"""What a user asks a comparison for, before anything of it is looked up."""
+
+from dataclasses import dataclass, field
+
+from deltakit.compare.plan.lr_search import GRID
+from deltakit.core.checks import check_positive, check_whole
+from deltakit.errors import unknown
+from deltakit.models.source import DEFAULT_MODEL
+
+FULL_PRECISION = "fp32"
+"""The base that every training step is timed against, and rows of other bases are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every method gets alike.
+
+    Attributes:
+        max_train_samples: training examples of each task; None is all of them.
+        max_eval_samples: examples of the test split; None is all of them.
+        epochs: passes over the training examples.
+        batch_size: examples a step.
+        max_length: tokens an example, longer ones are cut.
+        lr: the peak learning rate of every method; None is each method's own.
+        warmup: part of the steps in which the rate rises; it falls linearly after that.
+    """
+
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    epochs: float = 3.0
+    batch_size: int = 32
+    max_length: int = 64
+    lr: float | None = None
+    warmup: float = 0.06
+
+    def __post_init__(self) -> None:
+        check_positive(self, epochs=self.epochs)
+        check_whole(self, batch_size=self.batch_size, max_length=self.max_length)
+        for name in ("max_train_samples", "max_eval_samples"):
+            if (value := getattr(self, name)) is not None:
+                check_whole(self, **{name: value})
+        if self.lr is not None:
+            check_positive(self, lr=self.lr)
+        # 3 and 3.0 are the same budget, and must have the same content address.
+        for name in ("epochs", "lr", "warmup"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A budget, a number of seeds and of trials, and shapes to time, under one name."""
+
+    budget: Budget
+    seeds: int
+    trials: int = 1
+    latency: tuple[str, ...] = ()
+
+
+PROFILES: dict[str, Profile] = {
+    "quick": Profile(
+        budget=Budget(max_train_samples=1000, max_eval_samples=1000, epochs=2), seeds=1
+    ),
+    "standard": Profile(
+        budget=Budget(max_train_samples=2000, epochs=3),
+        seeds=3,
+        trials=4,
+        latency=("1x128", "8x128"),
+    ),
+    "paper": Profile(
+        budget=Budget(epochs=10, max_length=128),
+        seeds=5,
+        trials=7,
+        latency=("1x128", "32x128", "1x512"),
+    ),
+}
+DEFAULT_PROFILE = "quick"
+DEFAULT_TASK = "rotten_tomatoes"
+DEFAULT_SOURCES = ("imdb", "bbc_news")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for. `resolve` makes it a `Plan`.
+
+    Attributes:
+        methods: specs such as ``lora[rank=16]``.
+        model: a shipped name, a folder or a Hub name.
+        task: a shipped name, a folder, a file or a Hub name.
+        bases: how the model's weights are held: "fp32", "bf16", "int8", "nf4", "fp4".
+        compute_dtype: what quantised bases compute in; by default float32 on a CPU and bfloat16
+            on an accelerator.
+        source_tasks: what a combining method's first stage trains on, as task names, or as
+            ``name=FOLDER`` for a delta that is trained already.
+        budget: what every method gets.
+        seeds: how many; they are 0, 1, ...
+        trials: learning rates that are tried for every method; 1 takes `budget`'s, or each
+            method's own.
+        lr_grid: the lowest and the highest rate that is tried.
+        match_params: trained parameters that every method's width is solved for; None leaves the
+            methods as they are asked for.
+        latency: shapes that a forward pass, or prefill and decode, are timed at beside the usual
+            ones: "8x128" is eight texts of 128 tokens.
+        baseline: the row, by its label, that all others are compared with; none by default.
+        kind: the kind of task, where it is local or on the Hub; None is what it looks like.
+        metric: what scores are; None is what the kind of task usually has.
+        text_column: names of columns, where the task is local or on the Hub.
+        label_separator: what stands between several labels in one cell of a table.
+    """
+
+    methods: tuple[str, ...]
+    model: str = DEFAULT_MODEL
+    task: str = DEFAULT_TASK
+    bases: tuple[str, ...] = (FULL_PRECISION,)
+    compute_dtype: str | None = None
+    source_tasks: tuple[str, ...] = DEFAULT_SOURCES
+    budget: Budget = field(default_factory=lambda: PROFILES[DEFAULT_PROFILE].budget)
+    seeds: int = 1
+    trials: int = 1
+    lr_grid: tuple[float, float] = GRID
+    match_params: int | None = None
+    latency: tuple[str, ...] = ()
+    baseline: str | None = None
+    kind: str | None = None
+    metric: str | None = None
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    label_separator: str | None = None
+
+
+def profile(name: str) -> Profile:
+    """A profile by its name. Raises `UnknownName`."""
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]

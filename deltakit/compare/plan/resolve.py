@@ -1,0 +1,340 @@
+"""From a request to a plan: everything that can be wrong is tried here, before anything is trained.
+
+Methods are tried on a model without weights.
+"""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import deltakit as dk
+from deltakit.compare.adapted import subject_of
+from deltakit.compare.plan.lr_search import GRID, rates
+from deltakit.compare.plan.match_params import described, matched, matched_label
+from deltakit.compare.plan.plan import (
+    CONSTANT,
+    Cell,
+    Member,
+    Plan,
+    Training,
+    attach_all,
+    given_folder,
+)
+from deltakit.compare.plan.request import Request
+from deltakit.compare.records.latency import shape_of
+from deltakit.compare.stats.metrics import METRICS
+from deltakit.compare.tasks import ColumnNames, load_task, subsample
+from deltakit.core.checks import check_whole
+from deltakit.core.method import METHODS, CombiningMethod, Method, Role
+from deltakit.errors import DeltakitError, InvalidConfig, unknown
+from deltakit.models.source import BaseChoice, ModelSource, device, find_model
+from deltakit.models.weights import Floating
+
+if TYPE_CHECKING:
+    from deltakit.compare.tasks.task import TaskData
+    from deltakit.models.weights import Base
+
+
+def resolve(request: Request) -> Plan:
+    """Finds the model and the tasks, reads the methods, and tries them on an empty model.
+
+    Raises:
+        DeltakitError: whatever is wrong with the request; nothing has been trained or written.
+    """
+    if not request.methods:
+        raise InvalidConfig("--methods is empty. Name at least one, for example --methods lora.")
+    check_whole(request, seeds=request.seeds, trials=request.trials)
+    _check_search(request)
+    methods = _methods(request.methods)
+    model = find_model(request.model)
+    bases = _bases(request, model)
+    target = _task(request)
+    methods, sizes = _matched(request, methods, model.skeleton(target.kind.head))
+    sources, folders = _sources(request, methods, target)
+    tasks = {target.name: target, **sources}
+    cells = tuple(
+        cell
+        for seed in range(request.seeds)
+        for cell in _cells(request, methods, model, bases, target, sources, folders, seed)
+    )
+    plan = Plan(
+        request=request,
+        model=model,
+        tasks=tasks,
+        cells=cells,
+        roles=_roles(request, methods),
+        notes=(*_notes(methods, bases), *sizes),
+    )
+    try_out(plan)
+    model.check_complete()
+    _check_shapes(request, model)
+    return plan
+
+
+def _methods(specs: tuple[str, ...]) -> dict[str, Method]:
+    """The asked methods by label, the baselines that every table needs in front."""
+    asked: dict[str, Method] = {}
+    for spec in specs:
+        if spec == CONSTANT:
+            continue
+        if spec in asked:
+            raise InvalidConfig(f"--methods names {spec!r} twice.")
+        asked[spec] = dk.parse_method(spec)
+    baselines = {
+        name: METHODS.get(name).build()
+        for role in (Role.FLOOR, Role.CEILING)
+        for name in METHODS
+        if METHODS.get(name).cls.role is role
+    }
+    for label, method in asked.items():
+        if isinstance(method, CombiningMethod) and method.names:
+            raise InvalidConfig(
+                f"{label!r} names members, but a comparison trains its own: name the tasks with "
+                "--source-tasks instead."
+            )
+    return {**{k: v for k, v in baselines.items() if v not in asked.values()}, **asked}
+
+
+def _matched(
+    request: Request, methods: dict[str, Method], skeleton: Any
+) -> tuple[dict[str, Method], tuple[str, ...]]:
+    """The methods at the size that was asked for, and a sentence on each."""
+    target = request.match_params
+    if target is None:
+        return methods, ()
+    check_whole(request, match_params=target)
+
+    def trained(method: Method) -> int:
+        subject = subject_of(copy.deepcopy(skeleton), method)
+        subject.attach()
+        return subject.counts().trained_params
+
+    sized: dict[str, Method] = {}
+    notes: list[str] = []
+    for label, method in methods.items():
+        if method.role is not Role.METHOD or isinstance(method, CombiningMethod):
+            sized[label] = method
+            continue
+        new = matched(method, target, trained)
+        sized[matched_label(label, new)] = new
+        notes.append(described(label, new, target, trained))
+    return sized, tuple(notes)
+
+
+def _check_shapes(request: Request, model: ModelSource) -> None:
+    """Raises `InvalidConfig` for shapes that would only fail once everything is trained."""
+    limit = model.tokenizer().model_max_length
+    for text in request.latency:
+        if shape_of(text).tokens > limit:
+            raise InvalidConfig(
+                f"--latency {text}: model {model.name!r} takes {limit} tokens at most. Give "
+                "shorter texts."
+            )
+
+
+def _check_search(request: Request) -> None:
+    if request.trials == 1:
+        if request.lr_grid != GRID:
+            raise InvalidConfig("--lr-grid is for a search: give --trials too, as in --trials 4.")
+        return
+    rates(request.trials, request.lr_grid)
+    if request.budget.lr is not None:
+        raise InvalidConfig(
+            f"--lr {request.budget.lr:g} and --trials {request.trials} exclude each other: a rate "
+            "is given or searched for. Leave one out."
+        )
+
+
+def _rates(request: Request, method: Method) -> tuple[float, ...]:
+    if request.trials > 1:
+        return rates(request.trials, request.lr_grid)
+    return (request.budget.lr or method.learning_rate,)
+
+
+def _bases(request: Request, model: ModelSource) -> dict[BaseChoice, "Base"]:
+    """The asked bases, each checked to be had here."""
+    if not request.bases:
+        raise InvalidConfig("--bases is empty. Name at least one, for example --bases fp32.")
+    bases: dict[BaseChoice, Base] = {}
+    for name in request.bases:
+        if name in {choice.name for choice in bases}:
+            raise InvalidConfig(f"--bases names {name!r} twice.")
+        choice = BaseChoice(name=name)
+        if not isinstance(model.check_base(choice), Floating):
+            choice = BaseChoice(name=name, dtype=request.compute_dtype or _default_dtype())
+        bases[choice] = model.check_base(choice)
+    if request.compute_dtype and not any(choice.dtype for choice in bases):
+        raise InvalidConfig(
+            f"--compute-dtype {request.compute_dtype} is for quantised bases, and --bases names "
+            "none. Leave it out, or add int8, nf4 or fp4."
+        )
+    return bases
+
+
+def _default_dtype() -> str:
+    # In bf16 a CPU is slower, and what quantising costs would be mixed with what rounding does.
+    return "float32" if device().type == "cpu" else "bfloat16"
+
+
+def _has_row(method: Method, base: "Base") -> bool:
+    """Whether the method can train on the base: what trains all weights needs them as numbers."""
+    return method.role is not Role.CEILING or isinstance(base, Floating)
+
+
+def _notes(methods: Mapping[str, Method], bases: Mapping[BaseChoice, "Base"]) -> tuple[str, ...]:
+    missing = {
+        label: [choice.name for choice, base in bases.items() if not _has_row(method, base)]
+        for label, method in methods.items()
+    }
+    return tuple(
+        f"{label} has no row on {', '.join(names)}: quantised weights cannot be trained."
+        for label, names in missing.items()
+        if names
+    )
+
+
+def _roles(request: Request, methods: Mapping[str, Method]) -> dict[str, str]:
+    roles = {m.role.value: label for label, m in methods.items() if m.role is not Role.METHOD}
+    if request.baseline is None:
+        return roles
+    if request.baseline not in methods:
+        raise unknown("--baseline", request.baseline, methods, hint="It is the label of a row.")
+    return {**roles, "baseline": request.baseline}
+
+
+def _task(request: Request) -> "TaskData":
+    names = ColumnNames(
+        text=request.text_column,
+        pair=request.pair_column,
+        label=request.label_column,
+        separator=request.label_separator,
+    )
+    data = _scored(load_task(request.task, names, kind=request.kind), request.metric)
+    budget = request.budget
+    return subsample(data, max_train=budget.max_train_samples, max_eval=budget.max_eval_samples)
+
+
+def _scored(data: "TaskData", metric: str | None) -> "TaskData":
+    """The task with the metric that was asked for."""
+    if metric is None:
+        return data
+    if metric not in data.kind.metrics:
+        fit = ", ".join(data.kind.metrics)
+        raise InvalidConfig(
+            f"--metric {METRICS.get(metric).name} does not fit the task {data.name!r}, which is "
+            f"{data.kind.name} ({data.kind.words}). Fitting: {fit}."
+        )
+    return dataclasses.replace(data, metric=metric)
+
+
+def _sources(
+    request: Request, methods: Mapping[str, Method], target: "TaskData"
+) -> tuple[dict[str, "TaskData"], dict[str, str]]:
+    """First-stage tasks to train on, and deltas that are trained already, by name."""
+    needed = any(isinstance(m, CombiningMethod) and not m.names for m in methods.values())
+    tasks: dict[str, TaskData] = {}
+    folders: dict[str, str] = {}
+    for source in request.source_tasks if needed else ():
+        name, equals, folder = source.partition("=")
+        data = None if equals else load_task(name)
+        name = name if data is None else data.name
+        if name in {*tasks, *folders}:
+            raise InvalidConfig(
+                f"--source-tasks names {name!r} twice. Rename one of the folders, or leave it out."
+            )
+        if data is None:
+            folders[name] = folder
+        else:
+            limit = request.budget.max_train_samples
+            tasks[name] = subsample(data, max_train=limit, max_eval=None)
+    if target.name in {*tasks, *folders}:
+        raise InvalidConfig(
+            f"--source-tasks names the target task {target.name!r}; its own delta is a member "
+            "anyway. Name other tasks."
+        )
+    return tasks, folders
+
+
+def _cells(
+    request: Request,
+    methods: Mapping[str, Method],
+    model: ModelSource,
+    bases: Mapping[BaseChoice, "Base"],
+    target: "TaskData",
+    sources: Mapping[str, "TaskData"],
+    folders: Mapping[str, str],
+    seed: int,
+) -> Iterator[Cell]:
+    def training(
+        method: Method, base: BaseChoice, data: "TaskData", members: tuple[Member, ...] = ()
+    ) -> Training:
+        return Training(
+            method=method,
+            task=data.name,
+            task_fingerprint=data.fingerprint,
+            model_fingerprint=model.fingerprint,
+            base=base,
+            budget=request.budget,
+            rates=_rates(request, method),
+            seed=seed,
+            members=members,
+        )
+
+    def cell(label: str, base: BaseChoice, its: Training | None) -> Cell:
+        return Cell(
+            label=label,
+            base=base.name,
+            seed=seed,
+            task=target.name,
+            task_fingerprint=target.fingerprint,
+            model_fingerprint=model.fingerprint,
+            max_eval_samples=request.budget.max_eval_samples,
+            training=its,
+            latency=tuple(str(shape_of(text)) for text in request.latency),
+        )
+
+    def combined(method: CombiningMethod, base: BaseChoice) -> Training:
+        trained = (*sources.values(), target)
+        members = (
+            *(Member(name=delta_name(name), folder=path) for name, path in folders.items()),
+            *(
+                Member(name=delta_name(data.name), training=training(method.member, base, data))
+                for data in trained
+            ),
+        )
+        over = dataclasses.replace(method, names=tuple(m.name for m in members))
+        return training(over, base, target, members)
+
+    yield cell(CONSTANT, next(iter(bases)), None)
+    for label, method in methods.items():
+        for choice in (each for each, base in bases.items() if _has_row(method, base)):
+            if isinstance(method, CombiningMethod):
+                yield cell(label, choice, combined(method, choice))
+            else:
+                yield cell(label, choice, training(method, choice, target))
+
+
+def delta_name(task: str) -> str:
+    """A task's name as the name of a delta."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(task).name).strip("-") or "source"
+
+
+def try_out(plan: Plan) -> None:
+    """Attaches every method to a model without weights, members and given folders included.
+
+    Raises:
+        DeltakitError: what does not fit, naming the row.
+    """
+    model = plan.model.skeleton(plan.task.kind.head)
+    tried: set[str] = set()
+    for cell in plan.cells:
+        if cell.training is None or cell.label in tried:
+            continue
+        tried.add(cell.label)
+        try:
+            attach_all(copy.deepcopy(model), cell.training, given_folder)
+        except DeltakitError as error:
+            raise type(error)(f"{cell.label}: {error}") from None

@@ -1,0 +1,1 @@
+"""Records: what a run writes and reads back, plain data without torch."""

@@ -1,0 +1,1 @@
+"""The report: tables, plots and the page, made from records."""

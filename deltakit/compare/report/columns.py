@@ -1,0 +1,335 @@
+"""The table that people read: its columns, and what stands under it.
+
+It is one tuple, `COLUMNS_FOR_PEOPLE`: a column is a title, an explanation and a function from a
+`Summary` to a `Cell`. Markdown, LaTeX, HTML, the terminal and the page all draw from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deltakit.compare.report.number_format import (
+    MISSING,
+    count,
+    duration,
+    milliseconds,
+    percent,
+    probability,
+    ratio,
+    shorten,
+    size,
+)
+from deltakit.compare.report.summary import Summary, machines_of, metric_of, role
+from deltakit.compare.stats.metrics import Better, Metric, Unit
+from deltakit.compare.stats.significance import Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One field of a table.
+
+    Attributes:
+        text: what people read.
+        note: what belongs to it, in brackets or beneath.
+        detail: lines that only a page has room for.
+        sort: what the field is sorted by; None where there is no value.
+    """
+
+    text: str
+    note: str = ""
+    detail: str = ""
+    sort: float | str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.note})" if self.note else self.text
+
+
+ABSENT = Cell(text=MISSING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the table that people read."""
+
+    title: str
+    help: str
+    cell: Callable[[Summary], Cell]
+
+
+def _method_cell(summary: Summary) -> Cell:
+    return Cell(text=summary.method, sort=summary.method)
+
+
+def _base_cell(summary: Summary) -> Cell:
+    return Cell(text=summary.base, sort=summary.base)
+
+
+def _score_cell(summary: Summary) -> Cell:
+    if summary.failure is not None:
+        return Cell(text=shorten(summary.failure))
+    if summary.score is None:
+        return ABSENT
+    words = f"{summary.score} {summary.group}".rstrip()
+    return Cell(text=words, note=summary.seeds_done, sort=summary.score.mean)
+
+
+def _difference_cell(difference: Difference | None, summary: Summary) -> Cell:
+    if difference is None or summary.score is None:
+        return ABSENT
+    unit = summary.score.unit
+    low, high = (_signed(points, unit) for points in (difference.low, difference.high))
+    return Cell(
+        text=_signed(difference.points, unit),
+        note=f"p {probability(difference.p)}",
+        detail=f"{low} to {high}{_findable(difference, unit)}",
+        sort=difference.points,
+    )
+
+
+def _findable(difference: Difference, unit: Unit) -> str:
+    if difference.detectable is None:
+        return ""
+    return f"\nfinds {_of_points(difference.detectable, unit)}"
+
+
+def _signed(points: float, unit: Unit = Unit.PERCENT) -> str:
+    number = _of_points(points, unit)
+    return number if number.startswith("−") or not number.strip("0.") else f"+{number}"
+
+
+def _of_points(points: float, unit: Unit) -> str:
+    """A difference in hundredths of a score, in the score's own unit."""
+    return unit.words(unit.shown(points / 100))[0]
+
+
+def _trained_cell(summary: Summary) -> Cell:
+    trained, share = summary.mean("trained_params"), summary.mean("trained_pct")
+    if trained is None:
+        return ABSENT
+    note = "" if share is None else percent(share)
+    return Cell(text=count(trained), note=note, sort=trained)
+
+
+_EDGES = {"low": " ↓", "high": " ↑"}
+
+
+def _rate_cell(summary: Summary) -> Cell:
+    rates = {(row.lr, row.lr_edge) for row in summary.done if row.lr is not None}
+    if not rates:
+        return ABSENT
+    words = (f"{lr:g}{_EDGES.get(edge or '', '')}" for lr, edge in sorted(rates, key=str))
+    return Cell(text=", ".join(words), sort=min(lr for lr, _ in rates))
+
+
+def measured(column: str, words: Callable[[float], str]) -> Callable[[Summary], Cell]:
+    """The cell of a column of ``results.csv``: its mean over seeds, put into `words`."""
+
+    def cell(summary: Summary) -> Cell:
+        value = summary.mean(column)
+        return ABSENT if value is None else Cell(text=words(value), sort=value)
+
+    return cell
+
+
+def timed(column: str, words: Callable[[float], str]) -> Callable[[Summary], Cell]:
+    """As `measured`, for times, which do not compare between machines."""
+
+    def cell(summary: Summary) -> Cell:
+        value = summary.mean(column)
+        if value is None:
+            return ABSENT
+        return Cell(text=f"{words(value)} {summary.mark}".rstrip(), sort=value)
+
+    return cell
+
+
+COLUMNS_FOR_PEOPLE = (
+    Column(
+        title="Method",
+        help="How the model was adapted.",
+        cell=_method_cell,
+    ),
+    Column(
+        title="Score %",
+        help="On the test split. With several seeds, the mean and half of Student's 95 % interval "
+        "over them; with one, a 95 % interval over test examples (Wilson's for a share of right "
+        "answers, Student's for another mean, a bootstrap's for the rest). Rows that share a "
+        "letter cannot be told apart (all pairs, Holm).",
+        cell=_score_cell,
+    ),
+    Column(
+        title="vs floor",
+        help="The score minus the floor's, and p, adjusted for the number of rows (Holm). The "
+        "floor trains nothing but the task head: what does not beat it has not "
+        "earned its parameters.",
+        cell=lambda summary: _difference_cell(summary.vs_floor, summary),
+    ),
+    Column(
+        title="vs ceiling",
+        help="The same against the ceiling, which trains every weight; on a quantised base, which "
+        "has none, against the one in full precision.",
+        cell=lambda summary: _difference_cell(summary.vs_ceiling, summary),
+    ),
+    Column(
+        title="Trained params",
+        help="Parameters that training changes, the task head left out, and their share of all "
+        "parameters of the base, embeddings included.",
+        cell=_trained_cell,
+    ),
+    Column(
+        title="Deployed params",
+        help="Parameters that must be kept beside the base to run it, the task head left out.",
+        cell=measured("deployed_params", count),
+    ),
+    Column(
+        title="Delta on disk",
+        help="Size of the saved delta, the task head included.",
+        cell=measured("delta_bytes", size),
+    ),
+    Column(
+        title="Train step × full",
+        help="Median time of one training step over that of full fine-tuning in fp32, measured "
+        "in alternation. Below 1 is faster.",
+        cell=measured("train_step_vs_full", ratio),
+    ),
+    Column(
+        title="Train memory peak",
+        help="The most memory that a training step needs.",
+        cell=measured("train_peak_bytes", size),
+    ),
+    Column(
+        title="Latency × base, b1",
+        help="Median time of a forward pass over that of the bare base, measured in alternation, "
+        "for one text at a time.",
+        cell=measured("latency_vs_base_b1", ratio),
+    ),
+    Column(
+        title="Latency × base, b8",
+        help="The same for eight texts at a time.",
+        cell=measured("latency_vs_base_b8", ratio),
+    ),
+    Column(
+        title="Merged × base, b1",
+        help="The same for one text, after the delta was folded into the weights of the base; "
+        "absent where it does not fold.",
+        cell=measured("merged_latency_vs_base_b1", ratio),
+    ),
+    Column(
+        title="Train time",
+        help="The whole of this row's own training.",
+        cell=timed("train_seconds", duration),
+    ),
+    Column(
+        title="Stage 1 time",
+        help="Training of the deltas that this row composes, whether in this run or before.",
+        cell=timed("stage1_seconds", duration),
+    ),
+)
+"""The table, as people read it."""
+
+BASE = Column(
+    title="Base", help="How the weights of the base are stored while it runs.", cell=_base_cell
+)
+RATE = Column(
+    title="Learning rate",
+    help="The best of the rates that were tried, on the validation split. Marked where it is the "
+    "lowest (↓) or the highest (↑) of them: a wider grid might hold a better one.",
+    cell=_rate_cell,
+)
+VS_FULL = Column(
+    title="vs full precision",
+    help="The score minus that of the same method on the base in full precision, and p: what "
+    "holding the base this way costs.",
+    cell=lambda summary: _difference_cell(summary.vs_full, summary),
+)
+VS_BASELINE = Column(
+    title="vs baseline",
+    help="The same against the row that --baseline names.",
+    cell=lambda summary: _difference_cell(summary.vs_baseline, summary),
+)
+COSTS_OF_BASES = (
+    Column(
+        title="Base size",
+        help="Bytes of the base's weights as they are held, statistics of quantisation included.",
+        cell=measured("base_bytes", size),
+    ),
+    Column(
+        title="Train step",
+        help="Median time of one training step.",
+        cell=timed("train_step_ms", milliseconds),
+    ),
+    Column(
+        title="Latency, b1",
+        help="Median time of a forward pass for one text.",
+        cell=timed("latency_ms_b1", milliseconds),
+    ),
+    Column(
+        title="Inference memory peak",
+        help="The most memory that a forward pass for eight texts needs.",
+        cell=measured("infer_peak_bytes", size),
+    ),
+)
+"""What ratios to the same base do not show."""
+
+
+def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
+    """The columns of a run's table: several bases and a search for rates add theirs."""
+    method, score, *rest = COLUMNS_FOR_PEOPLE
+    score = replace(score, title=score_title(summaries))
+    if any(summary.vs_baseline for summary in summaries):
+        rest = [VS_BASELINE, *rest]
+    if any(summary.mean("trials") for summary in summaries):
+        rest = [*rest, RATE]
+    if len({summary.base for summary in summaries}) == 1:
+        return (method, score, *rest)
+    return (method, BASE, score, VS_FULL, *rest, *COSTS_OF_BASES)
+
+
+def score_title(summaries: Sequence[Summary]) -> str:
+    """What stands over the scores: their unit, and an arrow where lower ones are better."""
+    metric = metric_of(row for summary in summaries for row in summary.done)
+    return f"Score{metric.unit.value}{metric.better.value}"
+
+
+def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sentences that stand under a table."""
+    ends = [(name, role(run, name.lower())) for name in ("Floor", "Ceiling", "Baseline")]
+    rows = [row for summary in summaries for row in summary.done]
+    tested = sorted({row.n_test for row in rows if row.n_test is not None})
+    lines = [f"{name}: {label}." for name, label in ends if label is not None]
+    metric = metric_of(rows)
+    if tested:
+        examples = " or ".join(f"{n:,}" for n in tested)
+        lines.append(f"Score: {_scale(metric)} on {examples} test examples.")
+    return (*lines, *_how_sure(summaries, metric.unit), *_places(machines_of(rows)))
+
+
+def _scale(metric: Metric) -> str:
+    unit = " in per cent" if metric.unit is Unit.PERCENT else ""
+    return f"{metric.title}{unit}{', lower is better,' if metric.better is Better.LOWER else ''}"
+
+
+def _places(machines: Sequence[str]) -> Iterator[str]:
+    if len(machines) > 1:
+        named = ", ".join(f"[{number}] {name}" for number, name in enumerate(machines, start=1))
+        yield f"Times are of {named}: they do not compare, their ratios do."
+
+
+def _how_sure(summaries: Sequence[Summary], unit: Unit) -> Iterator[str]:
+    """What the differences are about, and how small a one this run could have found."""
+    found = [
+        difference
+        for summary in summaries
+        for difference in (summary.vs_baseline, summary.vs_floor, summary.vs_ceiling)
+        if difference is not None
+    ]
+    if any(difference.about == "models" for difference in found):
+        yield "One seed: p is about these trained models, and says nothing about other seeds."
+    sizes = [d.detectable for d in found if d.detectable is not None]
+    if sizes:
+        yield (
+            f"A difference of {_of_points(min(sizes), unit)} to {_of_points(max(sizes), unit)}"
+            f"{' points' if unit is Unit.PERCENT else ''} is what this run finds 4 times in 5."
+        )

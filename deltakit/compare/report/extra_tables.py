@@ -1,0 +1,179 @@
+"""What was recorded beside the rows, as tables of their own: latency by shape, and paces.
+
+Each is a sheet on the page and, cell by cell, a CSV file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from deltakit.compare.records.latency import ShapeTime
+from deltakit.compare.records.result import Row
+from deltakit.compare.records.training import Pace
+from deltakit.compare.report.number_format import MISSING, duration, milliseconds, ratio
+from deltakit.compare.report.summary import Summary, role
+from deltakit.compare.report.time_to_score import Race, mean_pace, race
+from deltakit.compare.stats.metrics import Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Key = tuple[str, str, int]
+"""A cell: its method, base and seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A small table in words; the first column names the row."""
+
+    titles: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+# --------------------------------------------------------------------------------------- latency
+
+
+def latency_sheet(
+    times: Mapping[Key, Sequence[ShapeTime]],
+    summaries: Sequence[Summary],
+    names: Mapping[Row, str],
+) -> Sheet | None:
+    """One line a row, one column a shape and phase; None where no shape was asked for.
+
+    Args:
+        times: of every cell that has some.
+        summaries: the rows.
+        names: what the page calls them.
+    """
+    columns = dict.fromkeys((time.shape, time.phase) for each in times.values() for time in each)
+    if not columns:
+        return None
+    words = [_latency_line(times, summary, list(columns)) for summary in summaries]
+    return Sheet(
+        titles=("Row", *(f"{shape}, {phase}" for shape, phase in columns)),
+        lines=tuple(
+            (names[summary.method, summary.base], *line)
+            for summary, line in zip(summaries, words, strict=True)
+            if set(line) != {MISSING}
+        ),
+    )
+
+
+def _latency_line(
+    times: Mapping[Key, Sequence[ShapeTime]],
+    summary: Summary,
+    columns: Sequence[tuple[str, str]],
+) -> list[str]:
+    own = [
+        time
+        for (method, base, _), several in times.items()
+        for time in several
+        if (method, base) == (summary.method, summary.base)
+    ]
+    return [
+        _latency_words([each for each in own if (each.shape, each.phase) == column], summary.mark)
+        for column in columns
+    ]
+
+
+def _latency_words(several: Sequence[ShapeTime], mark: str) -> str:
+    """Means over seeds: 4.31 ms, 1.08× (merged 1.00×)."""
+    if not several:
+        return MISSING
+    merged = [each.merged_vs_base for each in several if each.merged_vs_base is not None]
+    folded = f" (merged {ratio(fmean(merged))})" if merged else ""
+    took = f"{milliseconds(fmean(each.ms for each in several))} {mark}".rstrip()
+    return f"{took}, {ratio(fmean(each.vs_base for each in several))}{folded}"
+
+
+def latency_csv(times: Mapping[Key, Sequence[ShapeTime]]) -> str:
+    """``latency.csv``: one line for each cell, shape and phase."""
+    return _csv(
+        [
+            {**_cell(key), **dataclasses.asdict(time)}
+            for key, several in times.items()
+            for time in several
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------------ pace
+
+
+def mean_paces(paces: Mapping[Key, Pace], summaries: Sequence[Summary]) -> dict[Row, Pace]:
+    """The mean pace of every row that has one, stage 1 before it."""
+    of: dict[Row, list[Pace]] = {}
+    for (method, base, _), pace in paces.items():
+        of.setdefault((method, base), []).append(pace)
+    return {
+        (summary.method, summary.base): mean_pace(
+            of[summary.method, summary.base], summary.mean("stage1_seconds") or 0.0
+        )
+        for summary in summaries
+        if (summary.method, summary.base) in of
+    }
+
+
+def race_of(paces: Mapping[Row, Pace], run: Mapping[str, Any], metric: Metric) -> Race | None:
+    """What the rows' mean paces say of each other; the ends are those in full precision, if any."""
+    full = run.get("full_precision")
+    rows = sorted(paces, key=lambda row: row[1] != full)
+
+    def first(name: str) -> Row | None:
+        label = role(run, name)
+        return next((row for row in rows if row[0] == label), None)
+
+    return race(paces, first("floor"), first("ceiling"), metric.better)
+
+
+def pace_sheet(
+    paces: Mapping[Row, Pace], found: Race, names: Mapping[Row, str], metric: Metric
+) -> Sheet:
+    """One line a row: when it reached the target, and where it stood when the first was done."""
+    goal = "the target" if found.target is None else metric.said(found.target)
+    return Sheet(
+        titles=(
+            "Row",
+            f"Time to {goal}",
+            f"Score after {duration(found.equal)}",
+            "Whole training",
+            "Score at its end",
+        ),
+        lines=tuple(
+            (
+                names[row],
+                _or_missing(found.to_target[row], duration),
+                _or_missing(found.at_equal[row], metric.said),
+                duration(pace[-1].seconds),
+                metric.said(pace[-1].score),
+            )
+            for row, pace in paces.items()
+        ),
+    )
+
+
+def pace_csv(paces: Mapping[Key, Pace]) -> str:
+    """``pace.csv``: one line for each moment at which a cell's training was judged."""
+    return _csv(
+        [{**_cell(key), **dataclasses.asdict(each)} for key, pace in paces.items() for each in pace]
+    )
+
+
+def _or_missing(value: float | None, words: Any) -> str:
+    return MISSING if value is None else str(words(value))
+
+
+def _cell(key: Key) -> dict[str, Any]:
+    method, base, seed = key
+    return {"method": method, "base": base, "seed": seed}
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    import pandas as pd
+
+    frame: pd.DataFrame = pd.DataFrame(list(lines), dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")

@@ -1,0 +1,151 @@
+"""The self-contained page of a comparison: no file beside it, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deltakit.compare.report import pareto as plots
+from deltakit.compare.report.charts import HEIGHT, WIDTH, Curves, Layers
+from deltakit.compare.report.columns import Cell, Column
+from deltakit.compare.report.cost_views import View
+from deltakit.compare.report.extra_tables import Sheet
+from deltakit.compare.report.number_format import MISSING
+from deltakit.compare.report.published import Claim, Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row of the page's main table; a failed one has a reason and no measured cells."""
+
+    cells: tuple[Cell, ...]
+    failure: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One cell that failed."""
+
+    method: str
+    base: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """A map of layers, with what it shows."""
+
+    title: str
+    text: str
+    layers: Layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaceView:
+    """How good each training was on the way: curves, and what they say in figures."""
+
+    curves: Curves
+    sheet: Sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything that the page says.
+
+    Attributes:
+        title: what was compared.
+        facts: the sentence fragments under the title.
+        columns: the main table's columns.
+        lines: its rows.
+        legend: the sentences under it.
+        views: score against each kind of cost.
+        claims: what is published, and what this run shows of it.
+        curves: the search for learning rates, where there was one.
+        pace: how good the trainings were on the way, where they were judged.
+        latency: latency by shape, where shapes were asked for.
+        maps: what happens inside the models, by layer.
+        limits: what this run cannot say.
+        notes: what a reader of the numbers must know about this run.
+        protocol: how the numbers were made, as nested data.
+        failed: how much failed.
+        failures: the cells that failed.
+        cell_columns: the columns of the table of single cells.
+        cells: its values.
+        provenance: what the run was made with, as nested data.
+    """
+
+    title: str
+    facts: Sequence[str]
+    columns: Sequence[Column]
+    lines: Sequence[Line]
+    legend: Sequence[str]
+    views: Sequence[View]
+    claims: Sequence[tuple[Claim, Sequence[Figure]]]
+    curves: Curves | None
+    pace: PaceView | None
+    latency: Sheet | None
+    maps: Sequence[Map]
+    limits: Sequence[str]
+    notes: Sequence[str]
+    protocol: Mapping[str, Any]
+    failed: str
+    failures: Sequence[Failure]
+    cell_columns: Sequence[str]
+    cells: Sequence[Sequence[Any]]
+    provenance: Mapping[str, Any]
+
+
+def render(page: Page) -> str:
+    """The page as HTML. Every text in it is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("deltakit.compare.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": _plain, "inline": _inline}
+    template = environment.get_template("report.html.j2")
+    size = {"width": WIDTH, "height": HEIGHT}
+    return template.render(page=page, missing=MISSING, chart=size) + "\n"
+
+
+def _plain(value: object) -> str:
+    """A single value as text: numbers short, and what is absent as a dash."""
+    if value is None:
+        return MISSING
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+_COLOURS = {
+    plots.INK: "var(--ink)",
+    plots.SOFT: "var(--soft)",
+    plots.GRID: "var(--line)",
+    plots.PAPER: "var(--paper)",
+    plots.PALETTE[0]: "var(--accent)",
+}
+"""A plot's neutral colours follow the page's, so that it can be read in the dark too."""
+
+_OUTSIDE_HTML = re.compile(
+    r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|\sxmlns(:\w+)?=\"[^\"]*\"", re.DOTALL
+)
+_NAMES = re.compile(r"(\sid=\"|href=\"#|url\(#)")
+
+
+def _inline(svg: str, name: str) -> str:
+    """The SVG as an element of an HTML page, which needs neither prologue nor name spaces.
+
+    Its ids begin with `name`, as no two elements of a page may share one.
+    """
+    from markupsafe import Markup
+
+    bare = _NAMES.sub(rf"\g<1>{name}-", _OUTSIDE_HTML.sub("", svg).strip())
+    for colour, variable in _COLOURS.items():
+        bare = bare.replace(colour, variable)
+    # Only matplotlib wrote this markup, and it escapes the texts that it was given.
+    return Markup(bare)  # noqa: S704

@@ -1,0 +1,99 @@
+"""The time that a method's training takes to a given score, and the score after a given time."""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from deltakit.compare.records.result import Row
+from deltakit.compare.records.training import Checkpoint, Pace
+from deltakit.compare.stats.metrics import Better
+
+
+def mean_pace(paces: Sequence[Pace], before: float = 0.0) -> Pace:
+    """The mean over seeds.
+
+    Args:
+        paces: of trainings with the same number of steps.
+        before: seconds of what had to be trained first.
+    """
+    return tuple(
+        Checkpoint(
+            step=several[0].step,
+            seconds=before + fmean(each.seconds for each in several),
+            score=fmean(each.score for each in several),
+        )
+        for several in zip(*paces, strict=True)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """What the paces of a run's rows say of each other.
+
+    Attributes:
+        target: the score half way between those that the floor and the ceiling end with; None
+            where one of them is not there.
+        equal: seconds after which the first of the rows is done, floors left out.
+        to_target: by row, seconds until it is as good as the target; None where it never is.
+        at_equal: by row, the score after `equal` seconds; None where it had none by then.
+    """
+
+    target: float | None
+    equal: float
+    to_target: Mapping[Row, float | None]
+    at_equal: Mapping[Row, float | None]
+
+
+def race(
+    paces: Mapping[Row, Pace], floor: Row | None, ceiling: Row | None, better: Better
+) -> Race | None:
+    """What the rows' mean paces say; None where there is nothing but the floor.
+
+    Args:
+        paces: of the rows.
+        floor: the row that trains the head alone, where there is one.
+        ceiling: the row that trains everything, likewise.
+        better: which scores are the better ones.
+    """
+    # On every base the floor is done first, and has least to show for it.
+    ends = [p[-1].seconds for row, p in paces.items() if floor is None or row[0] != floor[0]]
+    if not ends:
+        return None
+    equal = min(ends)
+    known = [paces[row][-1].score for row in (floor, ceiling) if row is not None and row in paces]
+    target = fmean(known) if len(known) == 2 else None
+    return Race(
+        target=target,
+        equal=equal,
+        to_target={row: _reaches(pace, target, better) for row, pace in paces.items()},
+        at_equal={row: _score_at(pace, equal) for row, pace in paces.items()},
+    )
+
+
+def _reaches(pace: Pace, target: float | None, better: Better) -> float | None:
+    """Seconds until a pace is at the target for the first time, on straight lines between marks."""
+    if target is None:
+        return None
+    ranks = [better.rank(each.score) for each in pace]
+    goal = better.rank(target)
+    first = next((n for n, rank in enumerate(ranks) if rank >= goal), None)
+    if first is None or first == 0:
+        return None if first is None else pace[0].seconds
+    before, after = pace[first - 1], pace[first]
+    part = (goal - ranks[first - 1]) / (ranks[first] - ranks[first - 1])
+    return before.seconds + part * (after.seconds - before.seconds)
+
+
+def _score_at(pace: Pace, seconds: float) -> float | None:
+    """The score of a pace at a moment, on straight lines between marks."""
+    after = bisect_left([each.seconds for each in pace], seconds)
+    if after == len(pace):
+        return pace[-1].score
+    if pace[after].seconds == seconds:
+        return pace[after].score
+    if after == 0:
+        return None
+    low, high = pace[after - 1], pace[after]
+    part = (seconds - low.seconds) / (high.seconds - low.seconds)
+    return low.score + part * (high.score - low.score)

@@ -1,0 +1,1 @@
+"""The run: cells are trained, evaluated and measured, on one device or many."""

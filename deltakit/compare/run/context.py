@@ -1,0 +1,148 @@
+"""What the cells of one run share: models, encoded data, stores, and the device."""
+
+import contextlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import deltakit as dk
+from deltakit.compare.measure import timing as measure
+from deltakit.compare.plan.plan import Member, Plan, Training
+from deltakit.compare.plan.request import FULL_PRECISION
+from deltakit.compare.records.result import Predictions
+from deltakit.compare.run.device_lock import Desk, desk_of
+from deltakit.compare.run.distributed import Solo
+from deltakit.compare.run.predict import collate, predict
+from deltakit.compare.run.progress import Lane
+from deltakit.compare.store.locks import Lock
+from deltakit.compare.store.run_folder import DeltaStore, RunFolder, shared_deltas
+from deltakit.compare.tasks.kinds import Kind
+from deltakit.core.method import METHODS, Method, Role
+from deltakit.models.source import BaseChoice, device
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """What the cells of one run share: encoded data, the reference for step times, the stores."""
+
+    plan: Plan
+    folder: RunFolder
+    progress: Lane
+    shared: DeltaStore = field(default_factory=shared_deltas)
+    desk: Desk = field(default_factory=lambda: desk_of(device()))
+    crew: Solo = field(default_factory=Solo)
+    _encoded: dict[tuple[str, str], "Dataset"] = field(default_factory=dict)
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer."""
+        return self.plan.model.tokenizer()
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything runs."""
+        return device()
+
+    def kind(self, task: str) -> Kind:
+        """The kind of a task."""
+        return self.plan.tasks[task].kind
+
+    def encoded(self, task: str, split: str) -> "Dataset":
+        """A split of a task as tokens."""
+        if (task, split) not in self._encoded:
+            data = getattr(self.plan.tasks[task], split)
+            length = self.plan.request.budget.max_length
+            self._encoded[task, split] = self.kind(task).encode(data, self.tokenizer, length)
+        return self._encoded[task, split]
+
+    def predictions(self, model: "PreTrainedModel", task: str, split: str) -> Predictions:
+        """What a model says of a split of a task."""
+        return predict(model, self.encoded(task, split), self.kind(task), self.tokenizer)
+
+    def base(self, task: str, seed: int, base: BaseChoice) -> "PreTrainedModel":
+        """The base with a head for a task. A fresh one depends on the seed alone."""
+        from transformers import set_seed
+
+        set_seed(seed)
+        loaded = self.plan.model.load(base, self.kind(task).head, self.tokenizer.pad_token_id)
+        if loaded.fresh:
+            self.folder.note(
+                f"{self.plan.model.name}: the checkpoint has no values for "
+                f"{', '.join(loaded.fresh)}; they are drawn from the seed, and stay so in every "
+                "method that freezes the base."
+            )
+        # As the Trainer has it, so that what comes from the store is measured like what is trained.
+        loaded.model.config.use_cache = False
+        set_seed(seed)  # the deltas' initialisation does not depend on what loading draws
+        return loaded.model
+
+    @cached_property
+    def train_batch(self) -> measure.Batch:
+        """A batch of typical rows of the training split, with labels."""
+        return self._typical("train", self.plan.request.budget.batch_size)
+
+    def inference_batch(self, size: int) -> measure.Batch:
+        """A batch of typical rows of the test split, without labels."""
+        batch = self._typical("test", size)
+        del batch["labels"]
+        return batch
+
+    def _typical(self, split: str, size: int) -> measure.Batch:
+        task = self.plan.task
+        rows = middle(self.encoded(task.name, split), size)
+        return collate(rows, task.kind, self.tokenizer, self.device)
+
+    @cached_property
+    def reference_step(self) -> measure.Step | None:
+        """A training step of full fine-tuning on `train_batch`, in full precision.
+
+        None where an accelerator has no room for it, as it may have for a large decoder in 4 bits.
+        """
+        try:
+            model = self.base(self.plan.task.name, 0, BaseChoice(name=FULL_PRECISION))
+            dk.attach(model, ceiling())
+            step = measure.Step(model, self.train_batch)
+            step()
+        except torch.OutOfMemoryError:
+            self.folder.note(
+                "Full fine-tuning in full precision does not fit into the accelerator's memory: "
+                "training steps have no ratio to it."
+            )
+            return None
+        return step
+
+    def member_folder(self, member: Member) -> Path:
+        """Where a member's trained delta is."""
+        if member.training is not None:
+            return self.store_for(member.training).folder(member.training)
+        assert member.folder is not None
+        return Path(member.folder)
+
+    def store_for(self, training: Training) -> DeltaStore:
+        """Source tasks' deltas are kept between runs, the target's belong to the run."""
+        return self.folder.deltas() if training.task == self.plan.task.name else self.shared
+
+    def only_here(self, lock: Lock) -> contextlib.AbstractContextManager[None]:
+        """Holds a lock, and says so while another worker has it."""
+        return lock.held(lambda: self.progress.note("waiting for another worker"))
+
+
+def ceiling() -> Method:
+    """The registered method that trains everything."""
+    return next(
+        METHODS.get(name).build() for name in METHODS if METHODS.get(name).cls.role is Role.CEILING
+    )
+
+
+def middle(data: "Dataset", size: int) -> "Dataset":
+    """`size` rows around the median length."""
+    order = sorted(range(len(data)), key=lambda row: len(data[row]["input_ids"]))
+    first = max(0, (len(order) - size) // 2)
+    return data.select(order[first : first + size])

@@ -1,0 +1,118 @@
+"""Data-parallel training of a single cell, under ``accelerate launch`` or ``torchrun``.
+
+They start the same command several times. The first process leads: it alone decides, evaluates,
+measures and writes. The others follow: they read the same plan and take part in each training.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltakit.compare.plan.plan import Training
+from deltakit.compare.plan.request import Budget
+from deltakit.errors import InvalidConfig
+from deltakit.models.source import device
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from deltakit.compare.store.run_folder import RunFolder
+
+LONGEST = timedelta(days=7)
+"""How long a follower waits for the next training: others may be evaluated or measured first."""
+
+
+def size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def follows() -> bool:
+    """Whether this process only takes part in trainings."""
+    return size() > 1 and os.environ.get("RANK", "0") != "0"
+
+
+def share(budget: Budget) -> int:
+    """Examples of a step that fall to one process.
+
+    Raises:
+        InvalidConfig: they cannot be divided evenly.
+    """
+    part, rest = divmod(budget.batch_size, size())
+    if rest or not part:
+        raise InvalidConfig(
+            f"--batch-size {budget.batch_size} cannot be divided among {size()} processes. Give a "
+            f"multiple of {size()}, or start another number of them."
+        )
+    return part
+
+
+class Solo:
+    """A process that trains alone."""
+
+    def announce(self, training: Training) -> None:
+        """Nobody has to know."""
+
+    def dismiss(self) -> None:
+        """Nobody waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leader(Solo):
+    """The first of several processes; tells the others what is trained next."""
+
+    folder: Path
+    group: "ProcessGroup" = field(default_factory=lambda: _group())
+
+    def announce(self, training: Training) -> None:
+        """From here on all train it."""
+        _broadcast((self.folder, training), self.group)
+
+    def dismiss(self) -> None:
+        """There is nothing more to train."""
+        _broadcast(None, self.group)
+
+
+def crew_of(folder: "RunFolder") -> Solo:
+    """Who trains with this process, which does not follow."""
+    if size() == 1:
+        return Solo()
+    folder.note(
+        f"Cells were trained by {size()} processes together, which divided each step's examples: "
+        "their batches are not composed as those of one process are."
+    )
+    return Leader(folder=folder.path)
+
+
+def follow(train: Callable[[Path, Training], None]) -> None:
+    """Takes part in every training that the leader announces, until it dismisses.
+
+    Args:
+        train: trains, given the run folder; it may raise `TrainingFailed`, as it does there.
+    """
+    group = _group()
+    while (order := _broadcast(None, group)) is not None:
+        train(*order)
+
+
+def _group() -> "ProcessGroup":
+    """A way to talk that waits without work, whatever the gradients travel over."""
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    # It decides what the gradients travel over, and on the device of each process.
+    PartialState(cpu=device().type == "cpu")
+    group: ProcessGroup = dist.new_group(backend="gloo", timeout=LONGEST)
+    return group
+
+
+def _broadcast(order: Any, group: "ProcessGroup") -> Any:
+    """What the first process says."""
+    import torch.distributed as dist
+
+    said = [order]
+    dist.broadcast_object_list(said, src=0, group=group)
+    return said[0]

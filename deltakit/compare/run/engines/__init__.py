@@ -1,0 +1,39 @@
+"""Where the cells of a comparison run. It changes no result, only how soon they are there."""
+
+from deltakit.compare.run import distributed as crew
+from deltakit.compare.run.engines.base import ENGINES, Engine, register_engine
+from deltakit.compare.run.engines.local import Local
+from deltakit.compare.run.engines.processes import Processes
+from deltakit.compare.run.engines.ray import Ray
+from deltakit.errors import InvalidConfig
+
+DEFAULT = Processes.name
+"""What the command line takes, but for processes that train together."""
+
+__all__ = [
+    "DEFAULT",
+    "ENGINES",
+    "Engine",
+    "Local",
+    "Processes",
+    "Ray",
+    "engine_for",
+    "register_engine",
+]
+
+
+def engine_for(name: str | None, workers: int | None) -> Engine:
+    """The engine of that name with so many workers; None takes what is usual.
+
+    Raises:
+        UnknownName: there is none.
+        InvalidConfig: it does not take so many workers, or does not do here.
+    """
+    together = crew.size() > 1
+    name = name or (Local.name if together else DEFAULT)
+    if together and name != Local.name:
+        raise InvalidConfig(
+            f"--engine {name} and {crew.size()} processes that train together exclude each other: "
+            "take --engine local, or start the command without accelerate launch or torchrun."
+        )
+    return ENGINES.get(name).of(workers)

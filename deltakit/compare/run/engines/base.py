@@ -1,0 +1,53 @@
+"""What an engine is."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from deltakit._registry import Registry
+
+if TYPE_CHECKING:
+    from deltakit.compare.run.progress import Progress
+    from deltakit.compare.run.queue import Job
+
+POLL = 0.5
+"""Seconds between two looks at cells that workers of another run have."""
+
+
+class Engine(ABC):
+    """Gives a job's cells to workers: one class in one file, registered with `register_engine`.
+
+    Class variable that an engine sets: `name`, what users type.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def of(cls, workers: int | None) -> "Engine":
+        """The engine with so many workers; None is its own number.
+
+        Raises:
+            InvalidConfig: it does not take so many.
+        """
+
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+        """Starts what takes a while and can go on beside the reading of the data."""
+
+    @abstractmethod
+    def run(self, job: "Job", progress: "Progress") -> None:
+        """Sees every cell of the job to its end, or raises with the finished ones stored."""
+
+
+ENGINES: Registry[type[Engine]] = Registry("engine")
+
+E = TypeVar("E", bound=type[Engine])
+
+
+def register_engine(cls: E) -> E:
+    """Class decorator: makes an engine known by its `name`.
+
+    Raises:
+        NameInUse: another engine has the name.
+    """
+    ENGINES.add(cls.name, cls)
+    return cls

@@ -1,0 +1,240 @@
+"""Every cell in a process of its own: what one leaves behind does not reach another.
+
+The processes share nothing but the run folder, and die without harm: the cell of one that is killed
+runs again in another.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver, get_context
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from deltakit.compare.run.engines.base import POLL, Engine, register_engine
+from deltakit.core.checks import check_whole
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext, SpawnContext
+    from multiprocessing.process import BaseProcess
+
+    from deltakit.compare.run.progress import Lane, Progress
+    from deltakit.compare.run.queue import Job, Turn, Turns
+
+PATIENCE = 10.0
+"""Seconds that a process has to end in."""
+
+
+@register_engine
+@dataclass(frozen=True, kw_only=True)
+class Processes(Engine):
+    """A fresh process for each cell, so many at a time; on several accelerators in turn."""
+
+    name: ClassVar[str] = "processes"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        check_whole(self, workers=self.workers)
+
+    @classmethod
+    def of(cls, workers: int | None) -> "Processes":
+        return cls(workers=1 if workers is None else workers)
+
+    def prepare(self) -> None:
+        if _context().get_start_method() == "forkserver":
+            forkserver.ensure_running()
+
+    def run(self, job: "Job", progress: "Progress") -> None:
+        from deltakit.compare.run.queue import Turns
+
+        turns, devices = Turns(job, progress.lane(self.workers)), _devices()
+        with contextlib.ExitStack() as stack:
+            slots = [
+                Slot(job, progress.lane(n), devices[n % len(devices)], self.workers)
+                for n in range(self.workers)
+            ]
+            for slot in slots:
+                stack.callback(slot.end)
+            while not turns.over or _busy(slots):
+                for slot in slots:
+                    if slot.turn is None and (turn := turns.next(busy=_busy(slots))) is not None:
+                        slot.begin(turn)
+                _wait(slots)
+                for slot in slots:
+                    slot.listen(turns)
+
+
+def _busy(slots: Sequence["Slot"]) -> int:
+    return sum(slot.turn is not None for slot in slots)
+
+
+def _wait(slots: Sequence["Slot"]) -> None:
+    """Until a process says something, or it is time to look at what others have."""
+    wires = [slot.wire for slot in slots if slot.turn is not None]
+    if wires:
+        connection.wait(wires, timeout=POLL)
+    else:
+        time.sleep(POLL)
+
+
+class Slot:
+    """A place for one process after another.
+
+    Args:
+        job: what they work on.
+        lane: told what they do.
+        environment: variables that they have beside those of this process.
+        workers: how many slots there are.
+    """
+
+    wire: "Connection"
+
+    def __init__(self, job: "Job", lane: "Lane", environment: dict[str, str], workers: int) -> None:
+        self.turn: Turn | None = None
+        self._job, self._lane, self._workers = job, lane, workers
+        self._environment = environment
+        self._process: BaseProcess | None = None
+
+    def begin(self, turn: "Turn") -> None:
+        """Starts a process for a cell."""
+        import torch
+
+        context = _context()
+        self.wire, theirs = context.Pipe(duplex=False)
+        seat = Seat(
+            environment={**os.environ, **self._environment},
+            threads=torch.get_num_threads(),
+            workers=self._workers,
+        )
+        self._process = context.Process(target=_work, args=(self._job, turn, seat, theirs))
+        self._process.start()
+        theirs.close()  # so that the end of the process is the end of what can be read
+        self.turn = turn
+
+    def listen(self, turns: "Turns") -> None:
+        """Passes on what the process has said; at its end the slot is free again."""
+        while self.turn is not None and self.wire.poll():
+            try:
+                self._pass_on(self.wire.recv(), turns)
+            except EOFError:
+                self._died(self.turn, turns)
+
+    def end(self) -> None:
+        """Ends the process, by force where it does not listen. The system gives its locks back."""
+        if self._process is not None:
+            if self.turn is not None:
+                self._process.terminate()
+            self._process.join(PATIENCE)
+            self._process.kill()
+            self._process.join()
+
+    def _pass_on(self, message: Any, turns: "Turns") -> None:
+        match message:
+            case ("start", title, units):
+                self._lane.start(title, units)
+            case ("note", text):
+                self._lane.note(text)
+            case ("advance", units):
+                self._lane.advance(units)
+            case ("finish", outcome, left):
+                self._lane.finish(outcome, left)
+            case fate:
+                assert self.turn is not None
+                turn, self.turn = self.turn, None
+                self.end()
+                turns.settle(turn, fate)
+
+    def _died(self, turn: "Turn", turns: "Turns") -> None:
+        assert self._process is not None
+        self._process.join()
+        code = self._process.exitcode or 0
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        self._lane.finish(f"its process died with {how}", turn.units)
+        self.turn = None
+        turns.died(turn, how)
+
+
+# ---------------------------------------------------------------------------- in the new process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """What a process has to know of the one that started it; a fork server may be older."""
+
+    environment: dict[str, str]
+    threads: int
+    workers: int
+
+
+class Wire:
+    """Tells the process that started this one what it does."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+
+    def send(self, message: Any) -> None:
+        """Sends it. Where nobody listens any more, this process ends too."""
+        try:
+            self._connection.send(message)
+        except OSError:
+            raise SystemExit(1) from None
+
+    def start(self, title: str, units: int) -> None:
+        self.send(("start", title, units))
+
+    def note(self, text: str) -> None:
+        self.send(("note", text))
+
+    def advance(self, units: int = 1) -> None:
+        self.send(("advance", units))
+
+    def finish(self, outcome: str, left: int = 0) -> None:
+        self.send(("finish", outcome, left))
+
+
+def _work(job: "Job", turn: "Turn", seat: Seat, connection: "Connection") -> None:
+    """One cell, from beginning to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    os.environ.update(seat.environment)
+    import torch
+
+    from deltakit.compare.run.context import Workshop
+    from deltakit.compare.run.device_lock import desk_of
+    from deltakit.compare.run.queue import attend, quiet
+    from deltakit.models.source import device
+
+    torch.set_num_threads(seat.threads)
+    quiet()
+    wire, desk = Wire(connection), desk_of(device(), workers=seat.workers)
+    shop = Workshop(plan=job.plan, folder=job.folder, progress=wire, desk=desk)
+    wire.send(attend(shop, job, turn))
+
+
+# ------------------------------------------------------------------------------ how they start
+
+
+def _devices() -> list[dict[str, str]]:
+    """The variables that show a process one accelerator each; none where there are not several."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        return [{}]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in visible.split(",")]
+
+
+def _context() -> "SpawnContext | ForkServerContext":
+    """A fork server has imported what is heavy. An accelerator would not survive the fork."""
+    import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["deltakit.compare.run.engines.warm"])
+    return context

@@ -1,0 +1,154 @@
+"""Training, the same for every method: transformers' Trainer under one budget."""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deltakit.compare.measure import hardware as machine
+from deltakit.compare.measure.hardware import Meter
+from deltakit.compare.plan.request import Budget
+from deltakit.compare.records.training import TrainingRecord
+from deltakit.compare.run import distributed as crew
+from deltakit.compare.run.learning_curve import Watch
+from deltakit.compare.run.progress import Lane
+from deltakit.errors import DeltakitError
+from deltakit.models.source import device
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from deltakit.compare.tasks.kinds import Kind
+
+
+class TrainingFailed(DeltakitError, RuntimeError):
+    """A training that came to nothing, such as a loss that is not finite."""
+
+
+def steps_of(examples: int, budget: Budget) -> int:
+    """How many optimiser steps the budget gives."""
+    return max(1, math.ceil(math.ceil(examples / budget.batch_size) * budget.epochs))
+
+
+def train(
+    model: "PreTrainedModel",
+    data: "Dataset",
+    kind: "Kind",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    budget: Budget,
+    lr: float,
+    seed: int,
+    progress: Lane,
+    callbacks: Sequence[Any] = (),
+    judge: Callable[[], float] | None = None,
+) -> TrainingRecord:
+    """Trains whatever of the model requires a gradient. Nothing takes no step.
+
+    Args:
+        model: with its deltas attached.
+        data: as its kind encodes it.
+        kind: makes the batches.
+        tokenizer: pads the batches.
+        budget: steps, batch size, schedule.
+        lr: the peak learning rate; it warms up, then falls linearly to zero.
+        seed: of the order of the examples and of dropout.
+        progress: advanced by one at each step.
+        callbacks: transformers' callbacks, for methods that do something between steps.
+        judge: the model's score as it is, asked for a few times on the way; None leaves that out.
+
+    Raises:
+        TrainingFailed: the loss became infinite or NaN.
+    """
+    from transformers import PrinterCallback, TrainingArguments
+
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return TrainingRecord(seconds=0.0, steps=0, examples=0, losses=())
+    trainer_class = _trainer_class(progress)
+    steps = steps_of(len(data), budget)
+    with tempfile.TemporaryDirectory(prefix="deltakit-") as scratch:
+        trainer = trainer_class(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,
+                use_cpu=device().type == "cpu",
+                max_steps=steps,
+                per_device_train_batch_size=crew.share(budget),
+                learning_rate=lr,
+                lr_scheduler_type="linear",
+                warmup_steps=round(budget.warmup * steps),
+                weight_decay=0.0,
+                seed=seed,
+                data_seed=seed,
+                # Rows of like length share a batch: half the padding, the same for every method.
+                train_sampling_strategy="group_by_length",
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                # It multiplies losses by the number of processes that are a mean already.
+                average_tokens_across_devices=False,
+                disable_tqdm=True,
+                dataloader_pin_memory=torch.cuda.is_available(),
+            ),
+            train_dataset=data,
+            data_collator=partial(kind.collate, tokenizer=tokenizer),
+            callbacks=list(callbacks),
+        )
+        trainer.remove_callback(PrinterCallback)
+        meter = Meter()
+        watch = None if judge is None else Watch(steps, judge, meter)
+        if watch is not None:
+            trainer.add_callback(_watching(watch))
+        trainer.train()
+        seconds, joules = meter.seconds(), meter.joules()
+    return TrainingRecord(
+        seconds=seconds,
+        joules=joules,
+        pace=() if watch is None else tuple(watch.pace),
+        steps=steps,
+        examples=len(data),
+        losses=tuple(trainer.losses),
+        machine=machine.name(),
+    )
+
+
+def _watching(watch: Watch) -> Any:
+    from transformers import TrainerCallback
+
+    class Watching(TrainerCallback):
+        """Tells the watch of every step."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            watch.after(state.global_step)
+
+    return Watching()
+
+
+def _trainer_class(progress: Lane) -> Any:
+    """Made in a function, so that importing this file does not import transformers."""
+    from transformers import Trainer
+
+    class HarnessTrainer(Trainer):
+        """Keeps the losses, stops at the first that is not finite, tells the progress."""
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.losses: list[float] = []
+
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            # Of all processes that train together, so that they stop together.
+            value = float(self.accelerator.reduce(loss.clone(), reduction="mean"))
+            if not math.isfinite(value):
+                raise TrainingFailed(
+                    f"the loss is {value} at step {len(self.losses) + 1}; try a lower --lr."
+                )
+            self.losses.append(value)
+            progress.advance()
+            return loss
+
+    return HarnessTrainer

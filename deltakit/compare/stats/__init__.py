@@ -1,0 +1,1 @@
+"""Metrics and statistical tests, without files or models."""

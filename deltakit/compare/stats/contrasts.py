@@ -1,0 +1,65 @@
+"""Which rows of a table differ: each against a reference, and all against all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from deltakit.compare.records.result import Predictions, Row
+from deltakit.compare.stats.metrics import Metric
+from deltakit.compare.stats.significance import LEVEL, Difference, group_letters, holm
+
+Seeds = Mapping[int, Predictions]
+"""The predictions of a row's finished cells, by seed."""
+
+
+def contrasts(
+    rows: Mapping[Row, Seeds], pairs: Mapping[Row, Row], metric: Metric
+) -> dict[Row, Difference]:
+    """Each row against its reference, p adjusted for how many rows there are (Holm).
+
+    Args:
+        rows: what each row predicted.
+        pairs: from a row to its reference; a row without one, or without predictions, has no
+            difference.
+        metric: what is compared.
+    """
+    found = {
+        row: _difference(rows[row], rows[other], metric)
+        for row, other in pairs.items()
+        if row != other and rows.get(row) and rows.get(other)
+    }
+    adjusted = holm({row: difference.p for row, difference in found.items()})
+    return {row: replace(found[row], p=adjusted[row]) for row in found}
+
+
+def letters(rows: Mapping[Row, Seeds], ranked: Sequence[Row], metric: Metric) -> dict[Row, str]:
+    """Letters for rows that cannot be told apart, of those with several seeds.
+
+    A row with one seed says nothing about other seeds, so it has no letter.
+
+    Args:
+        rows: what each row predicted.
+        ranked: the rows, best first.
+        metric: what is compared.
+    """
+    several = [row for row in ranked if len(rows.get(row, {})) > 1]
+    p = {
+        (one, other): _difference(rows[one], rows[other], metric).p
+        for one, other in combinations(several, 2)
+    }
+    different = [pair for pair, adjusted in holm(p).items() if adjusted <= LEVEL]
+    names = {row: f"{at}" for at, row in enumerate(several)}
+    found = group_letters(
+        list(names.values()), [(names[one], names[other]) for one, other in different]
+    )
+    return {row: found[name] for row, name in names.items()}
+
+
+def _difference(one: Seeds, other: Seeds, metric: Metric) -> Difference:
+    """Paired by the seeds that both have, where there are any."""
+    common = sorted(one.keys() & other.keys())
+    if common:
+        return metric.difference([one[s] for s in common], [other[s] for s in common])
+    return metric.difference(list(one.values()), list(other.values()))

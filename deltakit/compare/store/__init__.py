@@ -1,0 +1,1 @@
+"""The run folder: results on disk, each file whole or absent."""

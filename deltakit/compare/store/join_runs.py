@@ -1,0 +1,162 @@
+"""Several run folders as one: the cells of one plan, or other methods under the same conditions.
+
+What does not compare is not joined: a table would not show that its rows were made differently.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltakit._files import atomic_path, write_text
+from deltakit.compare.plan.plan import content_id
+from deltakit.compare.store.run_folder import RUN, RunFolder, check_ours
+from deltakit.errors import InvalidConfig
+
+Run = Mapping[str, Any]
+JOINED = "joined"
+"""What ``run.json`` says of a folder that was joined from others: which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """Something that must be the same in all runs of a table."""
+
+    name: str
+    of: Callable[[Run], Any]
+
+
+def _target(run: Run) -> Mapping[str, Any]:
+    return dict(run["tasks"][run["task"]["name"]])
+
+
+CONDITIONS = (
+    Condition(name="the version of deltakit", of=lambda run: run["versions"]["deltakit-peft"]),
+    Condition(name="the model", of=lambda run: run["model"]["fingerprint"]),
+    Condition(name="the task", of=lambda run: run["task"]["name"]),
+    Condition(name="the metric", of=lambda run: run["task"]["metric"]),
+    Condition(name="the number of test examples", of=lambda run: _target(run)["test"]),
+    Condition(name="the budget", of=lambda run: run["plan"]["budget"]),
+    Condition(name="the number of trials", of=lambda run: run["plan"]["trials"]),
+    Condition(name="the grid of learning rates", of=lambda run: run["plan"]["lr_grid"]),
+    Condition(name="the compute dtype", of=lambda run: run["plan"]["compute_dtype"]),
+    Condition(name="the examples of the task", of=lambda run: _target(run)["fingerprint"]),
+)
+
+
+def join(folders: Sequence[Path], out: Path) -> RunFolder:
+    """Copies the finished cells of several run folders to a new one, and describes them.
+
+    A cell that several folders have is taken from the first in which it is done.
+
+    Args:
+        folders: what `deltakit compare` wrote.
+        out: a folder that is not there, is empty, or was joined before.
+
+    Raises:
+        InvalidConfig: a folder is none of a run, the runs do not compare, or `out` is in use.
+    """
+    runs = {RunFolder(folder): RunFolder(folder).description() for folder in folders}
+    first = RunFolder(folders[0])
+    for other in runs:
+        _check_comparable((first, runs[first]), (other, runs[other]))
+    cells = _cells(runs)
+    target = _target_folder(out)
+    for source, cell in cells:
+        _copy(source, target, cell["id"])
+    run = _described(list(runs.values()), [cell for _, cell in cells], folders)
+    write_text(target.path / RUN, json.dumps(run, indent=2) + "\n")
+    return target
+
+
+def _check_comparable(first: tuple[RunFolder, Run], other: tuple[RunFolder, Run]) -> None:
+    for condition in CONDITIONS:
+        ours, theirs = (condition.of(run) for _, run in (first, other))
+        if ours != theirs:
+            raise InvalidConfig(
+                f"{first[0].path} and {other[0].path} do not compare: {condition.name} differs "
+                f"({_words(ours, theirs)} and {_words(theirs, ours)}). Report them apart, or run "
+                "one of them again as the other was."
+            )
+
+
+def _words(value: Any, other: Any) -> str:
+    """A value, short; of several that belong together those that differ from the others."""
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        keys = [key for key in value if value[key] != other.get(key)]
+        return ", ".join(f"{key} {value[key]}" for key in keys) or "nothing of it"
+    return str(value)[:16]
+
+
+def _cells(runs: Mapping[RunFolder, Run]) -> list[tuple[RunFolder, Mapping[str, Any]]]:
+    """Every row's cell once, and the folder that it is taken from."""
+    chosen: dict[tuple[str, str, int], tuple[RunFolder, Mapping[str, Any]]] = {}
+    for folder, run in runs.items():
+        for cell in run["plan"]["cells"]:
+            key = (cell["method"], cell["base"], cell["seed"])
+            there, known = chosen.setdefault(key, (folder, cell))
+            if known["id"] != cell["id"]:
+                raise InvalidConfig(
+                    f"{there.path} and {folder.path} do not compare: both have the row "
+                    f"{cell['method']} ({cell['base']}, seed {cell['seed']}), made differently "
+                    "(other members, or another width). Report them apart."
+                )
+            if not there.finished(cell["id"]) and folder.result(cell["id"]) is not None:
+                chosen[key] = (folder, cell)
+    return list(chosen.values())
+
+
+def _target_folder(out: Path) -> RunFolder:
+    check_ours(out)
+    target = RunFolder(out)
+    if (out / RUN).is_file() and JOINED not in target.description():
+        raise InvalidConfig(
+            f"--out {out} is the folder of a run. Choose another one: what is joined is copied."
+        )
+    return target
+
+
+def _copy(source: RunFolder, target: RunFolder, cell_id: str) -> None:
+    """All files of a cell, its result last."""
+    result = source.cell_path(cell_id)
+    if not result.is_file():
+        return
+    beside = sorted(set(result.parent.glob(f"{cell_id}.*")) - {result})
+    for file in (*beside, result):
+        with atomic_path(target.path / "cells" / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+
+
+def _described(
+    runs: Sequence[Run], cells: Sequence[Mapping[str, Any]], folders: Sequence[Path]
+) -> dict[str, Any]:
+    """The first run's description, with what the others add."""
+    methods = dict.fromkeys(method for run in runs for method in run["plan"]["methods"])
+    notes = dict.fromkeys(note for run in runs for note in run.get("notes", ()))
+    merged: dict[str, Any] = {
+        **runs[0],
+        "id": content_id([cell["id"] for cell in cells]),
+        "plan": {**runs[0]["plan"], "methods": list(methods), "cells": list(cells)},
+        "roles": {role: row for run in reversed(runs) for role, row in run["roles"].items()},
+        "tasks": {name: task for run in reversed(runs) for name, task in run["tasks"].items()},
+        "full_precision": next(filter(None, (run["full_precision"] for run in runs)), None),
+        "notes": [*notes, *_other_versions(runs)],
+        JOINED: [str(folder) for folder in folders],
+    }
+    merged["machine"] = [run["machine"] for run in runs]
+    return merged
+
+
+def _other_versions(runs: Sequence[Run]) -> list[str]:
+    """A sentence on each library of which the runs had several versions."""
+    found = {
+        name: dict.fromkeys(str(run["versions"].get(name)) for run in runs)
+        for name in runs[0]["versions"]
+    }
+    return [
+        f"The joined runs had different versions of {name}: {', '.join(versions)}."
+        for name, versions in found.items()
+        if len(versions) > 1
+    ]

@@ -1,0 +1,253 @@
+"""The run folder: finished cells and trained deltas, each whole or not there."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deltakit._files import cache_folder, sweep, weights_bytes, write_text
+from deltakit.compare.plan.plan import Cell, Plan, Training
+from deltakit.compare.records.result import SCHEMA_VERSION, CellResult, Predictions
+from deltakit.compare.records.training import Checkpoint, TrainingRecord
+from deltakit.compare.records.trial import Trial
+from deltakit.compare.store.locks import Lock
+from deltakit.errors import InvalidConfig
+
+RUN = "run.json"
+LOCKS = "locks"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One comparison's folder."""
+
+    path: Path
+
+    def cell_path(self, cell_id: str) -> Path:
+        """Where a finished cell is."""
+        return self.path / "cells" / f"{cell_id}.json"
+
+    def predictions_path(self, cell_id: str) -> Path:
+        """Where its per-example predictions are."""
+        return self.path / "cells" / f"{cell_id}.predictions.csv"
+
+    def lock(self, kind: str, unit: str) -> Lock:
+        """What one worker at a time may work on here: a "cell", a "trial"."""
+        return Lock(self.path / LOCKS / f"{kind}-{unit}.lock")
+
+    @property
+    def files_lock(self) -> Lock:
+        """Held by whoever writes ``run.json`` or the reports."""
+        return self.lock("run", "files")
+
+    def state(self, cell_id: str) -> int | None:
+        """Changes whenever a cell is stored; None before the first time."""
+        path = self.cell_path(cell_id)
+        return path.stat().st_mtime_ns if path.is_file() else None
+
+    def sweep_cell(self, cell_id: str) -> None:
+        """Removes what a killed worker left of a cell. The cell's lock must be held."""
+        sweep(self.path / "cells", cell_id)
+
+    def write(self, cell: Cell, result: CellResult, predictions: Predictions | None) -> None:
+        """Stores a cell. Its JSON comes last, so a cell that is there is whole."""
+        if predictions is not None:
+            write_text(self.predictions_path(cell.id), predictions.to_csv())
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "id": cell.id,
+            "training": None if cell.training is None else cell.training.id,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "result": result.to_dict(),
+        }
+        write_text(self.cell_path(cell.id), json.dumps(content, indent=2) + "\n")
+
+    def result(self, cell_id: str) -> CellResult | None:
+        """A stored cell, or None."""
+        path = self.cell_path(cell_id)
+        if not path.is_file():
+            return None
+        return CellResult.from_dict(json.loads(path.read_text(encoding="utf-8"))["result"])
+
+    def finished(self, cell_id: str) -> bool:
+        """Whether the cell is done; one that failed is not."""
+        result = self.result(cell_id)
+        return result is not None and result.status == "done"
+
+    def predictions(self, cell_id: str) -> Predictions | None:
+        """A stored cell's predictions, or None."""
+        path = self.predictions_path(cell_id)
+        if not path.is_file():
+            return None
+        return Predictions.from_csv(path.read_text(encoding="utf-8"))
+
+    def trial_lock(self, training: Training) -> Lock:
+        """Held by the worker that does a trial, until it is stored."""
+        return self.lock("trial", training.id)
+
+    def trial(self, training: Training) -> Trial | None:
+        """A trial that an earlier search has finished, or None."""
+        path = self._trial_path(training)
+        if not path.is_file():
+            return None
+        return Trial(**json.loads(path.read_text(encoding="utf-8"))["trial"])
+
+    def write_trial(self, training: Training, trial: Trial) -> None:
+        """Stores a trial. Its delta is not kept: only the chosen rate is trained for a report."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "id": training.id,
+            "method": repr(training.method),
+            "base": training.base.name,
+            "seed": training.seed,
+            "trial": vars(trial),
+        }
+        sweep(self._trial_path(training).parent, training.id)
+        write_text(self._trial_path(training), json.dumps(content, indent=2) + "\n")
+        self.deltas().discard(training)
+
+    def _trial_path(self, training: Training) -> Path:
+        return self.path / "trials" / f"{training.id}.json"
+
+    def write_beside(self, cell: Cell, kind: str, content: Any) -> None:
+        """Stores what was recorded beside a cell's result; no file where that is nothing.
+
+        Args:
+            cell: which.
+            kind: "search" (what was tried), "diagnostics", "pace" or "latency".
+            content: as JSON holds it.
+        """
+        if content:
+            write_text(self._beside_path(cell.id, kind), json.dumps(content, indent=2) + "\n")
+
+    def beside(self, cell_id: str, kind: str) -> Any:
+        """What was recorded beside a cell's result, or None."""
+        path = self._beside_path(cell_id, kind)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _beside_path(self, cell_id: str, kind: str) -> Path:
+        return self.path / "cells" / f"{cell_id}.{kind}.json"
+
+    def description(self) -> dict[str, Any]:
+        """What ``run.json`` says.
+
+        Raises:
+            InvalidConfig: the folder is no run folder.
+        """
+        try:
+            content = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            content["id"], content["plan"]["cells"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InvalidConfig(
+                f"{self.path} is no run folder: it has no readable {RUN}. Name a folder that "
+                "`deltakit compare` wrote."
+            ) from None
+        return dict(content)
+
+    def note(self, text: str) -> None:
+        """Adds a sentence to the run's notes, once; the report prints them."""
+        with self.files_lock.held():
+            run = self.description()
+            notes = run.setdefault("notes", [])
+            if text not in notes:
+                notes.append(text)
+                write_text(self.path / RUN, json.dumps(run, indent=2) + "\n")
+
+    def deltas(self) -> "DeltaStore":
+        """The deltas that were trained for this comparison."""
+        return DeltaStore(self.path / "deltas")
+
+
+def open_run(plan: Plan, out: Path | None, run: dict[str, Any]) -> RunFolder:
+    """The folder of a plan: a new one, or that of an earlier run of the same plan.
+
+    Args:
+        plan: what is going to run.
+        out: where; by default ``runs/<time>-<plan>``, or the newest folder there of this plan.
+        run: what ``run.json`` says, besides the plan's id.
+
+    Raises:
+        InvalidConfig: `out` belongs to another plan, or holds something else.
+    """
+    folder = RunFolder(out or _default_folder(plan))
+    check_ours(folder.path)
+    with folder.files_lock.held():
+        sweep(folder.path)
+        if not (folder.path / RUN).is_file():
+            write_text(folder.path / RUN, json.dumps({"id": plan.id, **run}, indent=2) + "\n")
+    there = folder.description()["id"]
+    if there != plan.id:
+        raise InvalidConfig(
+            f"--out {folder.path} belongs to another plan ({there}, this one is {plan.id}): the "
+            "methods, model, data, budget or seeds differ. Choose another folder, or repeat "
+            "the command that made it."
+        )
+    return folder
+
+
+def check_ours(folder: Path) -> None:
+    """Raises `InvalidConfig` where something else is. A run that was killed early left locks."""
+    if not folder.exists() or (folder / RUN).is_file():
+        return
+    if not folder.is_dir() or any(
+        path.name != LOCKS and not path.name.startswith(f".{RUN}") for path in folder.iterdir()
+    ):
+        raise InvalidConfig(
+            f"--out {folder} exists and is no run folder (it has no {RUN}). Choose another one."
+        )
+
+
+def _default_folder(plan: Plan) -> Path:
+    runs = Path("runs")
+    earlier = sorted(p.parent for p in runs.glob(f"*-{plan.id}/{RUN}"))
+    return earlier[-1] if earlier else runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.id}"
+
+
+def shared_deltas() -> "DeltaStore":
+    """Deltas of source tasks, kept between runs."""
+    return DeltaStore(cache_folder() / "deltas")
+
+
+@dataclass(frozen=True)
+class DeltaStore:
+    """Trained deltas by the content address of their training."""
+
+    path: Path
+
+    def folder(self, training: Training) -> Path:
+        """Where a delta is, or would be."""
+        return self.path / training.id
+
+    def lock(self, training: Training) -> Lock:
+        """Held by whoever makes the delta, takes it from the store, or removes it."""
+        return Lock(self.path.parent / LOCKS / f"training-{training.id}.lock")
+
+    def record(self, training: Training) -> TrainingRecord | None:
+        """How the delta was trained; None if it is not there."""
+        path = self.folder(training) / "training.json"
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        pace = tuple(Checkpoint(**each) for each in content.pop("pace", ()))
+        return TrainingRecord(**{**content, "losses": tuple(content["losses"]), "pace": pace})
+
+    def write(
+        self, training: Training, record: TrainingRecord, save: Callable[[Path], None]
+    ) -> int:
+        """Stores a trained delta; its record comes last. Returns its weights' bytes on disk."""
+        folder = self.folder(training)
+        sweep(folder)
+        save(folder)
+        write_text(folder / "training.json", json.dumps(asdict(record)) + "\n")
+        return self.size(training)
+
+    def size(self, training: Training) -> int:
+        """Bytes on disk of a stored delta's weights."""
+        return weights_bytes(self.folder(training))
+
+    def discard(self, training: Training) -> None:
+        """Removes a stored delta."""
+        shutil.rmtree(self.folder(training), ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Raw data: files, columns and splits."""

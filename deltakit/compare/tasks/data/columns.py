@@ -1,0 +1,154 @@
+"""One split as it was read: texts that are texts, labels that no kind of task has read yet."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltakit.compare.tasks.data.files import Columns
+from deltakit.errors import InvalidConfig
+
+_LONGEST_SHOWN = 60
+_MOST_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Which columns hold what; None where nobody says.
+
+    Attributes:
+        text: the text, or the prompt.
+        pair: the second text of a task about pairs.
+        label: the label, or the answer.
+        separator: what stands between the labels of one example.
+    """
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    separator: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """What somebody says, by the option that says it."""
+        options = {
+            "--text-column": self.text,
+            "--pair-column": self.pair,
+            "--label-column": self.label,
+            "--label-separator": self.separator,
+        }
+        return {option: name for option, name in options.items() if name is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One split as it was read. `where` names it in messages."""
+
+    where: str
+    columns: Columns
+
+    def column(self, name: str, option: str) -> list[Any]:
+        """The values of a column. `option` is the flag that names another one.
+
+        Raises:
+            InvalidConfig: there is no such column, or no row.
+        """
+        if not self.columns or not all(self.columns.values()):
+            raise InvalidConfig(f"{self.where} has no rows. Give it at least one example.")
+        if name in self.columns:
+            return self.columns[name]
+        near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InvalidConfig(
+            f"{self.where} has no column {name!r}.{hint} It has: "
+            f"{listed(self.columns)}. Choose one with {option}."
+        )
+
+    def texts(self, name: str, option: str) -> list[str]:
+        """The values of a column of texts.
+
+        Raises:
+            InvalidConfig: it is not there, or holds something else.
+        """
+        values = self.column(name, option)
+        for row, value in enumerate(values, start=1):
+            if not isinstance(value, str):
+                problem = (
+                    "has no text (null)" if is_null(value) else f"holds {show(value)}, not a text"
+                )
+                raise InvalidConfig(
+                    f"{self.where}, row {row}: the text column {name!r} {problem}. Correct the "
+                    f"row, or choose a column of texts with {option}; the columns are "
+                    f"{listed(self.columns)}."
+                )
+        # A blank text among others is real data (a note counts them), a column of blanks is not.
+        filled = [value for value in values if value.strip()]
+        if all(is_number(value) for value in filled):
+            problem = f"only numbers, the first is {show(filled[0])}" if filled else "only blanks"
+            raise InvalidConfig(
+                f"{self.where}: the text column {name!r} holds {problem}. Choose a column of texts "
+                f"with {option}; the columns are {listed(self.columns)}."
+            )
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """One split with its texts checked; the kind of task reads the labels.
+
+    Attributes:
+        where: names the split in messages.
+        texts: the texts.
+        pairs: the second texts, where there are any.
+        labels: the label column as it was read, empty where the kind of task has none.
+        column: its name.
+        present: the names of all columns, for messages.
+    """
+
+    where: str
+    texts: list[str]
+    pairs: list[str] | None = None
+    labels: list[Any] = field(default_factory=list)
+    column: str = ""
+    present: tuple[str, ...] = ()
+
+    def wrong(self, row: int, problem: str, remedy: str) -> InvalidConfig:
+        """The error for the label of a row; the first row is 1."""
+        return InvalidConfig(
+            f"{self.where}, row {row}: the label column {self.column!r} {problem}. {remedy}, or "
+            "choose another column with --label-column; the columns are "
+            f"{listed(self.present)}."
+        )
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number, infinity and not-a-number among them."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_null(value: Any) -> bool:
+    """Whether a cell holds nothing: None, or the not-a-number that data frames write for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def no_label(value: Any) -> bool:
+    """Whether a label is missing: null or blank."""
+    return is_null(value) or (isinstance(value, str) and not value.strip())
+
+
+def show(value: Any) -> str:
+    """A value in one short line."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in one line, the first few if there are many."""
+    shown = [show(name) for name in names]
+    if len(shown) <= _MOST_SHOWN:
+        return ", ".join(shown)
+    return f"{', '.join(shown[:_MOST_SHOWN])} and {len(shown) - _MOST_SHOWN} more"

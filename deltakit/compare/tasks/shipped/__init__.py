@@ -1,0 +1,7 @@
+"""The shipped tasks, one file each. Importing this package registers them and reads no data."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,1 @@
+"""Sources of tasks: local files, the Hub, and how a task is assembled from either."""

@@ -1,0 +1,137 @@
+"""People's own columns, checked: texts that are texts, labels of one kind, three splits."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from deltakit.compare.tasks.data.columns import ColumnNames, Rows, Source, show
+from deltakit.compare.tasks.data.splits import Examples, carve, distinct
+from deltakit.compare.tasks.kinds import Kind
+from deltakit.compare.tasks.task import TaskData
+from deltakit.errors import InvalidConfig
+
+VALIDATION_SHARE = 0.1
+"""Of train, where there is no validation split."""
+TEST_SHARE = 0.2
+"""Of train, where there is no test split."""
+
+
+def check(source: Source, names: ColumnNames, kind: type[Kind]) -> Rows:
+    """The columns of one split that a kind of task reads.
+
+    Raises:
+        InvalidConfig: a column or a text is missing or is not what its place takes.
+    """
+    texts = source.texts(names.text or kind.text_column, "--text-column")
+    pairs = None if names.pair is None else source.texts(names.pair, "--pair-column")
+    column = names.label or kind.label_column
+    labels = [] if column is None else source.column(column, _LABEL_HINT)
+    return Rows(
+        where=source.where,
+        texts=texts,
+        pairs=pairs,
+        labels=[_separated(value, names.separator) for value in labels],
+        column=column or "",
+        present=tuple(source.columns),
+    )
+
+
+_LABEL_HINT = "--label-column, or read the texts alone with --kind causal"
+
+
+def _separated(value: Any, separator: str | None) -> Any:
+    if separator is None or not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(separator) if part.strip()]
+
+
+def assemble(
+    name: str,
+    splits: Mapping[str, Rows],
+    kind: type[Kind],
+    *,
+    classes: tuple[str, ...] | None = None,
+    notes: Iterable[str] = (),
+) -> TaskData:
+    """A task out of checked splits; what is missing of validation and test is cut from train.
+
+    Args:
+        name: the task's name.
+        splits: "train" and, where the source has them, "validation" and "test".
+        kind: reads the labels.
+        classes: the names of classes or labels, where the source fixes them; those of train
+            otherwise.
+        notes: what the source has to say about the splits.
+
+    Raises:
+        InvalidConfig: labels that do not fit, or too few examples to cut train.
+    """
+    read = kind.read(splits, classes)
+    whole, said = _completed(splits["train"].where, read.splits, read.kind)
+    return TaskData(
+        name=name,
+        kind=read.kind,
+        **{split: examples.dataset() for split, examples in whole.items()},
+        metric=read.kind.metrics[0],
+        notes=(*notes, *read.notes, *said, *_blanks(whole), *_overlaps(whole)),
+    )
+
+
+def _completed(
+    where: str, given: Mapping[str, Examples], kind: Kind
+) -> tuple[dict[str, Examples], list[str]]:
+    """All three splits, and what to say about those that were cut from train."""
+    shares = {"validation": VALIDATION_SHARE, "test": TEST_SHARE}
+    missing = [split for split in shares if split not in given]
+    if not missing:
+        return dict(given), []
+    once = distinct(given["train"])
+    sizes = {
+        split: max(1, round(shares[split] * len(once))) if split in missing else 0
+        for split in shares
+    }
+    cut = carve(once, **sizes)
+    _check_left(where, given["train"], cut.train, kind)
+    notes = [
+        f"{split}: cut from train, {shares[split]:.0%} of it ({sizes[split]:,} examples), in the "
+        "order of the texts' SHA-256."
+        for split in missing
+    ]
+    repeated = len(given["train"]) - len(once)
+    if repeated:
+        notes.append(f"train: {repeated:,} repeated texts were dropped before it was cut.")
+    return {**cut._asdict(), **{s: e for s, e in given.items() if s != "train"}}, notes
+
+
+def _check_left(where: str, before: Examples, after: Examples, kind: Kind) -> None:
+    lost = kind.lost(before.labels or (), after.labels or ())
+    if lost or not len(after):
+        few = f"class {show(lost[0])}" if lost else "any kind"
+        raise InvalidConfig(
+            f"{where} has too few examples of {few}: none is left after validation and test "
+            "examples are cut from it. Add examples, or give the missing splits as files of their "
+            "own."
+        )
+
+
+def _blanks(splits: Mapping[str, Examples]) -> list[str]:
+    """A note for every split with blank texts."""
+    counts = {split: sum(not t.strip() for t in splits[split].texts) for split in sorted(splits)}
+    return [
+        f"{split}: {count:,} of {len(splits[split]):,} texts are blank; they are kept."
+        for split, count in counts.items()
+        if count
+    ]
+
+
+def _overlaps(splits: Mapping[str, Examples]) -> list[str]:
+    """A note for every evaluation split that shares texts with train."""
+    seen = set(splits["train"].text_keys())
+    notes = []
+    for split in ("validation", "test"):
+        shared = sum(key in seen for key in splits[split].text_keys())
+        if shared:
+            notes.append(
+                f"{split}: {shared:,} of {len(splits[split]):,} examples have a text that is in "
+                "train too."
+            )
+    return notes

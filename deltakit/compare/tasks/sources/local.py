@@ -1,0 +1,104 @@
+"""A task from files of one's own: a folder with a file a split, or one file."""
+
+import difflib
+from pathlib import Path
+
+from deltakit.compare.tasks.data.columns import ColumnNames, Source, listed
+from deltakit.compare.tasks.data.files import SUFFIXES, read_columns
+from deltakit.compare.tasks.kinds import kind_of
+from deltakit.compare.tasks.sources.assemble import assemble, check
+from deltakit.compare.tasks.task import TaskData
+from deltakit.errors import InvalidConfig, UnknownName
+
+_STEMS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+
+
+def load_folder(
+    path: str | Path, names: ColumnNames | None = None, kind: str | None = None
+) -> TaskData:
+    """Reads a task from local files. Leaves nothing behind in the folder or in a cache.
+
+    The classes are the labels of train, whole numbers by value and names by alphabet. Where
+    validation or test is missing, 10 % or 20 % of train is cut off by a rule that does not depend
+    on the order of the rows; `TaskData.notes` says so.
+
+    Args:
+        path: a folder with ``train.*`` and optionally ``validation.*`` (or ``valid.*``,
+            ``dev.*``) and ``test.*``, or one file; CSV, JSON lines, JSON or Parquet.
+        names: the columns; by default those that the kind of task usually has.
+        kind: the kind of task; by default what train looks like.
+
+    Raises:
+        UnknownName: there is nothing at `path`, or no such kind.
+        InvalidConfig: a file, a column, a text or a label is missing or is not what it should be.
+    """
+    names, place = names or ColumnNames(), expanded(path)
+    sources = {
+        split: Source(where=f"{split} ({str(file)!r})", columns=read_columns(file))
+        for split, file in _files(place).items()
+    }
+    chosen = kind_of(kind, sources["train"].columns, names)
+    splits = {split: check(source, names, chosen) for split, source in sources.items()}
+    full = place.resolve()
+    return assemble(full.stem if full.is_file() else full.name, splits, chosen)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` filled in; a ``~somebody`` that nobody is called stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _files(place: Path) -> dict[str, Path]:
+    """The file of each split that there is; train is always there."""
+    if place.is_file():
+        return {"train": place}
+    if not place.is_dir():
+        raise _not_found(place)
+    files = {split: file for split in _STEMS if (file := _file(place, split)) is not None}
+    if "train" not in files:
+        raise InvalidConfig(
+            f"folder {str(place)!r} has no train file that can be read. It has: "
+            f"{listed(_names(place)) or 'nothing'}. Name the files train, validation and test, "
+            f"ending in {', '.join(SUFFIXES)}, or give one file."
+        )
+    return files
+
+
+def _file(folder: Path, split: str) -> Path | None:
+    found = [
+        folder / name
+        for name in _names(folder)
+        if Path(name).stem.lower() in _STEMS[split] and Path(name).suffix.lower() in SUFFIXES
+    ]
+    if len(found) > 1:
+        raise InvalidConfig(
+            f"folder {str(folder)!r} has {len(found)} files for {split}: "
+            f"{listed(file.name for file in found)}. Keep one of them."
+        )
+    return found[0] if found else None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise InvalidConfig(
+            f"folder {str(folder)!r} cannot be read: {error.strerror}. Check its permissions."
+        ) from error
+
+
+def _not_found(place: Path) -> UnknownName:
+    beside = _names(place.parent) if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, beside, n=1, cutoff=0.6)
+    hint = f" Did you mean {str(place.parent / near[0])!r}?" if near else ""
+    return UnknownName(
+        f"no file or folder {str(place)!r}.{hint} Give a folder with train, validation and test "
+        f"files, or one file; deltakit reads {', '.join(SUFFIXES)}."
+    )

@@ -1,0 +1,116 @@
+"""What a task is: examples of one kind in three splits, and where they come from."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from deltakit._registry import Registry
+from deltakit.compare.tasks.data.splits import Splits
+from deltakit.compare.tasks.kinds import Kind
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskData:
+    """A task's examples, ready to be tokenised.
+
+    Every split has the columns ``text`` (str), ``label`` (as its kind has it; texts to model have
+    none) and, where the task is about pairs, ``text_pair`` (str).
+
+    Attributes:
+        name: what the column ``task`` of the results says.
+        kind: what is asked about an example, and how the answer is judged.
+        train: what the weights are trained on.
+        validation: what choices are made on.
+        test: what scores are reported on, and nothing else.
+        metric: the score's name; one of the kind's.
+        citation: BibTeX of the paper that the data comes from.
+        notes: what a reader of the scores must know about the splits; the report prints them.
+    """
+
+    name: str
+    kind: Kind
+    train: "Dataset"
+    validation: "Dataset"
+    test: "Dataset"
+    metric: str
+    citation: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes or labels, where the kind of task has any."""
+        return self.kind.labels
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether an example is a pair of texts."""
+        return "text_pair" in self.train.column_names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what is asked, the metric and every example of every split."""
+        digest = hashlib.sha256()
+        for part in (*self.kind.identity, self.metric):
+            digest.update(_framed(part))
+        for split in (self.train, self.validation, self.test):
+            digest.update(_framed(str(len(split))))
+            for column in sorted(split.column_names):
+                values = split[:][column]
+                digest.update(_framed(column))
+                digest.update(b"".join(_framed(str(value)) for value in values))
+        return digest.hexdigest()
+
+
+def _framed(text: str) -> bytes:
+    """The text after its length in bytes: no two lists of texts give the same bytes."""
+    encoded = text.encode()
+    return b"%d:%b" % (len(encoded), encoded)
+
+
+class Task(ABC):
+    """A task that deltakit ships: one class in one file, registered with `register_task`.
+
+    Class variables that a task sets: `name` (what users type), `description` (one line), `version`
+    (raised when the examples or the splits change) and `citation` (BibTeX).
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    version: ClassVar[int]
+    citation: ClassVar[str]
+
+    @abstractmethod
+    def load(self) -> TaskData:
+        """The examples. Raises `MissingExtra` where the package that holds them is missing."""
+
+    def _task_data(self, splits: Splits, kind: Kind) -> TaskData:
+        """What `load` returns, out of the splits and the kind of their labels."""
+        return TaskData(
+            name=self.name,
+            kind=kind,
+            metric=kind.metrics[0],
+            train=splits.train.dataset(),
+            validation=splits.validation.dataset(),
+            test=splits.test.dataset(),
+            citation=self.citation,
+        )
+
+
+TASKS: Registry[type[Task]] = Registry("task")
+
+T = TypeVar("T", bound=type[Task])
+
+
+def register_task(cls: T) -> T:
+    """Class decorator: makes a task known by its `name`.
+
+    Raises:
+        NameInUse: another task has the name.
+    """
+    TASKS.add(cls.name, cls)
+    return cls

@@ -1,0 +1,163 @@
+"""Methods that another library puts on a model: rows of a comparison, and nothing else here.
+
+A comparison trains, runs, counts and stores what it compares through `Subject` alone, so a library
+joins in with one class of methods and one of subjects. Nothing above this file names the library.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from deltakit._registry import Registry
+from deltakit.core.method import Entry, Method, Placement
+from deltakit.errors import InvalidConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Numbers of parameters, and the bytes of the base: columns of ``results.csv``."""
+
+    trained_params: int
+    trained_pct: float
+    deployed_params: int
+    head_params: int
+    base_bytes: int
+
+
+class Subject(ABC):
+    """A model with one method on it, as a comparison needs it.
+
+    Attributes:
+        model: what is trained and run: called with a batch, it returns `loss` and `logits`.
+        notes: sentences for the run's report.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model: Any = model
+        self.notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def attach(self) -> None:
+        """Puts the method on the model, ready to be trained: it and the task head, nothing else.
+
+        Raises:
+            DeltakitError: the method does not fit the model. The model may be on the meta device.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes what was trained. The ``*.safetensors`` right in `folder` are what it weighs."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """In place of `attach`: the method as `save` wrote it, ready to be trained or run."""
+
+    @abstractmethod
+    def counts(self) -> Counts:
+        """What is trained, and what is kept beside the base. Works on the meta device."""
+
+    @abstractmethod
+    def deploy(self) -> bool:
+        """Gives up what only training needs. Returns whether `save` writes less now."""
+
+    @abstractmethod
+    def disabled(self) -> AbstractContextManager[nn.Module]:
+        """Inside, the base as it was before; gives what to call."""
+
+    @abstractmethod
+    def merged(self) -> AbstractContextManager[nn.Module]:
+        """Inside, the method is folded into the base's weights; gives what to call.
+
+        Raises:
+            NotMergeable: it cannot be folded in, and taken out again.
+        """
+
+    @abstractmethod
+    def second(self, folder: Path) -> AbstractContextManager[Callable[[], None]]:
+        """Inside, the method as `save` wrote it is on the model a second time, and is active.
+
+        Gives what makes the other of the two the active one. In the end the first one is.
+        """
+
+    def callbacks(self) -> tuple[Any, ...]:
+        """What transformers' Trainer must call while it trains the model."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign(Method, ABC):
+    """A method of another library, by its name there and the settings that differ from its own.
+
+    Class variables that a library sets: `provider`, what stands before the colon in a spec, and
+    `usage`, a line for those who ask what can be compared.
+    """
+
+    name: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    provider: ClassVar[str]
+    usage: ClassVar[str]
+
+    def placements(self) -> tuple[Placement, ...]:
+        """Refuses: the library has placements of its own, which deltakit's hooks do not make.
+
+        Raises:
+            InvalidConfig: always.
+        """
+        raise InvalidConfig(
+            f"{self.provider}:{self.name} is put on a model by {self.provider}, not by deltakit: "
+            "it can be a row of a comparison, but neither be attached nor be part of another "
+            "method. Give it to `deltakit compare --methods` by itself."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """A library whose methods can be rows of a comparison.
+
+    Attributes:
+        method: the class of its methods.
+        adapted: makes the model with one of them on it, which is not attached yet.
+    """
+
+    method: type[Foreign]
+    adapted: Callable[[Any, Any], Subject]
+
+
+PROVIDERS: Registry[Provider] = Registry("provider", hint="Write provider:name[key=value].")
+"""Libraries by the name before the colon."""
+
+
+@dataclass(frozen=True)
+class Provided(Entry):
+    """A name after a colon, as `parse_method` builds it. The library knows its settings."""
+
+    def build(self, **fields: Any) -> Method:
+        """The method. Raises as the library's class."""
+        return super().build(settings=tuple(fields.items()))
+
+
+def provided(provider: str, name: str) -> Entry:
+    """The entry of ``provider:name``. Raises `UnknownName` for the provider."""
+    return Provided(PROVIDERS.get(provider).method, (("name", name),))
+
+
+def settings_of(pairs: object) -> tuple[tuple[str, Any], ...]:
+    """Settings in one order, however they were given.
+
+    Raises:
+        InvalidConfig: they are no pairs of a name and a value.
+    """
+    items = tuple(pairs.items()) if isinstance(pairs, Mapping) else pairs
+    if not isinstance(items, tuple | list) or not all(
+        isinstance(p, tuple | list) and len(p) == 2 and isinstance(p[0], str) for p in items
+    ):
+        raise InvalidConfig(f"settings={pairs!r}: pairs of a name and a value, (('r', 8),).")
+    return tuple(sorted(((key, value) for key, value in items), key=lambda pair: pair[0]))

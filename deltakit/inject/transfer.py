@@ -1,0 +1,264 @@
+"""Deltas between a model and a checkpoint: taken off one to be saved, put onto one when loaded.
+
+Installing is strict: every tensor is used exactly once, or the model is left as it was.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from deltakit.arch.resolve import resolve
+from deltakit.core.checkpoint import Checkpoint, Part, named
+from deltakit.core.composition import Composition, One
+from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NameInUse
+from deltakit.inject.attach import activate, attach, detach
+from deltakit.inject.attachments import (
+    Attached,
+    Bank,
+    bank_of,
+    base_parameters,
+    head_names,
+    need_bank,
+)
+from deltakit.inject.switch import current, deactivate, reactivate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def snapshot(model: "PreTrainedModel", what: str | Composition = "default") -> Checkpoint:
+    """An attached delta or a composition of several, with members and task heads, copied.
+
+    Raises:
+        UnknownName: no delta has the name.
+        DeltakitError: nothing is attached.
+    """
+    bank = need_bank(model)
+    composition = One(what) if isinstance(what, str) else what
+    parts = bank.closure(composition.names)
+    return Checkpoint(
+        origin=f"this {type(model).__name__}",
+        parts=tuple(Part(name=p.name, method=p.method, kept=p.kept) for p in parts),
+        base=base_of(model),
+        tensors=dict(_tensors(model, bank, parts, composition)),
+        composition=composition,
+    )
+
+
+def install(
+    model: "PreTrainedModel",
+    checkpoint: Checkpoint,
+    name: str | None = None,
+    *,
+    head: bool = True,
+) -> None:
+    """Attaches the deltas of a checkpoint, with their members, and makes what was saved active.
+
+    A member whose name is attached already is taken as it is if it is the same delta.
+
+    Args:
+        model: a model of the architecture and size that they were made for.
+        checkpoint: what to attach.
+        name: the name to attach it under; by default the one that it was saved under.
+        head: whether to load the task head that was saved with it.
+
+    Raises:
+        CheckpointError: another architecture, a tensor that is missing, left over or of another
+            shape. The model is unchanged.
+        InvalidConfig: a name for a composition of several.
+        NameInUse: another delta has the name.
+    """
+    _check_base(model, checkpoint)
+    if name is not None and not isinstance(checkpoint.composition, One):
+        raise InvalidConfig(
+            f"{checkpoint.origin} holds a composition of "
+            f"{', '.join(checkpoint.composition.names)}, which keep their names; load it without "
+            f"name={name!r}."
+        )
+    bank = bank_of(model)
+    before = None if bank is None else current(model, bank)
+    added: list[str] = []
+    try:
+        for part in checkpoint.parts:
+            _load_part(model, checkpoint, part, name, added, head=head)
+        if not isinstance(checkpoint.composition, One):
+            activate(model, checkpoint.composition)
+    except BaseException as error:
+        for each in reversed(added):
+            detach(model, each)
+        if bank is not None:
+            deactivate(model, bank)
+            reactivate(model, bank, before)
+        if isinstance(error, DeltakitError) and not isinstance(error, CheckpointError | NameInUse):
+            raise CheckpointError(f"{checkpoint.origin} does not fit this model: {error}") from None
+        raise
+
+
+def _tensors(
+    model: "PreTrainedModel", bank: Bank, parts: tuple[Attached, ...], composition: Composition
+) -> Iterator[tuple[str, Tensor]]:
+    for part in parts:
+        for key, tensor in part.tensors():
+            yield f"{part.name}/{key}", _plain(tensor)
+    parameters = base_parameters(model)
+    for name in composition.names:
+        for parameter, stored in bank.get(name).own.items():
+            owner, _ = bank.displaced.get(parameter, (None, None))
+            value = stored
+            if owner == name:  # a value that deltas were merged into is kept beside it
+                original = bank.merged.get(parameter)
+                value = original if isinstance(original, Tensor) else parameters[parameter]
+            yield f"{name}/own/{parameter}", _plain(value)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def base_of(model: "PreTrainedModel") -> dict[str, Any]:
+    """What a delta must find again: the architecture, and how deep and wide its stacks are."""
+    bank = bank_of(model)
+    handles = resolve(model) if bank is None else tuple(bank.handles.values())
+    sizes: dict[str, int] = {}
+    for handle in handles:
+        if handle.in_a_layer:
+            sizes.setdefault(f"{handle.stack} width", handle.d_in)
+            sizes[f"{handle.stack} layers"] = handle.layer + 1
+    return {"model_type": model.config.model_type, **sizes}
+
+
+def _check_base(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
+    here = base_of(model)
+    for key in checkpoint.base:
+        value = here.get(key)
+        if checkpoint.base[key] != value:
+            raise CheckpointError(
+                f"{checkpoint.origin} was made on a base with {key}={checkpoint.base[key]!r}; "
+                f"this {type(model).__name__} has {key}={value!r}. Load it on a model like its own."
+            )
+
+
+def _load_part(
+    model: "PreTrainedModel",
+    checkpoint: Checkpoint,
+    part: Part,
+    rename: str | None,
+    added: list[str],
+    *,
+    head: bool,
+) -> None:
+    is_top = part.name in checkpoint.composition.names
+    name = rename if is_top and rename is not None else part.name
+    alone = is_top and isinstance(checkpoint.composition, One)
+    bank = bank_of(model)
+    if not alone and bank is not None and name in bank.attached:
+        _check_same(bank.get(name), part, checkpoint)
+        return
+    prefix = f"{part.name}/"
+    given = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in checkpoint.tensors.items()
+        if key.startswith(prefix) and not key.startswith(f"{prefix}own/")
+    }
+    saved_in = next((t.dtype for t in given.values() if t.is_floating_point()), None)
+    attach(model, part.method, name, dtype=saved_in)
+    added.append(name)
+    bank = need_bank(model)
+    attached = bank.get(name)
+    expected = dict(attached.tensors())
+    _check_keys(checkpoint, expected, given, checkpoint.advice)
+    with torch.no_grad():
+        for key, tensor in given.items():
+            expected[key].copy_(tensor)
+    _keep(model, bank, attached, part, checkpoint)
+    if is_top:
+        _load_own(model, bank, attached, part, checkpoint, head=head)
+
+
+def _keep(
+    model: "PreTrainedModel", bank: Bank, attached: Attached, part: Part, checkpoint: Checkpoint
+) -> None:
+    """The members that the part kept at each site, where some were pruned."""
+    for key, names in part.kept.items():
+        known = tuple(name for name in attached.members if name in names)
+        if key not in attached.combiners or not names or known != names:
+            raise CheckpointError(
+                f"{checkpoint.origin}: {part.name!r} keeps {list(names)} at {key!r}, but "
+                f"it has {', '.join(attached.members)} at {', '.join(attached.combiners)}."
+            )
+    if part.kept:
+        before = deactivate(model, bank)
+        attached.keep(part.kept)
+        reactivate(model, bank, before)
+
+
+def _load_own(
+    model: "PreTrainedModel",
+    bank: Bank,
+    attached: Attached,
+    part: Part,
+    checkpoint: Checkpoint,
+    *,
+    head: bool,
+) -> None:
+    """The delta's values for the head and for parameters of the base."""
+    heads = head_names(model)
+    given = _own_tensors(checkpoint, part)
+    needed = {key: value for key, value in attached.own.items() if key not in heads}
+    wanted = {key: value for key, value in attached.own.items() if key in needed or key in given}
+    if not head:
+        wanted, given = needed, {key: given[key] for key in given if key in needed}
+    _check_keys(checkpoint, wanted, given, _HEAD_HINT)
+    before = deactivate(model, bank)
+    for key, tensor in given.items():
+        attached.own[key] = tensor.to(attached.own[key].device, attached.own[key].dtype)
+    reactivate(model, bank, before)
+
+
+_HEAD_HINT = "To load the delta without its task head, pass head=False."
+
+
+def _own_tensors(checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:
+    prefix = f"{part.name}/own/"
+    return {
+        k.removeprefix(prefix): t for k, t in checkpoint.tensors.items() if k.startswith(prefix)
+    }
+
+
+def _check_keys(
+    checkpoint: Checkpoint, expected: dict[str, Tensor], given: dict[str, Tensor], hint: str
+) -> None:
+    missing = [key for key in expected if key not in given]
+    extra = [key for key in given if key not in expected]
+    if missing or extra:
+        raise CheckpointError(
+            f"{checkpoint.origin} does not fit this model: {named('missing', missing)}"
+            f"{', ' if missing and extra else ''}{named('left over', extra)}. {hint}"
+        )
+    for key, tensor in given.items():
+        if tensor.shape != expected[key].shape:
+            raise CheckpointError(
+                f"{checkpoint.origin}: {key!r} has shape {tuple(tensor.shape)}, this model needs "
+                f"{tuple(expected[key].shape)}. {hint}"
+            )
+        if tensor.is_floating_point() != expected[key].is_floating_point():
+            raise CheckpointError(
+                f"{checkpoint.origin}: {key!r} is {tensor.dtype}, this model needs "
+                f"{expected[key].dtype}."
+            )
+
+
+def _check_same(attached: Attached, part: Part, checkpoint: Checkpoint) -> None:
+    own = {f"{part.name}/{key}": tensor for key, tensor in attached.tensors()}
+    alike = (attached.method, attached.kept) == (part.method, part.kept)
+    same = alike and all(
+        key in checkpoint.tensors and torch.equal(tensor.cpu(), checkpoint.tensors[key])
+        for key, tensor in own.items()
+    )
+    if not same:
+        raise CheckpointError(
+            f"{checkpoint.origin} has a member {part.name!r}, and another delta of that name is "
+            "attached. Detach that one first."
+        )

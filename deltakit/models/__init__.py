@@ -1,0 +1,1 @@
+"""Base models: found, loaded, with a task head, in a weight format."""

@@ -1,0 +1,134 @@
+"""A pretrained model by its name: where it is, and its shapes without its weights."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deltakit._network import model_answers
+from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest, unknown
+from deltakit.models.shipped import SHIPPED
+from deltakit.models.weights import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A pretrained model that has been found.
+
+    Attributes:
+        name: what the user calls it.
+        location: a folder, or a Hub name.
+        local_only: whether transformers need not ask the Hub, or could not.
+    """
+
+    name: str
+    location: str
+    local_only: bool
+
+    def config(self) -> Any:
+        """Its config, in transformers' own classes only.
+
+        Raises:
+            UnknownName: there is none.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                self.location, local_files_only=self.local_only, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UnknownName(
+                f"model {self.name!r} cannot be resolved: {first_line(error)} Give a folder that "
+                "holds a transformers checkpoint (config.json, weights, tokenizer), or a Hub name."
+            ) from None
+
+
+def find(name: str) -> Named:
+    """A shipped model, a local folder, or a Hub name.
+
+    Raises:
+        MissingExtra: a shipped model whose package is not installed.
+        UnknownName: nothing can have that name.
+    """
+    location = _location(name)
+    local_only = Path(location).is_dir() or not model_answers(location)
+    return Named(name=name, location=location, local_only=local_only)
+
+
+def _location(name: str) -> str:
+    if name in SHIPPED:
+        return str(SHIPPED[name].folder(name))
+    if Path(name).is_dir():
+        return name
+    meant = "/" not in name and nearest(name, SHIPPED)  # the Hub's first models have no owner
+    if name.startswith((".", "/", "~")) or meant:
+        raise unknown(
+            "model",
+            name,
+            SHIPPED,
+            hint="Or give a local folder that exists, or a Hub name such as 'owner/model'.",
+        )
+    return name
+
+
+def classes(config: Any, told: Iterable[str] = ()) -> "tuple[type[PreTrainedModel], ...]":
+    """The classes of transformers that a config's model can have, the likeliest first.
+
+    Args:
+        config: of transformers.
+        told: names of classes, or of Auto classes, that come first where they fit the config. Then
+            comes the class that the config names, if it is one of those that `load_base` makes.
+    """
+    usual = [kind for name in TASKS.values() for kind in _named(name, config)]
+    own = [kind for kind in usual if kind.__name__ in (config.architectures or ())]
+    first = [kind for name in told for kind in _named(name, config)]
+    return tuple(dict.fromkeys((*first, *own, *usual)))
+
+
+def _named(name: str, config: Any) -> "list[type[PreTrainedModel]]":
+    """The class of that name, or that an Auto class of that name has for the config, if any."""
+    import transformers
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    kind: Any = getattr(transformers, name, None)
+    if _is(kind, _BaseAutoModelClass):
+        kind = kind._model_mapping.get(type(config), None)
+    fits = _is(kind, transformers.PreTrainedModel) and kind.config_class is type(config)
+    return [kind] if fits else []
+
+
+def _is(kind: Any, parent: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, parent)
+
+
+def skeleton(
+    kind: "type[PreTrainedModel]", config: Any, labels: int | None = None
+) -> "PreTrainedModel":
+    """A model without its weights, in fp32 on the meta device.
+
+    Args:
+        kind: a class that fits the config.
+        config: of transformers; it is copied.
+        labels: how many classes a head has, if the config's number is not meant.
+
+    Raises:
+        InvalidConfig: the config describes no such model.
+    """
+    own = copy.deepcopy(config)
+    if labels is not None:
+        own.num_labels = labels
+    try:
+        with torch.device("meta"):
+            return kind(own)
+    except Exception as error:
+        # Each architecture raises its own for a number that it does not like.
+        raise InvalidConfig(
+            f"no {kind.__name__} can be made from its config: {first_line(error)}"
+        ) from None

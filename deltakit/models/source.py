@@ -1,0 +1,228 @@
+"""The base model of a comparison: found, fingerprinted, and loaded anew for every cell."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltakit.errors import InvalidConfig, UnknownName, first_line, unknown
+from deltakit.models.heads import Head
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from deltakit.models.weights import Base
+
+WEIGHTS = ("safetensors", "bin", "gguf")
+"""Endings of files with weights."""
+
+DEFAULT_MODEL = "minilm"
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def device() -> "torch.device":
+    """Where everything runs."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseChoice:
+    """How a comparison holds the weights of the base.
+
+    Attributes:
+        name: "fp32", "bf16", "int8", "nf4" or "fp4".
+        dtype: what it computes in, by torch's name; "" is the base's own.
+
+    Raises:
+        UnknownName: a dtype that models do not compute in.
+    """
+
+    name: str
+    dtype: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("", *COMPUTE_DTYPES):
+            raise unknown("--compute-dtype", self.dtype, COMPUTE_DTYPES)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | None":
+        """`dtype` as torch has it; None for the base's own."""
+        import torch
+
+        known = {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+            "": None,
+        }
+        return known[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A model that has been read.
+
+    Attributes:
+        model: with its head.
+        fresh: parameters that the checkpoint should have values for and has not (a pooler, often):
+            they are freshly drawn.
+    """
+
+    model: "PreTrainedModel"
+    fresh: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A pretrained model that has been found.
+
+    Attributes:
+        name: what the user calls it.
+        location: a folder, or a Hub name.
+        fingerprint: of its configuration, and of its files' sizes and sampled bytes.
+        local_only: whether transformers need not ask the Hub, or could not.
+    """
+
+    name: str
+    location: str
+    fingerprint: str
+    local_only: bool
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, with a padding token.
+
+        Raises:
+            UnknownName: the model has none.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.location, local_files_only=self.local_only
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise UnknownName(
+                f"model {self.name!r} has no tokenizer that transformers can load: "
+                f"{first_line(error)}"
+            ) from None
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            # Without files transformers makes an empty one, which reads every word as unknown.
+            raise UnknownName(
+                f"model {self.name!r} has no tokenizer: its vocabulary is empty. Save the "
+                "tokenizer beside the weights (tokenizer.json)."
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        return tokenizer
+
+    def check_complete(self) -> None:
+        """Raises `UnknownName` where the tokenizer, or a folder's weights, are missing."""
+        self.tokenizer()
+        folder = Path(self.location)
+        if folder.is_dir() and not any(any(folder.glob(f"*.{end}")) for end in WEIGHTS):
+            raise UnknownName(
+                f"model {self.name!r} has a config.json and no weights (*.safetensors, *.bin). "
+                "Give a folder that save_pretrained wrote."
+            )
+
+    def load(self, base: "BaseChoice", head: Head, pad_token_id: int | None) -> "Loaded":
+        """The model in a base, with a head; one that was not pre-trained is drawn freshly.
+
+        Raises:
+            DeltakitError: as `deltakit.load_base`.
+        """
+        from deltakit.models.weights import read_base
+
+        model, missing = read_base(
+            self.location,
+            base.name,
+            task=head.task,
+            labels=head.outputs,
+            problem=head.problem,
+            dtype=base.torch_dtype,
+            device=device(),
+            local_files_only=self.local_only,
+        )
+        head.settle(model, pad_token_id)
+        return Loaded(model=model, fresh=head.lacking(missing, model))
+
+    def check_base(self, base: "BaseChoice") -> "Base":
+        """What holds the model in a base. Raises as `deltakit.load_base`, before it is loaded."""
+        from deltakit.models.weights import check_base
+
+        return check_base(
+            self.location,
+            base.name,
+            dtype=base.torch_dtype,
+            device=device(),
+            local_files_only=self.local_only,
+        )
+
+    def skeleton(self, head: Head) -> "PreTrainedModel":
+        """The model without its weights, on the meta device, to try methods on.
+
+        Raises:
+            InvalidConfig: the architecture has no such head.
+        """
+        import torch
+        import transformers
+
+        from deltakit.models.weights import TASKS, read_config
+
+        config = read_config(
+            self.location, head.outputs, head.problem, local_files_only=self.local_only
+        )
+        head.check(self.name, config)
+        try:
+            with torch.device("meta"):
+                return getattr(transformers, TASKS[head.task]).from_config(
+                    config, dtype=torch.float32
+                )
+        except ValueError as error:
+            raise InvalidConfig(
+                f"model {self.name!r} cannot {head.purpose}: {first_line(error)}"
+            ) from None
+
+
+def find_model(name: str) -> ModelSource:
+    """A shipped model, a local folder, or a Hub name.
+
+    Raises:
+        MissingExtra: a shipped model whose package is not installed.
+        UnknownName: nothing of that name can be resolved.
+    """
+    from deltakit.models.find import find
+
+    found = find(name)
+    return ModelSource(
+        name=name,
+        location=found.location,
+        fingerprint=_fingerprint(found.config(), Path(found.location)),
+        local_only=found.local_only,
+    )
+
+
+def _fingerprint(config: Any, folder: Path) -> str:
+    """Where it is does not make it another model; its revision on the Hub does."""
+    settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
+    settings["_commit_hash"] = getattr(config, "_commit_hash", None)  # set for Hub models
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    files = folder.iterdir() if folder.is_dir() else ()
+    for file in sorted(files):
+        if file.suffix[1:] in WEIGHTS or file.name in ("tokenizer.json", "vocab.txt"):
+            digest.update(_sample(file))
+    return digest.hexdigest()
+
+
+def _sample(file: Path) -> bytes:
+    """Size, header and first and last MiB: enough to tell two checkpoints apart, at any size."""
+    size, mebibyte = file.stat().st_size, 1 << 20
+    with file.open("rb") as stream:
+        first = stream.read(mebibyte)
+        stream.seek(max(0, size - mebibyte))
+        return file.name.encode() + size.to_bytes(8, "little") + first + stream.read(mebibyte)

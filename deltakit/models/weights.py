@@ -1,0 +1,354 @@
+"""A pretrained model in one of several bases: floating point, or quantised when it is loaded."""
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from deltakit._registry import Registry
+from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, first_line, unknown
+from deltakit.models.quantised import codec_class, codec_of, steady
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TASKS = {
+    "bare": "AutoModel",
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classify": "AutoModelForSequenceClassification",
+    "classify_tokens": "AutoModelForTokenClassification",
+    "classify_images": "AutoModelForImageClassification",
+}
+"""What a model is loaded for, and transformers' class for it."""
+
+COMPUTE = (torch.float32, torch.bfloat16, torch.float16)
+"""What models compute in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(ABC):
+    """One way to hold a pretrained model's weights.
+
+    Attributes:
+        name: what users call it.
+        dtype: what it computes in, unless the user says another.
+    """
+
+    name: str
+    dtype: torch.dtype
+
+    @abstractmethod
+    def check(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises where it cannot be had on the device, or in the dtype."""
+
+    @abstractmethod
+    def reads(self, stored: dict[str, Any] | None) -> bool:
+        """Whether a checkpoint whose config says `stored` of its quantisation is in this base."""
+
+    @abstractmethod
+    def arguments(
+        self, stored: dict[str, Any] | None, dtype: torch.dtype, skip: list[str]
+    ) -> dict[str, Any]:
+        """What `from_pretrained` needs to quantise, or to read what is quantised.
+
+        Args:
+            stored: what the checkpoint's config says of its quantisation.
+            dtype: what to compute in.
+            skip: modules to leave as they are.
+        """
+
+    def quiet(self) -> None:
+        """Turns off messages that come with every pass. None by default."""
+        return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floating(Base):
+    """Every weight is a floating-point number."""
+
+    def check(self, device: torch.device, dtype: torch.dtype) -> None:
+        del device
+        if dtype != self.dtype:
+            raise InvalidConfig(
+                f"base {self.name!r} is {self.dtype}, not {dtype}; dtype= is for quantised bases."
+            )
+
+    def reads(self, stored: dict[str, Any] | None) -> bool:
+        return stored is None
+
+    def arguments(
+        self, stored: dict[str, Any] | None, dtype: torch.dtype, skip: list[str]
+    ) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bitsandbytes(Base):
+    """Linears in eight bits, or in four with their statistics quantised too."""
+
+    dtype: torch.dtype = torch.bfloat16
+    package: ClassVar[str] = "bitsandbytes"
+
+    def check(self, device: torch.device, dtype: torch.dtype) -> None:
+        del dtype
+        if find_spec(self.package) is None:
+            raise MissingExtra(
+                f"base {self.name!r} needs the package {self.package!r}, which is not installed. "
+                'From a checkout: pip install -e ".[quant]". Or take the base fp32 or bf16.'
+            )
+        from bitsandbytes import supported_torch_devices
+
+        if device.type not in supported_torch_devices:
+            raise InvalidConfig(
+                f"base {self.name!r}: {self.package} does not run on {device.type!r}, only on "
+                f"{', '.join(sorted(supported_torch_devices))}. Take the base fp32 or bf16 there."
+            )
+
+    def reads(self, stored: dict[str, Any] | None) -> bool:
+        if stored is None or stored.get("quant_method") != self.package:
+            return False
+        if stored.get("load_in_8bit"):
+            return self.name == "int8"
+        return bool(stored.get("bnb_4bit_quant_type", "fp4") == self.name)
+
+    def arguments(
+        self, stored: dict[str, Any] | None, dtype: torch.dtype, skip: list[str]
+    ) -> dict[str, Any]:
+        from transformers import BitsAndBytesConfig
+
+        if stored is not None:
+            left = [*(stored.get("llm_int8_skip_modules") or ()), *skip]
+            stored["llm_int8_skip_modules"] = list(dict.fromkeys(left))
+            return {}
+        if self.name == "int8":
+            config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+        else:
+            config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=self.name,
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+                llm_int8_skip_modules=skip,
+            )
+        return {"quantization_config": config}
+
+    def quiet(self) -> None:
+        # int8 says once for each linear and pass that it casts to fp16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+BASES: Registry[Base] = Registry("base")
+
+for _base in (
+    Floating(name="fp32", dtype=torch.float32),
+    Floating(name="bf16", dtype=torch.bfloat16),
+    Bitsandbytes(name="int8"),
+    Bitsandbytes(name="nf4"),
+    Bitsandbytes(name="fp4"),
+):
+    BASES.add(_base.name, _base)
+
+
+def load_base(
+    model: str | Path,
+    base: str | None = None,
+    *,
+    task: str = "bare",
+    labels: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    local_files_only: bool = False,
+) -> "PreTrainedModel":
+    """Loads a pretrained model in a base: ``load_base("owner/model", "nf4", task="causal")``.
+
+    Task heads, and modules that the checkpoint has no values for, are not quantised. nf4 and fp4
+    have their statistics quantised too (QLoRA's double quantisation). Any method attaches to the
+    result; it needs no further preparation.
+
+    Args:
+        model: a Hub name, or a folder.
+        base: "fp32", "bf16", "int8", "nf4" or "fp4"; by default the one that the checkpoint is
+            quantised in, else "fp32". A quantised checkpoint is kept as it is.
+        task: "bare", "causal", "seq2seq", "classify", "classify_tokens" or "classify_images".
+        labels: how many classes the head has.
+        dtype: what a quantised base computes in, and what is not quantised is held in; bf16 by
+            default.
+        device: where the model is put.
+        local_files_only: never asks the Hub.
+
+    Raises:
+        UnknownName: a base, a task or a model that there is not.
+        MissingExtra: the base needs a package that is not installed.
+        InvalidConfig: a base that the device does not run, a dtype that it does not compute in, a
+            checkpoint that is quantised another way, or an architecture without such a head.
+    """
+    return read_base(
+        model, base, task=task, labels=labels, dtype=dtype, device=device,
+        local_files_only=local_files_only,
+    )[0]  # fmt: skip
+
+
+def read_base(
+    model: str | Path,
+    base: str | None = None,
+    *,
+    task: str = "bare",
+    labels: int | None = None,
+    problem: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    local_files_only: bool = False,
+) -> "tuple[PreTrainedModel, frozenset[str]]":
+    """As `load_base`, with the names of the parameters that the checkpoint has no values for.
+
+    `problem` is transformers' name for what a head of `labels` numbers is trained on; by default
+    the labels tell.
+    """
+    name, place = str(model), torch.device(device)
+    config = read_config(name, labels, problem, local_files_only=local_files_only)
+    chosen, dtype = _checked(name, config, base, dtype, place)
+    kind = _class(task)
+    skip = _heads(name, config, kind)
+    while True:
+        read, found = kind.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            device_map={"": place},
+            local_files_only=local_files_only,
+            output_loading_info=True,
+            **chosen.arguments(_stored(config), dtype, skip),
+        )
+        fresh = _unquantised(read)
+        if not fresh or set(fresh) <= set(skip):
+            break
+        skip = [*skip, *fresh]  # what the checkpoint has no values for is found only by reading it
+    steady(read)
+    chosen.quiet()
+    return read, frozenset(found["missing_keys"])
+
+
+def check_base(
+    model: str | Path,
+    base: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    local_files_only: bool = False,
+) -> Base:
+    """The base, if `load_base` would have the model in it here. Raises as `load_base`."""
+    config = read_config(str(model), local_files_only=local_files_only)
+    return _checked(str(model), config, base, dtype, torch.device(device))[0]
+
+
+def _checked(
+    name: str, config: Any, base: str | None, dtype: torch.dtype | None, device: torch.device
+) -> tuple[Base, torch.dtype]:
+    """The base and what it computes in."""
+    chosen = _chosen(name, base, _stored(config))
+    dtype = dtype or (config.dtype if _stored(config) else None) or chosen.dtype
+    chosen.check(device, dtype)
+    _check_computes(dtype, device)
+    return chosen, dtype
+
+
+def read_config(
+    name: str,
+    labels: int | None = None,
+    problem: str | None = None,
+    *,
+    local_files_only: bool = False,
+) -> Any:
+    """A model's config, with a head as `read_base` would draw it.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnknownName(
+            f"model {name!r} cannot be loaded: {first_line(error)} Give a folder that holds a "
+            "transformers checkpoint, or a Hub name."
+        ) from None
+    if labels is not None:
+        # What a checkpoint was fine-tuned on before is no part of a head that is to be drawn.
+        config.problem_type, config.num_labels = problem, labels
+    return config
+
+
+def _stored(config: Any) -> dict[str, Any] | None:
+    """What the checkpoint's config says of its quantisation."""
+    return vars(config).get("quantization_config")
+
+
+def _chosen(name: str, base: str | None, stored: dict[str, Any] | None) -> Base:
+    wanted = None if base is None else BASES.get(base)
+    own = next((each for each in map(BASES.get, BASES) if each.reads(stored)), None)
+    if stored is None:
+        return wanted or BASES.get("fp32")
+    if own is None:
+        raise InvalidConfig(
+            f"model {name!r} is quantised by {stored.get('quant_method')!r}, which load_base does "
+            f"not read; it reads {', '.join(BASES)}. Load it with transformers, then attach."
+        )
+    if wanted not in (None, own):
+        raise InvalidConfig(
+            f"model {name!r} is quantised as {own.name!r} already and cannot become {base!r}. Give "
+            f"base={own.name!r}, or load the checkpoint that it was made from."
+        )
+    return own
+
+
+def _check_computes(dtype: torch.dtype, device: torch.device) -> None:
+    if dtype not in COMPUTE:
+        raise InvalidConfig(
+            f"no model computes in {dtype}; give one of {', '.join(map(str, COMPUTE))}."
+        )
+    try:
+        one = torch.ones(1, 1, dtype=dtype, device=device)
+        torch.nn.functional.layer_norm(one @ one, (1,))
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise InvalidConfig(
+            f"{device.type!r} does not compute in {dtype} here: {first_line(error)} Give another "
+            "device= or dtype=."
+        ) from None
+
+
+def _class(task: str) -> Any:
+    import transformers
+
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    return getattr(transformers, TASKS[task])
+
+
+def _heads(name: str, config: Any, kind: Any) -> list[str]:
+    """The modules outside the base model, and the one that predicts tokens."""
+    try:
+        with torch.device("meta"):
+            skeleton = kind.from_config(config)
+    except ValueError as error:
+        raise InvalidConfig(f"model {name!r}: {first_line(error)}") from None
+    inside = set(skeleton.base_model.modules()) - {skeleton.get_output_embeddings()}
+    return [
+        path
+        for path, module in skeleton.named_modules()
+        if path and module not in inside and next(module.parameters(), None) is not None
+    ]
+
+
+def _unquantised(model: "PreTrainedModel") -> list[str]:
+    """Modules that were to be quantised and are not: the checkpoint has no values for them."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if codec_class(module) is not None and codec_of(module) is None
+    ]

@@ -1,0 +1,1 @@
+"""One forward pass: how the active deltas change what a model computes."""

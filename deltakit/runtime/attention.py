@@ -1,0 +1,171 @@
+"""Keys and values of a delta's own, added in the attention function.
+
+While a prefix is active, its attention modules call a function registered here instead of the one
+that the config names. It puts the delta's keys and values in front of the module's, which are then
+final: projected, rotated and out of the cache. So no position shifts and no context is lost. The
+mask is widened by columns that everybody sees, and the original function does the rest.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltakit.errors import IncompatibleDeltas
+from deltakit.runtime.nodes import Node, Signal
+from deltakit.runtime.port_kinds import PositionsPort
+
+_SLOT = "_deltakit_attention"
+_MARK = "deltakit_"
+_ORIGINALS = ("sdpa", "eager")
+
+
+class AttentionPort(PositionsPort):
+    """The change is ``(2, l, d_kv)``, or ``(2, rows, l, d_kv)``: keys and values."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def memory(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The delta's ``(2, rows, heads, l, width)``, and which of it each row sees (or None)."""
+        nothing = key.new_empty(0)
+        change = self.node.change(Signal(nothing, nothing, nothing), self)
+        visible = self.node.visible(key.device)
+        heads = change.unflatten(-1, (key.shape[1], -1)).transpose(-2, -3)
+        if heads.ndim == 4:
+            heads = heads.unsqueeze(1)
+        return heads.expand(-1, key.shape[0], -1, -1, -1), visible
+
+
+@dataclass(frozen=True)
+class _Attend:
+    """The attention function that is registered beside the one called `original`."""
+
+    original: str
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        attend = _function(type(module), self.original)
+        port = vars(module).get(_SLOT)
+        if port is None or not port.node.present:
+            return attend(module, query, key, value, attention_mask, **kwargs)
+        memory, visible = port.memory(key)
+        length = memory.shape[-2]
+        causal = self.original == "sdpa" and _is_causal(module, kwargs)
+        mask = _explicit(attention_mask, query, key, causal=causal)
+        if kwargs.get("position_bias") is not None:
+            bias = kwargs["position_bias"][..., : key.shape[2]]
+            kwargs["position_bias"] = F.pad(bias, (length, 0))
+        output, weights = attend(
+            module,
+            query,
+            torch.cat([memory[0].to(key.dtype), key], dim=2),
+            torch.cat([memory[1].to(value.dtype), value], dim=2),
+            _widened(mask, visible, length, query, key),
+            **kwargs,
+        )
+        return output, None if weights is None else weights[..., length:]
+
+
+def _function(kind: type, name: str) -> Any:
+    """The attention function called `name` in the file that defines the attention module."""
+    for each in kind.__mro__:
+        scope = vars(sys.modules[each.__module__])
+        if "eager_attention_forward" in scope:
+            eager = scope["eager_attention_forward"]
+            return scope["ALL_ATTENTION_FUNCTIONS"].get_interface(name, eager)
+    raise IncompatibleDeltas(
+        f"{kind.__name__} has no attention function of transformers' interface in its file, so "
+        "keys and values cannot be added to it."
+    )
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether the function itself masks the future where it is given no mask."""
+    given = kwargs.get("is_causal")
+    return bool(vars(module).get("is_causal", True) if given is None else given)
+
+
+def _explicit(mask: Tensor | None, query: Tensor, key: Tensor, *, causal: bool) -> Tensor | None:
+    """The mask over the module's own keys; None where all of them are seen."""
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is not None:
+        return mask[..., :keys]
+    if not causal or queries == 1:
+        return None
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril()
+
+
+def _widened(
+    mask: Tensor | None, visible: Tensor | None, length: int, query: Tensor, key: Tensor
+) -> Tensor | None:
+    """The mask with `length` columns in front, which every row sees unless `visible` says no."""
+    if visible is None:
+        if mask is None:
+            return None
+        return F.pad(mask, (length, 0), value=mask.dtype == torch.bool)
+    if mask is None:
+        mask = visible.new_ones(1, 1, 1, key.shape[2])
+    mask = mask.expand(query.shape[0], -1, query.shape[2], -1)
+    columns = visible[:, None, None, :].expand(-1, mask.shape[1], query.shape[2], -1)
+    if mask.dtype != torch.bool:
+        hidden = torch.finfo(mask.dtype).min
+        columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, hidden)
+    return torch.cat([columns, mask], dim=-1)
+
+
+class Switch:
+    """Makes one attention module call the function above, until it is removed.
+
+    As a hook in front of the module it also follows `model.set_attn_implementation`.
+    """
+
+    def __init__(self, module: nn.Module, port: AttentionPort) -> None:
+        self.module = module
+        self.config: Any = module.config
+        self()
+        vars(module)[_SLOT] = port
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _register()  # the process that unpickles a model may have attached nothing yet
+
+    def __call__(self, *args: Any) -> None:
+        name: str = self.config._attn_implementation
+        if not name.startswith(_MARK):
+            _register()
+            self.config._attn_implementation_internal = f"{_MARK}{_known(name)}"
+
+    def remove(self) -> None:
+        """Gives the module and its config back."""
+        vars(self.module).pop(_SLOT, None)
+        name: str = self.config._attn_implementation
+        self.config._attn_implementation_internal = name.removeprefix(_MARK)
+
+
+def _known(name: str) -> str:
+    if name not in _ORIGINALS:
+        raise IncompatibleDeltas(
+            f"the model's attention is {name!r}; keys and values can be added to "
+            f"{' and '.join(_ORIGINALS)}. Call model.set_attn_implementation('sdpa') first."
+        )
+    return name
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    for name in _ORIGINALS:
+        AttentionInterface.register(f"{_MARK}{name}", _Attend(name))
+        AttentionMaskInterface.register(f"{_MARK}{name}", ALL_MASK_ATTENTION_FUNCTIONS[name])

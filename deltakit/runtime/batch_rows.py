@@ -1,0 +1,139 @@
+"""A batch whose rows use different deltas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from deltakit.core.delta import Combiner, compute_dtype
+from deltakit.core.site import Insertion
+from deltakit.runtime.nodes import Leaf, Node, Port, Signal, cast
+
+Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Node):
+    """For each row one of `parts`, by its index, or None."""
+
+    parts: tuple[Node, ...]
+    choice: tuple[int | None, ...]
+    _groups: dict[Any, list[Grouping]] = field(default_factory=dict)
+    _indices: dict[Any, Tensor] = field(default_factory=dict)
+    _parameters: dict[Any, list[dict[str, Tensor]]] = field(default_factory=dict)
+    _kept: dict[Any, tuple[Any, dict[str, Tensor]]] = field(default_factory=dict)
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        return port.rows(self, signal)
+
+    def groups(self) -> list[Grouping]:
+        """Parts that are computed together, and the rows that they are for, a part each."""
+        present = tuple(part.present for part in self.parts)
+        if present not in self._groups:
+            found: dict[Any, list[int]] = {}
+            for row, chosen in enumerate(self.choice):
+                if chosen is not None and present[chosen]:
+                    found.setdefault(_kind(self.parts[chosen], chosen), []).append(row)
+            self._groups[present] = [
+                (tuple(self._part(row) for row in rows), tuple(rows)) for rows in found.values()
+            ]
+        return self._groups[present]
+
+    def index(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
+        """`rows` as a tensor, made once."""
+        key = (rows, device)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(rows, device=device)
+        return self._indices[key]
+
+    def stacked(self, leaves: tuple[Leaf, ...]) -> dict[str, Tensor]:
+        """Each parameter of the rows' forms, ``(rows, ...)``.
+
+        Without gradients it is kept until a parameter changes.
+        """
+        if leaves not in self._parameters:
+            self._parameters[leaves] = [dict(leaf.delta.named_parameters()) for leaf in leaves]
+        own = self._parameters[leaves]
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._kept.clear()
+            return {name: torch.stack([each[name] for each in own]) for name in own[0]}
+        state = tuple((id(p), p.data_ptr(), p._version) for each in own for p in each.values())
+        if leaves not in self._kept or self._kept[leaves][0] != state:
+            stacked = {name: torch.stack([each[name] for each in own]) for name in own[0]}
+            self._kept[leaves] = state, stacked
+        return self._kept[leaves][1]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """At a site of positions: how many each row has."""
+        return tuple(
+            0 if chosen is None or not self.parts[chosen].present else self.parts[chosen].length
+            for chosen in self.choice
+        )
+
+    def visible(self, device: torch.device) -> Tensor | None:
+        longest = max(self.lengths)
+        if min(self.lengths) == longest:
+            return None
+        return torch.arange(longest, device=device) < self.index(self.lengths, device)[:, None]
+
+    def _part(self, row: int) -> Node:
+        chosen = self.choice[row]
+        assert chosen is not None
+        return self.parts[chosen]
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for part in self.parts for leaf in part.leaves)
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        return tuple(combiner for part in self.parts for combiner in part.combiners)
+
+    @property
+    def weighs(self) -> bool:
+        return any(part.weighs for part in self.parts)
+
+
+def change_of_rows(node: Rows, parts: tuple[Node, ...], signal: Signal, port: Port) -> Tensor:
+    """Δh where row i of `signal` uses ``parts[i]``; all parts are of one kind."""
+    first = parts[0]
+    if all(part is first for part in parts):
+        return first.change(signal, port)
+    leaves = tuple(part for part in parts if isinstance(part, Leaf))
+    source = signal.h if leaves[0].insertion is Insertion.SEQUENTIAL else signal.x
+    source = cast(source, compute_dtype(leaves[0].delta))
+    return grouped(leaves, node.stacked(leaves), source).to(signal.stream.dtype)
+
+
+def grouped(leaves: Sequence[Leaf], parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    """``s_i · f_i(x[i])`` for forms of one class and shape, as batched matrix products."""
+    first = leaves[0]
+    dtype = compute_dtype(first.delta) or x.dtype  # x may be ids
+    scale = torch.tensor([leaf.scale for leaf in leaves], dtype=dtype, device=x.device)
+    if first.by_row is not None and x.ndim == 3:
+        return first.by_row.by_row(parameters, x, scale.view(-1, 1, 1))
+    change = vmap(partial(_call, first.delta), randomness="different")(parameters, x)
+    return change * scale.view(-1, *(1,) * (change.ndim - 1))
+
+
+def _call(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    return functional_call(module, parameters, (x,))
+
+
+def _kind(part: Node, chosen: int) -> Any:
+    """Equal for parts that can be computed together: all but the parameters' values is the same."""
+    if not isinstance(part, Leaf) or any(True for _ in part.delta.buffers()):
+        return chosen
+    shapes = tuple((name, p.shape, p.dtype) for name, p in part.delta.named_parameters())
+    settings = tuple((type(module), _settings(module)) for module in part.delta.modules())
+    return part.insertion, shapes, settings
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    own = sorted(vars(module).items())
+    return tuple((k, v) for k, v in own if not k.startswith("_") and k != "training")

@@ -1,0 +1,264 @@
+"""How a change meets the representation, and how several changes make one.
+
+Within a placement, ``h <- h + s Δh`` (He et al. 2022). Across deltas, what users compose by name
+(`deltakit.core.composition`) is one `Node` at each site while the model runs: an object that turns
+a `Signal` into Δh. Nodes are plain objects, not closures, so a model with deltas can be copied and
+pickled.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltakit.core.delta import (
+    ByRow,
+    Combiner,
+    Delta,
+    OnePass,
+    Positions,
+    compute_dtype,
+    has_shortcut,
+)
+from deltakit.core.site import Insertion
+
+
+class Signal(NamedTuple):
+    """What a site offers while the model runs.
+
+    `x` is the direct input of the sub-module, `h` the representation as a delta reads it, and
+    `stream` what a change is added to: h itself, except at a post-LN block's norm, where h is the
+    normalised stream.
+    """
+
+    x: Tensor
+    h: Tensor
+    stream: Tensor
+
+
+class Port(ABC):
+    """One way of reading a site and of writing it back (see `deltakit.runtime.hooks`)."""
+
+    @abstractmethod
+    def advance(self, signal: Signal, change: Tensor) -> Signal:
+        """The signal after `change` has been made."""
+
+    @abstractmethod
+    def join(self, changes: Sequence[Tensor]) -> Tensor:
+        """Several changes made at once, as one."""
+
+    @abstractmethod
+    def rows(self, node: "Node", signal: Signal) -> Tensor:
+        """The change where each row has its own (`deltakit.runtime.batch_rows.Rows`)."""
+
+
+@dataclass(eq=False)
+class Gate:
+    """How many of the lowest layers go without their deltas in this forward pass.
+
+    AdapterDrop draws the number anew for every batch that is trained on (Rücklé et al. 2021).
+    """
+
+    up_to: int
+    dropped: int = 0
+
+    def draw(self) -> None:
+        """Takes a number from 0 to `up_to`, each equally often."""
+        self.dropped = int(torch.randint(self.up_to + 1, ()))
+
+    def open(self) -> None:
+        """Drops nothing."""
+        self.dropped = 0
+
+
+class Node(ABC):
+    """What an active composition does at one site."""
+
+    @abstractmethod
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        """Δh at this site, in the dtype of ``signal.stream``."""
+
+    def applied(self, signal: Signal, port: Port) -> Tensor:
+        """The stream with Δh added to it."""
+        return signal.stream + self.change(signal, port)
+
+    @property
+    @abstractmethod
+    def leaves(self) -> "tuple[Leaf, ...]":
+        """The deltas that take part."""
+
+    @property
+    def length(self) -> int:
+        """At a site of positions: how many it adds."""
+        return sum(leaf.delta.length for leaf in self.leaves if isinstance(leaf.delta, Positions))
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        """The combiners that take part. None by default."""
+        return ()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it multiplies changes, so that it has no meaning for positions."""
+        return False
+
+    @property
+    def present(self) -> bool:
+        """Whether any of the deltas takes part in this forward pass."""
+        return any(leaf.present for leaf in self.leaves)
+
+    def visible(self, device: torch.device) -> Tensor | None:
+        """``(rows, l)``: which of its positions each row has, where they differ by row."""
+        del device
+        return None
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether any of the deltas reads x."""
+        return any(leaf.insertion is Insertion.PARALLEL for leaf in self.leaves)
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf(Node):
+    """One delta of one placement: ``s · f(h)`` if sequential, ``s · f(x)`` if parallel."""
+
+    delta: Delta
+    insertion: Insertion
+    scale: float = 1.0
+    gate: Gate | None = None
+    layer: int = 0
+    one_pass: OnePass | None = field(init=False)
+    by_row: ByRow | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        delta, kind = self.delta, type(self.delta)
+        quick = isinstance(delta, OnePass) and has_shortcut(kind, "added")
+        rows = isinstance(delta, ByRow) and has_shortcut(kind, "by_row")
+        object.__setattr__(self, "one_pass", delta if quick else None)
+        object.__setattr__(self, "by_row", delta if rows else None)
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        del port
+        change = self.delta(cast(self._source(signal), compute_dtype(self.delta)))
+        if self.scale != 1.0:
+            change = change * self.scale
+        return change.to(signal.stream.dtype)
+
+    def applied(self, signal: Signal, port: Port) -> Tensor:
+        stream, source = signal.stream, self._source(signal)
+        one_dtype = stream.dtype == source.dtype == compute_dtype(self.delta)
+        # Autocast would compute the sum in its own dtype too.
+        if self.one_pass is None or not one_dtype or _autocasts(stream):
+            return stream + self.change(signal, port)
+        return self.one_pass.added(stream, source, self.scale)
+
+    def _source(self, signal: Signal) -> Tensor:
+        return signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
+
+    @property
+    def leaves(self) -> "tuple[Leaf, ...]":
+        return (self,)
+
+    @property
+    def present(self) -> bool:  # ends the recursion
+        return self.gate is None or self.layer >= self.gate.dropped
+
+
+def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """`x` in `dtype`, made once for all deltas that read the same x (query, key and value do)."""
+    if dtype is None or x.dtype == dtype or not x.is_floating_point():  # ids stay ids
+        return x
+    if torch.compiler.is_compiling():
+        return x.to(dtype)
+    kept = vars(x).get(_CAST)
+    if kept is None or kept.dtype != dtype:
+        kept = vars(x)[_CAST] = x.to(dtype)  # on x, so that it lives as long
+    return kept
+
+
+_CAST = "_deltakit_cast"
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
+
+
+@dataclass(frozen=True, eq=False)
+class Group(Node):
+    """Several nodes that act together at one site; how is its subclasses' to say."""
+
+    parts: tuple[Node, ...]
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for part in self.parts for leaf in part.leaves)
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        return tuple(c for part in self.parts for c in part.combiners)
+
+
+@dataclass(frozen=True, eq=False)
+class Total(Group):
+    """Several deltas that all read the same signal: the changes are made at once."""
+
+    weights: tuple[float, ...] | None = None
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        weights = self.weights or (1.0,) * len(self.parts)
+        present = [(w, part) for w, part in zip(weights, self.parts, strict=True) if part.present]
+        changes = [(w, part.change(signal, port)) for w, part in present]
+        return port.join([c if w == 1.0 else w * c for w, c in changes])
+
+    @property
+    def weighs(self) -> bool:
+        return self.weights is not None or any(part.weighs for part in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Group):
+    """Deltas one after the other: each reads the signal as the one before has left it."""
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        first, *rest = [part for part in self.parts if part.present]
+        change = total = first.change(signal, port)
+        for part in rest:
+            signal = port.advance(signal, change)
+            change = part.change(signal, port)
+            total = port.join([total, change])
+        return total
+
+    @property
+    def weighs(self) -> bool:
+        return any(part.weighs for part in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Combined(Node):
+    """Deltas whose changes a combiner makes into one; the query is h."""
+
+    combiner: Combiner
+    members: tuple[Node, ...]
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        changes = [member.change(signal, port) for member in self.members]
+        dtype = compute_dtype(self.combiner)
+        if dtype is None:
+            return self.combiner(signal.h, changes)
+        cast = [change.to(dtype) for change in changes]
+        return self.combiner(signal.h.to(dtype), cast).to(signal.stream.dtype)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for member in self.members for leaf in member.leaves)
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        return (self.combiner, *(c for member in self.members for c in member.combiners))
+
+    @property
+    def weighs(self) -> bool:
+        return True

@@ -1,0 +1,68 @@
+"""What a change is at a site: something added to h, or positions beside those of the sequence."""
+
+from abc import ABC
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deltakit.runtime.batch_rows import Rows, change_of_rows
+from deltakit.runtime.nodes import Node, Port, Signal
+
+
+class AddingPort(Port, ABC):
+    """A site whose changes are added: h <- h + Δh."""
+
+    def join(self, changes: Sequence[Tensor]) -> Tensor:
+        return sum(changes[1:], changes[0])
+
+    def rows(self, node: Node, signal: Signal) -> Tensor:
+        assert isinstance(node, Rows)
+        flat = signal.stream.ndim == 2 and signal.stream.shape[0] > len(node.choice)
+        if flat:  # some models run their feed-forward on (rows · tokens, d)
+            signal = Signal(*(t.unflatten(0, (len(node.choice), -1)) for t in signal))
+            return self._by_row(node, signal).flatten(0, 1)
+        return self._by_row(node, signal)
+
+    def _by_row(self, node: Rows, signal: Signal) -> Tensor:
+        groups = node.groups()
+        if len(groups) == 1 and len(groups[0][1]) == len(node.choice):
+            return change_of_rows(node, groups[0][0], signal, self)
+        total = torch.zeros_like(signal.stream)
+        for parts, rows in groups:
+            index = node.index(rows, total.device)
+            change = change_of_rows(node, parts, _rows_of(signal, index), self)
+            total = total.index_copy(0, index, change)
+        return total
+
+
+def _rows_of(signal: Signal, index: Tensor) -> Signal:
+    """Some rows of a signal; what is one tensor there stays one."""
+    taken = {id(tensor): tensor.index_select(0, index) for tensor in signal}
+    return Signal(*(taken[id(tensor)] for tensor in signal))
+
+
+class PositionsPort(Port, ABC):
+    """A site whose changes are positions beside its own, ``(..., l, d)``: they line up.
+
+    A softmax over the longer sequence is what composes them with the rest, so a change takes its
+    share of the attention (He et al. 2022, eq. 7: h <- (1 - λ) h + λ Δh) and cannot be weighed.
+    """
+
+    def advance(self, signal: Signal, change: Tensor) -> Signal:
+        del change
+        return signal
+
+    def join(self, changes: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(changes), dim=-2)
+
+    def rows(self, node: Node, signal: Signal) -> Tensor:
+        assert isinstance(node, Rows)
+        longest = max(node.lengths)
+        changes = [part.change(signal, self) for part in node.parts if part.present]
+        padded = [F.pad(c, (0, 0, 0, longest - c.shape[-2])) for c in changes]
+        stacked = torch.stack([*padded, torch.zeros_like(padded[0])], dim=-3)
+        present = [index for index, part in enumerate(node.parts) if part.present]
+        chosen = tuple(present.index(c) if c in present else len(present) for c in node.choice)
+        return stacked.index_select(-3, node.index(chosen, stacked.device))

@@ -1,0 +1,86 @@
+"""The task head of each row's own delta, and the check of a batch's number of rows."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
+
+from deltakit.errors import IncompatibleDeltas
+
+
+class RowsPort:
+    """Checks that a batch has the rows that the active composition says."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        first = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim > 0)
+        if first.shape[0] != self.rows:
+            raise IncompatibleDeltas(
+                f"PerRow has entries for {self.rows} rows, but the batch has {first.shape[0]}. "
+                "Activate a PerRow with one entry for each row of this batch."
+            )
+
+
+Head = tuple[dict[str, Tensor], tuple[int, ...]]
+"""Values by parameter, and the rows of the batch that use them."""
+
+
+class HeadPort:
+    """Runs one module of the task head with the values that each row's delta has for it."""
+
+    def __init__(self, module: nn.Module, heads: list[Head]) -> None:
+        self.run = _Forward(module)
+        self.heads = heads
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        for values, rows in self.heads:
+            index = torch.tensor(rows, device=output.device)
+            some, named = tree_map(partial(_some_rows, index, output.shape[0]), (args, kwargs))
+            own = functional_call(self.run, values, some, named)
+            output = output.index_copy(0, index, own)
+        return output
+
+
+class _Forward(nn.Module):
+    """A module's forward without the hooks on it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.forward(*args, **kwargs)
+
+
+def _some_rows(index: Tensor, size: int, value: Any) -> Any:
+    batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
+    return value.index_select(0, index) if batched else value
+
+
+def install_rows(model: nn.Module, rows: int) -> RemovableHandle:
+    """Makes the model refuse a batch of another size."""
+    return model.register_forward_pre_hook(RowsPort(rows), with_kwargs=True)
+
+
+def install_heads(model: nn.Module, heads: list[Head]) -> Iterable[RemovableHandle]:
+    """Makes the modules of the task head use, for each row, the values given for it."""
+    children = dict.fromkeys(name.partition(".")[0] for values, _ in heads for name in values)
+    for child in children:
+        module, start = model.get_submodule(child), f"{child}."
+        own = [
+            ({_inner(k, start): v for k, v in values.items() if k.startswith(start)}, rows)
+            for values, rows in heads
+        ]
+        yield module.register_forward_hook(HeadPort(module, own), with_kwargs=True)
+
+
+def _inner(name: str, start: str) -> str:
+    """The parameter's name in `_Forward`."""
+    return f"module.{name.removeprefix(start)}"

@@ -1,0 +1,160 @@
+"""Positions of a delta's own in the sequence of input embeddings (prompt tuning).
+
+They are put in where the model is given its tokens, and taken out of what it returns, so what
+stands behind the model sees as many positions as there are tokens. Inside, they are tokens like any
+other: they have positions, so the model's context is shorter by as many. A row that is padded on
+the left has them behind its padding, so that a sliding window counts no padding between them and
+the row's tokens.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltakit.core.site import Handle
+from deltakit.errors import IncompatibleDeltas
+from deltakit.runtime.nodes import Node, Signal
+from deltakit.runtime.port_kinds import PositionsPort
+
+
+class SequencePort(PositionsPort):
+    """The change is ``(l, d)``: embeddings, after the first `position` tokens of each row."""
+
+    def __init__(self, handle: Handle, node: Node) -> None:
+        assert handle.embeddings is not None
+        self.node = node
+        self.position = handle.position
+        self.embeddings = handle.embeddings
+        self.kept = handle.reader is not None
+        self.added = 0
+        self.starts: Tensor | None = None
+
+    def lengthen(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Before the module runs: its arguments with the delta's positions among the tokens."""
+        given = _arguments(module, args, kwargs)
+        change = self._change()
+        length, self.added = change.shape[0], 0
+        self.starts = self._starts(_mask(given))
+        if _has_begun(given):  # the cache has them already
+            given |= dict(self._later(given, length))
+            return (), given
+        self.added = length
+        tokens = given.pop("input_ids", None)
+        embedded = given.get("inputs_embeds")
+        if embedded is None:
+            embedded = self.embeddings(tokens)
+        given |= dict(self._first(given, length))
+        rows = change.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
+        given["inputs_embeds"] = self._inserted(embedded, rows)
+        return (), given
+
+    def shorten(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Behind it: its states without them, unless another module attends to them."""
+        if self.kept or not self.added:
+            return output
+        if isinstance(output, tuple):
+            return tuple(self._without(each) for each in output)
+        for key in ("last_hidden_state", "hidden_states"):
+            if output.get(key) is not None:
+                output[key] = self._without(output[key])
+        return output
+
+    def widen(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Before the module that attends to the output: its mask has the positions too."""
+        given = _arguments(module, args, kwargs)
+        mask, states = given.get("encoder_attention_mask"), given.get("encoder_hidden_states")
+        if mask is None or states is None or mask.shape[1] == states.shape[1]:
+            return None
+        self.starts = self._starts(mask)
+        ones = mask.new_ones(mask.shape[0], states.shape[1] - mask.shape[1])
+        return (), {**given, "encoder_attention_mask": self._inserted(mask, ones)}
+
+    def _change(self) -> Tensor:
+        weight = next(self.embeddings.parameters())
+        nothing = weight.new_empty(0)
+        return self.node.change(Signal(nothing, nothing, nothing), self)
+
+    def _first(self, given: dict[str, Any], length: int) -> Iterator[tuple[str, Tensor]]:
+        """What goes with the tokens, for a pass that begins a sequence."""
+        mask, places = _mask(given), given.get("position_ids")
+        kinds = given.get("token_type_ids")
+        if mask is not None:
+            yield "attention_mask", self._inserted(mask, mask.new_ones(mask.shape[0], length))
+        if places is not None:
+            start = places[:, self.position - 1 : self.position] + 1 if self.position else 0
+            new = start + torch.arange(length, device=places.device).expand(places.shape[0], -1)
+            later = torch.cat([places[:, : self.position], places[:, self.position :] + length], 1)
+            yield "position_ids", self._inserted(later, new)
+        if kinds is not None:
+            yield "token_type_ids", self._inserted(kinds, kinds[:, :1].expand(-1, length))
+
+    def _later(self, given: dict[str, Any], length: int) -> Iterator[tuple[str, Tensor]]:
+        """What goes with the tokens, for a pass that goes on with a cached sequence."""
+        mask, places = _mask(given), given.get("position_ids")
+        if mask is not None:
+            yield "attention_mask", self._inserted(mask, mask.new_ones(mask.shape[0], length))
+        if places is not None:
+            yield "position_ids", places + length
+
+    def _starts(self, mask: Tensor | None) -> Tensor | None:
+        """``(rows, 1)``: where the positions begin in each row, behind its padding on the left."""
+        if mask is None:
+            return None
+        seen = mask.ne(0).cumsum(1)
+        return self.position + (seen == 0).sum(1, keepdim=True) * (seen[:, -1:] > 0)
+
+    def _inserted(self, whole: Tensor, part: Tensor) -> Tensor:
+        if self.starts is None:
+            return torch.cat([whole[:, : self.position], part, whole[:, self.position :]], dim=1)
+        length, size = part.shape[1], whole.shape[1]
+        place = torch.arange(size + length, device=whole.device)[None]
+        inside = place - self.starts
+        order = torch.where(inside < 0, place, place - length)
+        order = torch.where((inside >= 0) & (inside < length), size + inside, order)
+        return _pick(torch.cat([whole, part], dim=1), order)
+
+    def _without(self, states: Any) -> Any:
+        if isinstance(states, tuple):
+            return tuple(self._without(each) for each in states)
+        if not isinstance(states, Tensor) or states.ndim != 3:
+            return states
+        if self.starts is None:
+            end = self.position + self.added
+            return torch.cat([states[:, : self.position], states[:, end:]], dim=1)
+        place = torch.arange(states.shape[1] - self.added, device=states.device)[None]
+        return _pick(states, torch.where(place < self.starts, place, place + self.added))
+
+
+def _pick(whole: Tensor, order: Tensor) -> Tensor:
+    """``(rows, n)`` or ``(rows, n, d)`` with the columns of each row in the given order."""
+    if whole.ndim == 3:
+        order = order.unsqueeze(-1).expand(-1, -1, whole.shape[-1])
+    return whole.expand(order.shape[0], *whole.shape[1:]).gather(1, order)
+
+
+def _arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """What the module is called with, by name."""
+    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+    named = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named |= named.pop(parameter.name, {})
+    return named
+
+
+def _has_begun(given: dict[str, Any]) -> bool:
+    cache = given.get("past_key_values")
+    return cache is not None and cache.get_seq_length() > 0
+
+
+def _mask(given: dict[str, Any]) -> Tensor | None:
+    mask = given.get("attention_mask")
+    if mask is not None and mask.ndim != 2:
+        raise IncompatibleDeltas(
+            f"an attention_mask of {mask.ndim} axes cannot be widened by a delta's positions; give "
+            "one of shape (rows, tokens)."
+        )
+    return mask

@@ -1,0 +1,96 @@
+"""The desk: trainings share a device, and whoever measures has it alone."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltakit.compare.run.device_lock import Desk, Occupied, desk_of
+
+
+@pytest.fixture
+def desks(tmp_path: Path) -> tuple[Desk, Desk]:
+    """Two processes' views of one device; locks tell them apart though they are in one."""
+    return Desk(tmp_path), Desk(tmp_path)
+
+
+def test_a_lone_training_is_measured_at_once(desks: tuple[Desk, Desk]) -> None:
+    mine, other = desks
+    for _ in range(2):
+        with mine.shared():
+            mine.alone()
+            mine.alone()
+            assert other._gate.taken(), "nobody may sit down"
+    with other.shared():
+        pass
+
+
+def test_nobody_measures_while_somebody_trains(desks: tuple[Desk, Desk]) -> None:
+    mine, other = desks
+    with other.shared():
+        with pytest.raises(Occupied), mine.shared():
+            mine.alone()
+        assert not mine._gate.taken(), "a measurement that was given up blocks nobody"
+        with mine.shared(), pytest.raises(Occupied):
+            other.alone()
+    with mine.shared():
+        mine.alone()
+
+
+def test_who_has_only_to_measure_waits_for_the_trainings_and_keeps_others_from_starting(
+    desks: tuple[Desk, Desk], tmp_path: Path
+) -> None:
+    mine, other = desks
+    order: list[str] = []
+
+    def measure() -> None:
+        with mine.reserved():
+            mine.alone()
+            order.append("measured")
+
+    thread = threading.Thread(target=measure)
+    with other.shared():
+        thread.start()
+        while not Desk(tmp_path)._gate.taken():
+            pass
+        order.append("trained")
+    with other.shared():
+        order.append("next")
+    thread.join()
+    assert order == ["trained", "measured", "next"]
+
+
+def test_threads_are_divided_among_the_workers_but_not_while_one_measures(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        desk = Desk(tmp_path, workers=3)
+        with desk.shared():
+            assert torch.get_num_threads() == 1
+            desk.alone()
+            assert torch.get_num_threads() == 4
+        with desk.shared():
+            pass
+        assert torch.get_num_threads() == 4
+        with desk.reserved():
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_each_device_of_a_machine_has_its_own_desk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELTAKIT_CACHE", str(tmp_path))
+
+    class Properties:
+        uuid = "b1946ac9"
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    with desk_of(torch.device("cpu")).shared():
+        desk = desk_of(torch.device("cuda"))
+        with desk.shared():
+            desk.alone()
+    names = {path.parent.name for path in tmp_path.rglob("gate.lock")}
+    assert names == {"cpu", "b1946ac9"}

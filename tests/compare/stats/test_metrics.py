@@ -1,0 +1,227 @@
+"""Metrics: equal to the libraries', with intervals, in the order of what is better, as text."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_squared_error,
+    r2_score,
+)
+
+from deltakit.compare.plan.lr_search import choose
+from deltakit.compare.records.result import Predictions
+from deltakit.compare.records.trial import Trial
+from deltakit.compare.run.predict import score
+from deltakit.compare.stats.metrics import METRICS, Better, Mean, Unit, Whole
+from deltakit.compare.stats.significance import proportion_interval
+from deltakit.errors import InvalidConfig
+
+
+def of(labels: object, predicted: object) -> Predictions:
+    return Predictions(
+        labels=tuple(map(_plain, labels)),  # type: ignore[arg-type, call-overload]
+        predicted=tuple(map(_plain, predicted)),  # type: ignore[arg-type, call-overload]
+    )
+
+
+def _plain(value: object) -> object:
+    return tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()  # type: ignore[attr-defined]
+
+
+def value(metric: str, labels: object, predicted: object) -> float:
+    return METRICS.get(metric).value(of(labels, predicted))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("classes", [2, 5])
+def test_classes_are_scored_as_scikit_learn_does(seed: int, classes: int) -> None:
+    draw = np.random.default_rng(seed)
+    n = int(draw.integers(2, 40))
+    a, b = draw.integers(classes, size=n), draw.integers(classes, size=n)
+    assert value("accuracy", a, b) == pytest.approx(accuracy_score(a, b))
+    macro = f1_score(a, b, average="macro", zero_division=0)
+    assert value("f1_macro", a, b) == pytest.approx(macro)
+    if len({*a, *b}) > 1:  # scikit-learn warns of a single one
+        assert value("matthews", a, b) == pytest.approx(matthews_corrcoef(a, b))
+    if classes == 2:
+        assert value("f1", a, b) == pytest.approx(f1_score(a, b, zero_division=0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_several_labels_are_scored_as_scikit_learn_does(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    a, b = (draw.random((2, 12, 4)) < draw.random()).astype(int)
+    for average in ("micro", "macro"):
+        expected = f1_score(a, b, average=average, zero_division=0)
+        assert value(f"f1_{average}", a, b) == pytest.approx(expected)
+    assert value("exact_match", a, b) == pytest.approx(accuracy_score(a, b))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_numbers_are_scored_as_the_libraries_do(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    a, b = draw.random((2, 30))
+    assert value("pearson", a, b) == pytest.approx(pearsonr(a, b).statistic)
+    assert value("spearman", a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert value("r2", a, b) == pytest.approx(r2_score(a, b))
+    assert value("mse", a, b) == pytest.approx(mean_squared_error(a, b))
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman", "matthews", "f1", "f1_macro"])
+def test_predictions_that_are_all_the_same_have_a_value(metric: str) -> None:
+    labels = np.array([0, 1, 1, 0])
+    found = METRICS.get(metric).value(of(labels, np.zeros(4, dtype=int)))
+    assert found == (pytest.approx(1 / 3) if metric == "f1_macro" else 0)
+    assert value("matthews", labels * 0, labels * 0) == 0
+
+
+def test_perplexity_is_of_the_tokens_and_not_of_the_texts() -> None:
+    found = value("perplexity", np.array([1, 3]), np.array([math.log(8), math.log(2)]))
+    assert found == pytest.approx(2.0)  # four tokens, four bits
+
+
+def test_answers_match_exactly_or_not() -> None:
+    predictions = Predictions(labels=("yes", "no", "No"), predicted=("yes", "no.", "no"))
+    assert METRICS.get("exact_match").value(predictions) == pytest.approx(1 / 3)
+
+
+# ---------------------------------------------------------------------------------- intervals
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    for metric in ("accuracy", "exact_match"):
+        found = score(Predictions(labels=(1,) * 10, predicted=(1,) * 8 + (0,) * 2), metric)
+        assert (found.low, found.high) == proportion_interval(8, 10)
+    several = score(
+        Predictions(labels=((1, 0),) * 4, predicted=((1, 0), (1, 1)) * 2), "exact_match"
+    )
+    assert (several.value, several.low, several.high) == (0.5, *proportion_interval(2, 4))
+
+
+def test_another_mean_has_students_interval() -> None:
+    found = score(Predictions(labels=(0.0,) * 4, predicted=(1.0, 1.0, 2.0, 2.0)), "mse")
+    assert found.value == 2.5
+    # Squares 1, 1, 4, 4: their standard error is √3/2, Student's quantile for 3 degrees 3.1824.
+    assert found.high - 2.5 == 2.5 - found.low == pytest.approx(3.1824 * math.sqrt(3) / 2, rel=1e-4)
+
+
+def test_what_is_no_mean_has_a_bootstraps_interval_that_covers_it() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.integers(2, size=100_000)
+    right = draw.random(truth.size) < 0.8
+    everything = of(truth, np.where(right, truth, 1 - truth))
+    whole = METRICS.get("matthews").value(everything)
+    covered = 0
+    for first in range(0, 40 * 250, 250):
+        part = Predictions(
+            labels=everything.labels[first : first + 250],
+            predicted=everything.predicted[first : first + 250],
+        )
+        found = score(part, "matthews")
+        assert found.low < found.value < found.high
+        covered += found.low <= whole <= found.high
+    assert 34 <= covered <= 40
+    assert score(part, "matthews") == found  # the same draws every time
+
+
+# -------------------------------------------------------------------------------- differences
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_every_metric_tells_a_good_row_from_a_bad_one(name: str) -> None:
+    metric, draw = METRICS.get(name), np.random.default_rng(1)
+    if name == "perplexity":
+        truth = draw.integers(5, 50, size=200)
+        good, bad = truth * draw.normal(1.0, 0.1, 200), truth * draw.normal(3.0, 0.1, 200)
+    elif name in ("pearson", "spearman", "r2", "mse"):
+        truth = draw.normal(size=200)
+        good, bad = truth + draw.normal(size=200) / 4, truth + 4 * draw.normal(size=200)
+    else:
+        shape = (200, 3) if name in ("f1_micro", "exact_match") else (200,)
+        truth = draw.integers(2, size=shape)
+        good, bad = (np.where(draw.random(shape) < p, truth, 1 - truth) for p in (0.95, 0.5))
+    rows = of(truth, good), of(truth, bad)
+    found = metric.difference(rows[:1], rows[1:])
+    assert found.p < 0.001
+    assert found.points == pytest.approx(100 * (metric.value(rows[0]) - metric.value(rows[1])))
+    assert metric.better.rank(found.points) > 0
+    assert found.low <= found.points <= found.high
+    same = metric.difference(rows[:1], rows[:1])
+    assert (same.points, same.p) == (0, 1)
+
+
+def test_rows_of_different_splits_are_not_compared() -> None:
+    one, other = of(np.arange(4.0), np.ones(4)), of(np.arange(1.0, 5.0), np.ones(4))
+    with pytest.raises(InvalidConfig, match="different splits"):
+        METRICS.get("mse").difference([one], [other])
+
+
+# ------------------------------------------------------------------------------ what is better
+
+
+def test_lower_is_better_where_the_metric_says_so() -> None:
+    assert {m for m in METRICS if METRICS.get(m).better is Better.LOWER} == {"mse", "perplexity"}
+    trials = [Trial(lr=lr, score=s) for lr, s in ((1e-4, 9.0), (1e-3, 5.0), (1e-2, 7.0))]
+    assert choose(trials).lr == 1e-4
+    assert choose(trials, Better.LOWER).lr == 1e-3
+    equal = [Trial(lr=lr, score=5.0) for lr in (1e-3, 1e-4)]
+    assert choose(equal, Better.LOWER).lr == choose(equal).lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("metric", "stored", "text"),
+    [
+        ("accuracy", 0.8125, "81.2 %"),
+        ("f1_micro", 1.0, "100.0 %"),
+        ("perplexity", 21.44, "21.4 perplexity"),
+        ("perplexity", 12623.4, "12623 perplexity"),
+        ("pearson", 0.51239, "0.512 Pearson correlation"),
+        ("pearson", -0.0001, "0.000 Pearson correlation"),
+        ("r2", -1.25, "−1.25 R²"),
+        ("mse", 0.0, "0.000 mean squared error"),
+    ],
+)
+def test_a_score_in_words(metric: str, stored: float, text: str) -> None:
+    assert METRICS.get(metric).said(stored) == text
+
+
+def test_numbers_beside_each_other_have_as_many_places() -> None:
+    assert Unit.PLAIN.words(21.44, 0.0312, 123.0) == ("21.4", "0.0", "123.0")
+    assert Unit.PERCENT.words(81.25, 0.5) == ("81.2", "0.5")
+
+
+def test_a_mean_says_what_each_example_adds() -> None:
+    predictions = of(np.arange(5.0), np.arange(5.0) + 2)
+    for name in METRICS:
+        metric = METRICS.get(name)
+        assert isinstance(metric, Mean | Whole)
+        if isinstance(metric, Mean):
+            assert metric.each(predictions).mean() == metric.value(predictions)
+
+
+# ------------------------------------------------------------------------------------ on disk
+
+VALUES = (
+    st.integers(-5, 10**6),
+    st.floats(allow_nan=False),
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.lists(st.integers(0, 1), min_size=2, max_size=5).map(tuple),
+)
+
+
+@given(st.one_of(*(st.lists(st.tuples(each, each), min_size=1) for each in VALUES)))
+def test_predictions_come_back_from_disk_bit_for_bit(pairs: list[tuple[object, object]]) -> None:
+    labels, predicted = zip(*pairs, strict=True)
+    before = Predictions(labels=labels, predicted=predicted)
+    text = before.to_csv()
+    after = Predictions.from_csv(text)
+    assert after == before
+    assert [type(each) for each in after.labels] == [type(each) for each in labels]
+    assert len(text.split("\n")) == len(pairs) + 2
