@@ -23,7 +23,7 @@ from tabulate import tabulate
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import deltakit as dk
-from deltakit.compare.measure.timing import Step, alternate
+from deltakit.compare.measure.timing import Step, interleave
 
 ENCODER = {
     "hidden_size": 384,
@@ -279,7 +279,7 @@ def forward_ratios(row: Row, repeats: int) -> list[float]:
     actions = [forward(row.model(), given), forward(row.ours(row.model()), given)]
     if row.theirs is not None:
         actions.append(forward(row.theirs(row.model()), {**given, **dict(row.call)}))
-    base, *others = alternate(actions, repeats=repeats, warmup=3)
+    base, *others = interleave(actions, repeats=repeats, warmup=3)
     return [other.over(base) for other in others]
 
 
@@ -290,7 +290,7 @@ def step_ratios(row: Row, repeats: int) -> list[float]:
     actions.append(Step(row.ours(row.model()), given))
     if row.theirs is not None:
         actions.append(Step(row.theirs(row.model()), given))
-    base, *others = alternate(actions, repeats=repeats, warmup=2)
+    base, *others = interleave(actions, repeats=repeats, warmup=2)
     return [other.over(base) for other in others]
 
 

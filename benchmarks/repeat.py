@@ -20,7 +20,7 @@ from tabulate import tabulate
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import deltakit as dk
-from deltakit.compare.adapted import TRAINED, subject_of
+from deltakit.compare.adapted import TRAINED, adapted_model
 from deltakit.compare.measure.costs import inference_cost, training_cost
 from deltakit.compare.measure.timing import Step
 
@@ -59,13 +59,13 @@ def measured(spec: str) -> dict[str, Any]:
     """Everything that a cell measures of a method, in this process."""
     full = model()
     dk.attach(full, dk.FullFineTuning())
-    subject = subject_of(model(), dk.parse_method(spec))
-    subject.attach()
+    adapted = adapted_model(model(), dk.parse_method(spec))
+    adapted.attach()
     train, device = batch(32, labels=True), torch.device("cpu")
-    assert list(subject.model.deltakit.attached) == [TRAINED]
-    found = training_cost(subject, train, Step(full, train), device)
-    subject.deploy()
-    return found | inference_cost(subject, batch(1), batch(8))
+    assert list(adapted.model.deltakit.attached) == [TRAINED]
+    found = training_cost(adapted, train, Step(full, train), device)
+    adapted.deploy()
+    return found | inference_cost(adapted, batch(1), batch(8))
 
 
 def spread(values: list[float]) -> str:

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from deltakit.arch.resolve import resolve
     from deltakit.core.composition import Composition, Mean, PerRow, Stack
     from deltakit.core.delta import (
-        Additive,
         Attending,
         Combiner,
+        CustomSum,
         Delta,
+        ExtraPositions,
+        FFNUnits,
+        FusedAdd,
         Mergeable,
-        OnePass,
-        Positions,
+        MergesAsFFN,
         Regularised,
         Reparametrised,
         Scaling,
-        Units,
-        Widening,
     )
-    from deltakit.core.method import Method, Paper, Placement, Start, register_method
+    from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
     from deltakit.errors import DeltakitError, NotMergeable
@@ -71,20 +71,20 @@ _HOMES = {
     "deltakit.arch.resolve": ("resolve",),
     "deltakit.core.composition": ("Composition", "Mean", "PerRow", "Stack"),
     "deltakit.core.delta": (
-        "Additive",
+        "CustomSum",
         "Attending",
         "Combiner",
         "Delta",
         "Mergeable",
-        "OnePass",
-        "Positions",
+        "FusedAdd",
+        "ExtraPositions",
         "Regularised",
         "Reparametrised",
         "Scaling",
-        "Units",
-        "Widening",
+        "FFNUnits",
+        "MergesAsFFN",
     ),
-    "deltakit.core.method": ("Method", "Paper", "Placement", "Start", "register_method"),
+    "deltakit.core.method": ("Method", "Paper", "Placement", "InitialOutput", "register_method"),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
@@ -118,17 +118,21 @@ __all__ = [
     "MAM",
     "AdapterDrop",
     "AdapterFusion",
-    "Additive",
     "Attending",
     "BitFit",
     "Combiner",
     "Composition",
+    "CustomSum",
     "Delta",
     "DeltakitError",
+    "ExtraPositions",
+    "FFNUnits",
     "Family",
     "FullFineTuning",
+    "FusedAdd",
     "Handle",
     "HeadOnly",
+    "InitialOutput",
     "Insertion",
     "LayerStack",
     "LoRA",
@@ -136,16 +140,15 @@ __all__ = [
     "Mean",
     "MergeReport",
     "Mergeable",
+    "MergesAsFFN",
     "Method",
     "NormTuning",
     "NotMergeable",
-    "OnePass",
     "Paper",
     "ParallelAdapter",
     "PartialFineTuning",
     "PerRow",
     "Placement",
-    "Positions",
     "PrefixTuning",
     "PromptTuning",
     "Regularised",
@@ -154,9 +157,6 @@ __all__ = [
     "SequentialAdapter",
     "Site",
     "Stack",
-    "Start",
-    "Units",
-    "Widening",
     "__version__",
     "activate",
     "attach",
@@ -182,13 +182,38 @@ __all__ = [
 ]
 
 
+_RENAMED = {
+    "Additive": "CustomSum",
+    "OnePass": "FusedAdd",
+    "Positions": "ExtraPositions",
+    "Start": "InitialOutput",
+    "Units": "FFNUnits",
+    "Widening": "MergesAsFFN",
+}
+"""Old names, renamed on 2026-11-26 and kept until version 0.3."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return _renamed(name)
     if name not in _HOME_OF:
         raise AttributeError(f"module 'deltakit' has no attribute {name!r}")
     # Every method by name: parse_method and load need the whole registries, not one file of them.
     importlib.import_module("deltakit.methods")
     importlib.import_module("deltakit.interop")
     return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def _renamed(name: str) -> Any:
+    import warnings
+
+    new = _RENAMED[name]
+    warnings.warn(
+        f"deltakit.{name} was renamed deltakit.{new} on 2026-11-26; the old name goes in 0.3.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return __getattr__(new)
 
 
 def __dir__() -> list[str]:

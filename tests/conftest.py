@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import deltakit as dk
-from deltakit.inject.attachments import Bank, need_bank
+from deltakit.inject.attachments import Attachments, need_attachments
 from deltakit.testing.models import MODEL_TYPES, SEED, make_batch, make_inputs, make_model
 from deltakit.testing.probes import (
     assert_same,
@@ -47,9 +47,9 @@ def _threads() -> None:
     torch.set_num_threads(1)
 
 
-def bank(model: Any) -> Bank:
+def attachments(model: Any) -> Attachments:
     """The record of what is attached."""
-    return need_bank(model)
+    return need_attachments(model)
 
 
 def train_steps(model: Any, batch: dict[str, Tensor], steps: int = 3, lr: float = 0.05) -> None:
@@ -86,7 +86,7 @@ def kit() -> SimpleNamespace:
         randomise_deltas,
         out,
         first,
-        bank,
+        attachments,
         snapshot,
         hook_count,
         assert_same,
@@ -142,7 +142,7 @@ class Golden:
         """
         ours = {
             (name, key): tensor
-            for name, attached in need_bank(model).attached.items()
+            for name, attached in need_attachments(model).attached.items()
             for key, tensor in attached.tensors()
         }
         theirs = {

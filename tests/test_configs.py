@@ -11,7 +11,7 @@ from deltakit.cli import options
 from deltakit.cli.compare import compare
 from deltakit.cli.options import request
 from deltakit.compare.plan.request import Request
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import TASKS
 from deltakit.errors import MissingExtra
@@ -70,7 +70,7 @@ def test_a_configuration_of_what_is_here_resolves(config: Path) -> None:
     if type(SHIPPED.get(asked.model)) is not Shipped or asked.task not in TASKS:
         pytest.skip(f"{asked.model} or {asked.task} would have to be downloaded, or unpacked")
     try:
-        plan = resolve(asked)
+        plan = build_plan(asked)
     except MissingExtra as error:
         pytest.skip(str(error))
     assert {cell.label for cell in plan.cells} >= set(asked.methods)

@@ -8,7 +8,7 @@ import pytest
 
 import deltakit as dk
 from deltakit.core.method import CLASSES, METHODS
-from deltakit.core.provider import Foreign
+from deltakit.core.provider import ExternalMethod
 
 PACKAGE = Path(dk.__file__).parent
 FORBIDDEN = {
@@ -130,7 +130,7 @@ def test_the_harness_names_no_method(path: Path) -> None:
 
 def test_all_methods_are_one_file_each() -> None:
     classes = [CLASSES.get(name) for name in CLASSES if name != "Sum"]
-    homes = [cls.__module__ for cls in classes if not issubclass(cls, Foreign)]
+    homes = [cls.__module__ for cls in classes if not issubclass(cls, ExternalMethod)]
     assert all(home.startswith("deltakit.methods.") for home in homes)
 
 

@@ -52,8 +52,13 @@ def refuses(
 
 def record(model: Any) -> Any:
     """What is attached and what of it is active."""
-    bank = model._modules.get("deltakit")
-    return bank and (list(bank.attached), bank.active, bank.trained, bank.dropped)
+    attachments = model._modules.get("deltakit")
+    return attachments and (
+        list(attachments.attached),
+        attachments.active,
+        attachments.trained,
+        attachments.dropped,
+    )
 
 
 @pytest.fixture

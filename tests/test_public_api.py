@@ -10,13 +10,13 @@ import pytest
 import deltakit as dk
 
 PUBLIC = [
-    "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Additive", "Attending", "BitFit", "Combiner",
-    "Composition", "Delta", "DeltakitError", "Family", "FullFineTuning", "Handle", "HeadOnly",
-    "Insertion", "LayerStack", "LoRA", "Location", "Mean", "MergeReport", "Mergeable", "Method",
-    "NormTuning", "NotMergeable", "OnePass", "Paper", "ParallelAdapter", "PartialFineTuning",
-    "PerRow", "Placement", "Positions", "PrefixTuning", "PromptTuning", "Regularised",
-    "Reparametrised", "Scaling", "SequentialAdapter", "Site", "Stack", "Start", "Units",
-    "Widening", "__version__", "activate", "attach", "convert", "deploy", "detach", "disabled",
+    "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Attending", "BitFit", "Combiner", "Composition",
+    "CustomSum", "Delta", "DeltakitError", "ExtraPositions", "FFNUnits", "Family", "FullFineTuning",
+    "FusedAdd", "Handle", "HeadOnly", "InitialOutput", "Insertion", "LayerStack", "LoRA",
+    "Location", "Mean", "MergeReport", "Mergeable", "MergesAsFFN", "Method", "NormTuning",
+    "NotMergeable", "Paper", "ParallelAdapter", "PartialFineTuning", "PerRow", "Placement",
+    "PrefixTuning", "PromptTuning", "Regularised", "Reparametrised", "Scaling", "SequentialAdapter",
+    "Site", "Stack", "__version__", "activate", "attach", "convert", "deploy", "detach", "disabled",
     "drop", "fusion_attention", "infer_family", "load", "load_base", "merge", "parse_method",
     "prune", "register_family", "register_method", "resolve", "save", "summary", "task_arithmetic",
     "unmerge",
@@ -46,6 +46,24 @@ def test_type_checkers_see_the_same_names() -> None:
         for alias in node.names
     }
     assert typed == set(PUBLIC) - {"__version__"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Additive", "CustomSum"),
+        ("OnePass", "FusedAdd"),
+        ("Positions", "ExtraPositions"),
+        ("Start", "InitialOutput"),
+        ("Units", "FFNUnits"),
+        ("Widening", "MergesAsFFN"),
+    ],
+)
+def test_old_names_are_kept_with_a_dated_warning(old: str, new: str) -> None:
+    with pytest.warns(
+        DeprecationWarning, match=f"deltakit.{old} was renamed .*{new} on 2026-11-26"
+    ):
+        assert getattr(dk, old) is getattr(dk, new)
 
 
 def test_unknown_attribute() -> None:

@@ -68,7 +68,7 @@ def test_a_prefix_is_a_gated_change_of_each_head(kit: SimpleNamespace, family: s
     kit.randomise_deltas(model, std=0.7)
     dk.deploy(model)
     _, concatenated = first_attention(kit, model, family, batch)
-    memory = next(t for _, t in kit.bank(model).get("default").tensors()).detach()
+    memory = next(t for _, t in kit.attachments(model).get("default").tensors()).detach()
     heads = own["key"].shape[1]  # Llama's here are half as many as its queries'
     prefix = memory.unflatten(-1, (heads, -1)).transpose(1, 2).unsqueeze(1)  # 2, 1, heads, l, w
     keys, values = repeated(own["key"]), repeated(own["value"])
@@ -104,7 +104,9 @@ class LinearAdapter(dk.Method):
 
     def placements(self) -> tuple[Placement, ...]:
         return tuple(
-            Placement(site=site, form=self.form, insertion=Insertion.PARALLEL, scale=self.scale)
+            Placement(
+                site=site, make_delta=self.form, insertion=Insertion.PARALLEL, scale=self.scale
+            )
             for site in self.sites
         )
 
@@ -136,7 +138,7 @@ def test_lora_is_a_linear_parallel_adapter(kit: SimpleNamespace, family: str, ta
         assert torch.equal(kit.out(model, batch), plain)  # both start at the identity
         draw = torch.Generator().manual_seed(7)
         with torch.no_grad():
-            for _, tensor in kit.bank(model).get("default").tensors():
+            for _, tensor in kit.attachments(model).get("default").tensors():
                 tensor.copy_(torch.randn(tensor.shape, generator=draw) * 0.3)
         outputs.append(kit.out(model, batch))
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-6, rtol=1e-6)
@@ -165,7 +167,7 @@ def test_fusion_over_one_delta_is_that_delta(
     for value in (False, True):
         dk.attach(model, dk.AdapterFusion("a", value=value), name=f"fused-{value}")
         with torch.no_grad():
-            for key, tensor in kit.bank(model).get(f"fused-{value}").tensors():
+            for key, tensor in kit.attachments(model).get(f"fused-{value}").tensors():
                 if "value" in key:
                     torch.testing.assert_close(tensor, torch.eye(len(tensor)), atol=1e-5, rtol=0)
                     tensor.copy_(torch.eye(len(tensor)))
@@ -183,7 +185,7 @@ def test_scale_is_a_factor_of_the_second_projection(kit: SimpleNamespace, family
         dk.attach(model, dk.ParallelAdapter(bottleneck=3, scale=scale))
         kit.randomise_deltas(model)
         with torch.no_grad():
-            for key, tensor in kit.bank(model).get("default").tensors():
+            for key, tensor in kit.attachments(model).get("default").tensors():
                 if ".up." in key:
                     tensor.mul_(4.0 / scale)
         outputs.append(kit.out(model, batch))

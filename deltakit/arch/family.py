@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltakit._registry import Registry
-from deltakit.core.site import Columns, Site, Tap
+from deltakit.core.site import Columns, HookKind, Site
 
 ColumnsOf = Callable[[Any], Columns]
 """From a model's config to the columns of one site in a fused projection."""
@@ -23,7 +23,7 @@ class Location:
     """
 
     path: str
-    tap: Tap = Tap.OUTPUT
+    hook_kind: HookKind = HookKind.OUTPUT
     reads: str | None = None
     columns: ColumnsOf | None = None
 
@@ -35,12 +35,12 @@ def output(path: str, *, reads: str | None = None, columns: ColumnsOf | None = N
 
 def input_of(path: str) -> Location:
     """The site is what the module at `path` is given."""
-    return Location(path=path, tap=Tap.INPUT)
+    return Location(path=path, hook_kind=HookKind.INPUT)
 
 
 def norm(path: str) -> Location:
     """The site is the stream around the post-LN norm at `path`."""
-    return Location(path=path, tap=Tap.NORM)
+    return Location(path=path, hook_kind=HookKind.NORM)
 
 
 def attention(path: str) -> Location:
@@ -48,7 +48,7 @@ def attention(path: str) -> Location:
 
     That module must call transformers' attention interface.
     """
-    return Location(path=path, tap=Tap.ATTENTION)
+    return Location(path=path, hook_kind=HookKind.ATTENTION)
 
 
 def thirds(index: int) -> ColumnsOf:

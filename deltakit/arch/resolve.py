@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltakit.arch.family import FAMILIES, Family, LayerStack, Location, Tokens
-from deltakit.core.site import LINEAR_SITES, Handle, Site, Tap
+from deltakit.core.site import LINEAR_SITES, Handle, HookKind, Site
 from deltakit.errors import UnknownArchitecture, UnknownName
 from deltakit.models.quantised import codec_of
 
@@ -93,7 +93,7 @@ def _embed(
         layer=0,
         path=names[table],
         module=table,
-        tap=Tap.OUTPUT,
+        hook_kind=HookKind.OUTPUT,
         d_in=table.num_embeddings,
         d_out=table.embedding_dim,
         scale=scale,
@@ -130,7 +130,7 @@ def _tokens(
         layer=0,
         path=names[module],
         module=module,
-        tap=Tap.SEQUENCE,
+        hook_kind=HookKind.INPUT_EMBEDS,
         reader=None if tokens.reader is None else _find(model.base_model, tokens.reader),
         d_in=width,
         d_out=width,
@@ -149,12 +149,12 @@ def _positions(
         return
     learned = isinstance(module, nn.Embedding)
     yield Handle(
-        site=Site.POSITIONS,
+        site=Site.POSITION_IDS,
         stack="input",
         layer=0,
         path=names[module],
         module=module,
-        tap=Tap.NUMBERS,
+        hook_kind=HookKind.POSITION_IDS,
         d_in=1,
         d_out=1,
         limit=model.config.max_position_embeddings if learned else None,
@@ -180,7 +180,7 @@ def _stack_handles(
                 layer=index,
                 path=names[module],
                 module=module,
-                tap=location.tap,
+                hook_kind=location.hook_kind,
                 reader=reader,
                 activation=_activation(config, stack),
                 d_in=d_in,
@@ -242,9 +242,9 @@ class _Widths:
 
     def of(self, site: Site, location: Location) -> tuple[int, int]:
         """What a parallel delta reads, and what is changed."""
-        if location.tap is Tap.INPUT:
+        if location.hook_kind is HookKind.INPUT:
             return (self._projection(location)[0],) * 2
-        if location.tap is Tap.ATTENTION:
+        if location.hook_kind is HookKind.ATTENTION:
             return self._stream(), self._projection(self.sites[Site.ATTN_K])[1]
         if site in LINEAR_SITES:
             return self._projection(location)

@@ -53,18 +53,18 @@ def compare(
 
     console = Console()
     with console.status("reading data and model"):
-        from deltakit.compare.plan.resolve import resolve
-        from deltakit.compare.run import distributed as crew
+        from deltakit.compare.plan.resolve import build_plan
+        from deltakit.compare.run import distributed
         from deltakit.compare.run.engines import engine_for
 
         place = engine_for(engine, workers)
         place.prepare()
         from deltakit.compare.api import run_plan
-        from deltakit.compare.run.queue import Failures, take_part
+        from deltakit.compare.run.queue import Failures, follow
 
-        plan = resolve(request(options))
-    if crew.follows():
-        take_part(plan)
+        plan = build_plan(request(options))
+    if distributed.is_follower():
+        follow(plan)
         return
     failures = Failures.RETRY if retry_failed else Failures.KEEP
     with Live(console) as live:

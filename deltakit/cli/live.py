@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from deltakit.compare.api import Outcome
+    from deltakit.compare.api import Results
 
 ENOUGH = 30
 """Units to have done before the time left is worth a guess."""
@@ -25,7 +25,7 @@ LOG_WIDTH = 120
 """Columns of a table that goes into a file or a pipe."""
 
 
-def show(console: Console, outcome: "Outcome") -> None:
+def show(console: Console, outcome: "Results") -> None:
     """Prints a run's table, as wide as the terminal allows, and where the rest is."""
     from deltakit.compare.report.terminal import plain_text, terminal_table
 

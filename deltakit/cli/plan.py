@@ -17,10 +17,10 @@ def plan(**options: Any) -> None:
     from tabulate import tabulate
 
     from deltakit.compare.plan.plan import attach_all, given_folder
-    from deltakit.compare.plan.resolve import resolve
-    from deltakit.compare.run.cell import units
+    from deltakit.compare.plan.resolve import build_plan
+    from deltakit.compare.run.cell import step_count
 
-    resolved = resolve(request(options))
+    resolved = build_plan(request(options))
     skeleton = resolved.model.skeleton(resolved.task.kind.head)
     rows: list[tuple[object, ...]] = []
     for cell, first in resolved.stages():
@@ -28,14 +28,14 @@ def plan(**options: Any) -> None:
             rows.append((cell.label, cell.base, cell.seed, "–", "–", "–", "–", "–"))
             continue
         counted = attach_all(copy.deepcopy(skeleton), cell.training, given_folder).counts()
-        before = Counter((training.task, units(resolved, training)) for training in first)
+        before = Counter((training.task, step_count(resolved, training)) for training in first)
         rows.append(
             (
                 cell.label,
                 cell.base,
                 cell.seed,
                 " ".join(f"{rate:g}" for rate in cell.training.rates),
-                units(resolved, cell.training),
+                step_count(resolved, cell.training),
                 ", ".join(_times(n, f"{task} ({u})") for (task, u), n in before.items()) or "–",
                 f"{counted.trained_params:,}",
                 f"{counted.trained_pct:.3f}",
@@ -47,7 +47,7 @@ def plan(**options: Any) -> None:
     task = resolved.task
     click.echo(
         f"\n{task.name}: {len(task.train)} training and {len(task.test)} test examples, "
-        f"{task.kind.words}, {task.metric}. Plan {resolved.id}."
+        f"{task.kind.description}, {task.metric}. Plan {resolved.id}."
     )
 
 

@@ -70,7 +70,7 @@ def _table(handles: Iterable["Handle"]) -> str:
                     handle.stack,
                     handle.site.value,
                     f"{handle.path or '(the model)'}{span}",
-                    handle.tap.value,
+                    handle.hook_kind.value,
                     handle.d_in,
                     handle.d_out,
                     layers[handle.stack, handle.site],

@@ -11,7 +11,7 @@ from torch import nn
 
 import deltakit as dk
 from deltakit.core.method import Method
-from deltakit.core.provider import PROVIDERS, Counts, Foreign, Subject
+from deltakit.core.provider import PROVIDERS, AdaptedModel, Counts, ExternalMethod
 from deltakit.errors import NotMergeable
 
 TRAINED = "trained"
@@ -20,14 +20,14 @@ SECOND = "second"
 """The name of a copy of it."""
 
 
-def subject_of(model: Any, method: Method) -> Subject:
+def adapted_model(model: Any, method: Method) -> AdaptedModel:
     """The model and the method, which is not put on it yet."""
-    if isinstance(method, Foreign):
+    if isinstance(method, ExternalMethod):
         return PROVIDERS.get(method.provider).adapted(model, method)
-    return Own(model, method)
+    return DeltakitModel(model, method)
 
 
-class Own(Subject):
+class DeltakitModel(AdaptedModel):
     """A delta of deltakit's, with its members where it combines others."""
 
     def __init__(self, model: Any, method: Method) -> None:
@@ -75,7 +75,7 @@ class Own(Subject):
             dk.unmerge(self.model)
 
     @contextmanager
-    def second(self, folder: Path) -> Iterator[Callable[[], None]]:
+    def second_copy(self, folder: Path) -> Iterator[Callable[[], None]]:
         dk.load(self.model, folder, SECOND)
         names = cycle((TRAINED, SECOND))
         try:

@@ -14,13 +14,13 @@ from deltakit.compare.plan.plan import CONSTANT, Plan
 from deltakit.compare.plan.request import FULL_PRECISION
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import CellResult, Predictions
-from deltakit.compare.records.training import Checkpoint
+from deltakit.compare.records.training import EvalPoint
 from deltakit.compare.records.trial import Choice
-from deltakit.compare.report.page import Insights
+from deltakit.compare.report.page import CellExtras
 from deltakit.compare.report.write import write_reports
 from deltakit.compare.run.engines import Engine, Local
 from deltakit.compare.run.progress import Progress, Silent
-from deltakit.compare.run.queue import Failures, job_of, quiet
+from deltakit.compare.run.queue import Failures, job_of, silence_libraries
 from deltakit.compare.store.join_runs import join
 from deltakit.compare.store.run_folder import RunFolder, open_run
 
@@ -36,7 +36,7 @@ PACKAGES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Results:
     """A run that has ended.
 
     Attributes:
@@ -67,7 +67,7 @@ def run_plan(
     opened: Callable[[Path], None] | None = None,
     engine: Engine | None = None,
     failures: Failures = Failures.KEEP,
-) -> Outcome:
+) -> Results:
     """Runs what is left of a plan and writes the reports.
 
     A cell that fails is recorded with its reason and the others go on. An interrupt leaves every
@@ -85,19 +85,19 @@ def run_plan(
     Raises:
         InvalidConfig: `out` is not this plan's.
     """
-    quiet()
+    silence_libraries()
     progress = progress or Silent()
     folder = open_run(plan, out, describe(plan))
     if opened is not None:
         opened(folder.path)
     job = job_of(plan, folder, failures)
-    reused = len(plan.cells) - len(job.turns)
-    progress.begin(sum(turn.units for turn in job.turns), reused)
+    reused = len(plan.cells) - len(job.items)
+    progress.begin(sum(item.units for item in job.items), reused)
     (engine or Local()).run(job, progress)
     return collect(folder, reused=reused)
 
 
-def report_folder(path: Path) -> Outcome:
+def report_folder(path: Path) -> Results:
     """Writes the reports of a run folder anew, from its cells.
 
     Raises:
@@ -106,7 +106,7 @@ def report_folder(path: Path) -> Outcome:
     return collect(RunFolder(path), reused=0)
 
 
-def report_joined(folders: Sequence[Path], out: Path) -> Outcome:
+def report_joined(folders: Sequence[Path], out: Path) -> Results:
     """Joins run folders to one (see `join`), and writes its reports.
 
     Raises:
@@ -115,7 +115,7 @@ def report_joined(folders: Sequence[Path], out: Path) -> Outcome:
     return collect(join(folders, out), reused=0)
 
 
-def collect(folder: RunFolder, *, reused: int) -> Outcome:
+def collect(folder: RunFolder, *, reused: int) -> Results:
     """Reads what the folder holds, in the plan's order, and writes the reports."""
     run = folder.description()
     ids = [cell["id"] for cell in run["plan"]["cells"]]
@@ -128,12 +128,12 @@ def collect(folder: RunFolder, *, reused: int) -> Outcome:
     results = tuple(stored.values())
     with folder.files_lock.held():
         write_reports(folder.path, results, predictions, run, _insights(folder, stored))
-    return Outcome(
+    return Results(
         folder=folder.path, results=results, predictions=predictions, run=run, reused=reused
     )
 
 
-def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> Insights:
+def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> CellExtras:
     """What the folder holds beside its finished cells."""
     done = {
         each: (row.method, row.base, row.seed)
@@ -142,15 +142,14 @@ def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> Insights:
     }
 
     def recorded(kind: str) -> dict[tuple[str, str, int], Any]:
-        contents = {key: folder.beside(each, kind) for each, key in done.items()}
+        contents = {key: folder.extras(each, kind) for each, key in done.items()}
         return {key: content for key, content in contents.items() if content}
 
-    return Insights(
+    return CellExtras(
         searches={key: Choice.from_plain(each) for key, each in recorded("search").items()},
         found=recorded("diagnostics"),
         paces={
-            key: tuple(Checkpoint(**each) for each in pace)
-            for key, pace in recorded("pace").items()
+            key: tuple(EvalPoint(**each) for each in pace) for key, pace in recorded("pace").items()
         },
         latencies={
             key: tuple(ShapeTime(**each) for each in times)

@@ -39,7 +39,7 @@ class Checkpoint:
     advice: str = "Copy the files again, as `save` wrote them."
 
 
-def named(what: str, keys: list[str]) -> str:
+def first_few(what: str, keys: list[str]) -> str:
     """The first few of `keys` behind a word, for a message; nothing where there are none."""
     if not keys:
         return ""

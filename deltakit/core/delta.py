@@ -24,13 +24,13 @@ class Delta(nn.Module, ABC):
         """Δh for the input `x`."""
 
 
-def has_shortcut(form: type, name: str) -> bool:
+def overrides_both(form: type, name: str) -> bool:
     """Whether the class that says `forward` also says `name`, so that neither is older."""
     owners = [next((c for c in form.__mro__ if n in vars(c)), None) for n in ("forward", name)]
     return owners[0] is owners[1]
 
 
-class OnePass(ABC):
+class FusedAdd(ABC):
     """A delta that knows a cheaper way to ``stream + scale · f(x)`` than one step after another.
 
     A subclass with a `forward` of its own goes without, unless it says `added` too.
@@ -41,7 +41,7 @@ class OnePass(ABC):
         """``stream + scale · f(x)``, all of one dtype."""
 
 
-class ByRow(ABC):
+class BatchedRows(ABC):
     """A delta that can compute many of its kind at once, one for each row of a batch.
 
     A subclass with a `forward` of its own goes without, unless it says `by_row` too.
@@ -58,7 +58,7 @@ class ByRow(ABC):
         """
 
 
-class Positions(Delta, ABC):
+class ExtraPositions(Delta, ABC):
     """A change that is positions beside those of the sequence: ``(..., length, d)``.
 
     It depends on no input; what it is given has no elements.
@@ -128,7 +128,7 @@ def add_product(stream: Tensor, x: Tensor, weight: Tensor, scale: float) -> Tens
     return flat.view(stream.shape)
 
 
-class Units(NamedTuple):
+class FFNUnits(NamedTuple):
     """Hidden units of a feed-forward: f(x W_downᵀ + b_down) W_upᵀ + b_up.
 
     `down` is ``(units, d)`` and `up` ``(d_out, units)``, with a bias each; `activation` is f by
@@ -141,20 +141,20 @@ class Units(NamedTuple):
     up_bias: Tensor
     activation: str
 
-    def scaled(self, scale: float | Tensor) -> "Units":
+    def scaled(self, scale: float | Tensor) -> "FFNUnits":
         """The units whose output is `scale` times this one's."""
         return self._replace(up=scale * self.up, up_bias=scale * self.up_bias)
 
 
-class Widening(ABC):
+class MergesAsFFN(ABC):
     """A parallel delta that is a feed-forward itself, so it makes the one beside it wider."""
 
     @abstractmethod
-    def units(self) -> Units:
+    def units(self) -> FFNUnits:
         """The units that compute what it does when dropout is off."""
 
 
-class Additive(ABC):
+class CustomSum(ABC):
     """A delta whose weighted sum with others is not that of their parameters."""
 
     @abstractmethod

@@ -59,7 +59,7 @@ class Placement:
     """
 
     site: Site
-    form: Callable[[Handle], Delta]
+    make_delta: Callable[[Handle], Delta]
     insertion: Insertion
     scale: float = 1.0
     optional: bool = False
@@ -77,7 +77,7 @@ class Role(Enum):
     """Trains everything: what a delta is measured against."""
 
 
-class Start(IntEnum):
+class InitialOutput(IntEnum):
     """What a model computes when a method has just been attached to it."""
 
     IDENTITY = 0
@@ -100,13 +100,13 @@ class Method(ABC):
     paper: ClassVar[Paper]
     learning_rate: ClassVar[float]
     role: ClassVar[Role] = Role.METHOD
-    starts: ClassVar[Start] = Start.IDENTITY
+    starts: ClassVar[InitialOutput] = InitialOutput.IDENTITY
 
     def placements(self) -> tuple[Placement, ...]:
         """Where this method puts new modules. None by default."""
         return ()
 
-    def trains(self, name: str, owner: nn.Module) -> bool:
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
         """Whether the base's own parameter `name` (of the module `owner`) is trained too."""
         del name, owner
         return False
@@ -196,7 +196,7 @@ class Sum(Method):
         return min(part.learning_rate for part in self.parts)
 
     @property
-    def starts(self) -> Start:  # type: ignore[override]
+    def starts(self) -> InitialOutput:  # type: ignore[override]
         """As far away as the farthest of the parts."""
         return max(part.starts for part in self.parts)
 
@@ -208,8 +208,8 @@ class Sum(Method):
     def placements(self) -> tuple[Placement, ...]:
         return tuple(p for part in self.parts for p in part.placements())
 
-    def trains(self, name: str, owner: nn.Module) -> bool:
-        return any(part.trains(name, owner) for part in self.parts)
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
+        return any(part.trains_base_parameter(name, owner) for part in self.parts)
 
     def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
         for part in self.parts:

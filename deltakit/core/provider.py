@@ -1,7 +1,8 @@
 """Methods that another library puts on a model: rows of a comparison, and nothing else here.
 
-A comparison trains, runs, counts and stores what it compares through `Subject` alone, so a library
-joins in with one class of methods and one of subjects. Nothing above this file names the library.
+A comparison trains, runs, counts and stores what it compares through `AdaptedModel` alone, so a
+library joins with one class of methods and one of adapted models. Nothing
+above this file names the library.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Counts:
     base_bytes: int
 
 
-class Subject(ABC):
+class AdaptedModel(ABC):
     """A model with one method on it, as a comparison needs it.
 
     Attributes:
@@ -80,7 +81,7 @@ class Subject(ABC):
         """
 
     @abstractmethod
-    def second(self, folder: Path) -> AbstractContextManager[Callable[[], None]]:
+    def second_copy(self, folder: Path) -> AbstractContextManager[Callable[[], None]]:
         """Inside, the method as `save` wrote it is on the model a second time, and is active.
 
         Gives what makes the other of the two the active one. In the end the first one is.
@@ -92,7 +93,7 @@ class Subject(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foreign(Method, ABC):
+class ExternalMethod(Method, ABC):
     """A method of another library, by its name there and the settings that differ from its own.
 
     Class variables that a library sets: `provider`, what stands before the colon in a spec, and
@@ -127,8 +128,8 @@ class Provider:
         adapted: makes the model with one of them on it, which is not attached yet.
     """
 
-    method: type[Foreign]
-    adapted: Callable[[Any, Any], Subject]
+    method: type[ExternalMethod]
+    adapted: Callable[[Any, Any], AdaptedModel]
 
 
 PROVIDERS: Registry[Provider] = Registry("provider", hint="Write provider:name[key=value].")
@@ -136,7 +137,7 @@ PROVIDERS: Registry[Provider] = Registry("provider", hint="Write provider:name[k
 
 
 @dataclass(frozen=True)
-class Provided(Entry):
+class ProviderEntry(Entry):
     """A name after a colon, as `parse_method` builds it. The library knows its settings."""
 
     def build(self, **fields: Any) -> Method:
@@ -144,9 +145,9 @@ class Provided(Entry):
         return super().build(settings=tuple(fields.items()))
 
 
-def provided(provider: str, name: str) -> Entry:
+def provider_entry(provider: str, name: str) -> Entry:
     """The entry of ``provider:name``. Raises `UnknownName` for the provider."""
-    return Provided(PROVIDERS.get(provider).method, (("name", name),))
+    return ProviderEntry(PROVIDERS.get(provider).method, (("name", name),))
 
 
 def settings_of(pairs: object) -> tuple[tuple[str, Any], ...]:

@@ -40,7 +40,7 @@ class Site(StrEnum):
     """The sequence of input embeddings, before any block."""
     EMBED = "embed"
     """The vectors of the tokens as they leave the table of embeddings; x is the tokens' ids."""
-    POSITIONS = "positions"
+    POSITION_IDS = "position_ids"
     """The number of each token in the sequence, of which the model makes a vector or a rotation."""
 
 
@@ -55,11 +55,11 @@ LINEAR_SITES = (
 )
 """The sites that are one linear projection, or some columns of one."""
 
-INPUT_SITES = (Site.TOKENS, Site.EMBED, Site.POSITIONS)
+INPUT_SITES = (Site.TOKENS, Site.EMBED, Site.POSITION_IDS)
 """The sites before any layer."""
 
 
-class Tap(Enum):
+class HookKind(Enum):
     """How a site is reached in the module that holds it."""
 
     OUTPUT = "output"
@@ -70,9 +70,9 @@ class Tap(Enum):
     """The module is the norm of a post-LN block: h = norm(s), and a change is made to s."""
     ATTENTION = "attention"
     """The module calls the attention function: a change is keys and values beside its own."""
-    SEQUENCE = "sequence"
+    INPUT_EMBEDS = "input_embeds"
     """The module is given the sequence of tokens: a change is positions beside its own."""
-    NUMBERS = "numbers"
+    POSITION_IDS = "position_ids"
     """The module is given the number of each token in the sequence: h is these numbers."""
 
 
@@ -147,7 +147,7 @@ class Handle:
     layer: int
     path: str
     module: nn.Module
-    tap: Tap
+    hook_kind: HookKind
     d_in: int
     d_out: int
     dtype: torch.dtype

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from deltakit.core.method import METHODS, Entry, Method, Sum
-from deltakit.core.provider import Foreign, provided
+from deltakit.core.provider import ExternalMethod, provider_entry
 from deltakit.errors import InvalidConfig
 
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
@@ -39,7 +39,7 @@ def format_method(method: Method) -> str:
     """A spec of the method, with what differs from the defaults; the inverse of `parse_method`."""
     if isinstance(method, Sum):
         return "+".join(format_method(part) for part in method.parts)
-    if isinstance(method, Foreign):
+    if isinstance(method, ExternalMethod):
         return _bracketed(f"{method.provider}:{method.name}", method.settings)
     names = [name for name in METHODS if METHODS.get(name).cls is type(method)]
     if not names:
@@ -111,7 +111,7 @@ def _parse_term(term: str, spec: str) -> Method:
 
 def _entry(name: str) -> Entry:
     provider, colon, inner = (part.strip() for part in name.partition(":"))
-    return provided(provider, inner) if colon else METHODS.get(name)
+    return provider_entry(provider, inner) if colon else METHODS.get(name)
 
 
 def _parse_value(value: str, key: str, entry: Entry) -> Any:

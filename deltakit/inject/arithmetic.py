@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from deltakit.core.checks import check_whole
-from deltakit.core.delta import Additive, Reparametrised, precise
+from deltakit.core.delta import CustomSum, Reparametrised, precise
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.inject.attach import attach, detach
-from deltakit.inject.attachments import Attached, Bank, base_parameters, need_bank
-from deltakit.inject.switch import current, deactivate, reactivate
-from deltakit.runtime.nodes import Leaf
+from deltakit.inject.attachments import Attached, Attachments, base_parameters, need_attachments
+from deltakit.inject.switch import deactivate, reactivate, snapshot_active
+from deltakit.runtime.nodes import PlacedDelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,16 +50,16 @@ def task_arithmetic(
         InvalidConfig: a weight that is no finite number, a rank below one, or a bad name.
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
-    terms = [(weight, bank.get(each)) for each, weight in weights.items()]
-    method, before = _method(terms, rank), current(model, bank)
+    attachments = need_attachments(model)
+    terms = [(weight, attachments.get(each)) for each, weight in weights.items()]
+    method, before = _method(terms, rank), snapshot_active(model, attachments)
     attach(model, method, name, dtype=_dtype(terms[0][1]))
     try:
-        _fill(model, bank, bank.get(name), terms)
+        _fill(model, attachments, attachments.get(name), terms)
     except BaseException:
         detach(model, name)
-        deactivate(model, bank)
-        reactivate(model, bank, before)
+        deactivate(model, attachments)
+        reactivate(model, attachments, before)
         raise
 
 
@@ -107,21 +107,21 @@ def _dtype(term: Attached) -> torch.dtype | None:
 
 
 @torch.no_grad()
-def _fill(model: "PreTrainedModel", bank: Bank, new: Attached, terms: _Terms) -> None:
+def _fill(model: "PreTrainedModel", attachments: Attachments, new: Attached, terms: _Terms) -> None:
     for key, leaves in new.leaves.items():
         for index, leaf in enumerate(leaves):
             _fill_leaf(leaf, [(weight, term.leaves[key][index]) for weight, term in terms])
-    before = deactivate(model, bank)  # the model's own values are in its parameters then
+    before = deactivate(model, attachments)  # the model's own values are in its parameters then
     for key, parameter in base_parameters(model).items():
         if key in new.own:
             own = [(weight, term.own[key].to(parameter.device)) for weight, term in terms]
             base = precise(parameter.data)
             total = base + _total([(weight, precise(value) - base) for weight, value in own])
             new.own[key] = total.to(new.own[key].dtype)
-    reactivate(model, bank, before)
+    reactivate(model, attachments, before)
 
 
-def _fill_leaf(new: Leaf, terms: Sequence[tuple[float, Leaf]]) -> None:
+def _fill_leaf(new: PlacedDelta, terms: Sequence[tuple[float, PlacedDelta]]) -> None:
     """Gives the form of `new` the values with which its change is the weighted sum of `terms`."""
     given = [
         (
@@ -131,7 +131,7 @@ def _fill_leaf(new: Leaf, terms: Sequence[tuple[float, Leaf]]) -> None:
         for weight, leaf in terms
     ]
     form = new.delta
-    if isinstance(form, Additive):
+    if isinstance(form, CustomSum):
         summed = form.weighted_sum(given)
     else:
         names = given[0][1]

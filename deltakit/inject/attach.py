@@ -10,10 +10,10 @@ import torch
 from deltakit.core.composition import Composition, One
 from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig, NameInUse, unknown
-from deltakit.inject.attachments import CHILD, bank_of, need_bank
-from deltakit.inject.build import build, new_bank
-from deltakit.inject.switch import check, deactivate, put_on, reactivate
-from deltakit.models.quantised import steady, trainable
+from deltakit.inject.attachments import CHILD, attachments_of, need_attachments
+from deltakit.inject.build import build, new_attachments
+from deltakit.inject.switch import check, deactivate, reactivate, switch_to
+from deltakit.models.quantised import keep_as_loaded, trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,24 +48,24 @@ def attach(
         IncompatibleDeltas: members that cannot be composed.
     """
     check_name(name)
-    old = bank_of(model)
-    bank = old or new_bank(model)
-    if name in bank.attached:
+    old = attachments_of(model)
+    attachments = old or new_attachments(model)
+    if name in attachments.attached:
         raise NameInUse(f"a delta called {name!r} is attached already; detach it or take another.")
-    before = deactivate(model, bank)
+    before = deactivate(model, attachments)
     try:
-        bank.add(build(model, bank, method, name, dtype))
-        bank.train(model.training)
-        put_on(model, bank, One(name), (name,))
+        attachments.add(build(model, attachments, method, name, dtype))
+        attachments.train(model.training)
+        switch_to(model, attachments, One(name), (name,))
     except BaseException:
-        deactivate(model, bank)
-        if name in bank.attached:
-            bank.remove(name)
-        reactivate(model, bank, before)
+        deactivate(model, attachments)
+        if name in attachments.attached:
+            attachments.remove(name)
+        reactivate(model, attachments, before)
         raise
     if old is None:
-        bank.steadied.extend((*steady(model), *trainable(model)))
-        model.add_module(CHILD, bank)
+        attachments.undo.extend((*keep_as_loaded(model), *trainable(model)))
+        model.add_module(CHILD, attachments)
 
 
 def activate(
@@ -86,37 +86,37 @@ def activate(
         UnknownName: a name that nothing attached has, or one to train that is not in `what`.
         IncompatibleDeltas: the deltas train the same parameters of the base.
     """
-    bank = need_bank(model)
+    attachments = need_attachments(model)
     composition = One(what) if isinstance(what, str) else what
     names = () if composition is None else composition.names
-    taking_part = {attached.name for attached in bank.closure(names)}
+    taking_part = {attached.name for attached in attachments.with_members(names)}
     for name in train or ():
-        if bank.get(name).name not in taking_part:
+        if attachments.get(name).name not in taking_part:
             raise unknown("name to train", name, taking_part, hint="It is not in what is active.")
     if composition is not None:
-        check(model, bank, composition)
-    before = deactivate(model, bank)
+        check(model, attachments, composition)
+    before = deactivate(model, attachments)
     try:
         if composition is not None:
-            put_on(model, bank, composition, names if train is None else tuple(train))
+            switch_to(model, attachments, composition, names if train is None else tuple(train))
     except BaseException:
-        deactivate(model, bank)
-        reactivate(model, bank, before)
+        deactivate(model, attachments)
+        reactivate(model, attachments, before)
         raise
 
 
 @contextlib.contextmanager
 def disabled(model: "PreTrainedModel") -> Iterator[None]:
     """Inside, the model is the base exactly: no hooks, its own parameters and their flags."""
-    bank = need_bank(model)
-    before = deactivate(model, bank)
+    attachments = need_attachments(model)
+    before = deactivate(model, attachments)
     try:
         yield
     finally:
         # Whatever was attached, activated or detached inside: what was active comes back.
-        if bank_of(model) is bank:
-            deactivate(model, bank)
-            reactivate(model, bank, before)
+        if attachments_of(model) is attachments:
+            deactivate(model, attachments)
+            reactivate(model, attachments, before)
 
 
 def detach(model: "PreTrainedModel", name: str | None = None) -> None:
@@ -127,16 +127,16 @@ def detach(model: "PreTrainedModel", name: str | None = None) -> None:
         IncompatibleDeltas: another delta is composed of it.
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
-    names = list(reversed(bank.attached)) if name is None else [name]
-    before = deactivate(model, bank)
+    attachments = need_attachments(model)
+    names = list(reversed(attachments.attached)) if name is None else [name]
+    before = deactivate(model, attachments)
     try:
         for each in names:
-            bank.remove(each)
+            attachments.remove(each)
     finally:
-        reactivate(model, bank, before)
-    if not bank.attached:
-        for held in bank.steadied:
+        reactivate(model, attachments, before)
+    if not attachments.attached:
+        for held in attachments.undo:
             held.remove()
         delattr(model, CHILD)
 

@@ -16,7 +16,7 @@ from deltakit.core.delta import Attending, Combiner
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.core.site import Handle
 from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
-from deltakit.runtime.nodes import Combined, Leaf, Node, Total
+from deltakit.runtime.nodes import CombinerNode, Node, PlacedDelta, SumNode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,7 @@ class Attached:
 
     name: str
     method: Method
-    leaves: dict[str, tuple[Leaf, ...]] = field(default_factory=dict)
+    leaves: dict[str, tuple[PlacedDelta, ...]] = field(default_factory=dict)
     combiners: dict[str, Combiner] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Active:
     Attributes:
         composition: the names, and how they act together.
         trained: which of them were trained.
-        folded: what deltas were merged into, as in `Bank.merged`.
+        folded: what deltas were merged into, as in `Attachments.merged`.
     """
 
     composition: Composition
@@ -104,7 +104,7 @@ class Active:
     folded: dict[str, Tensor | nn.Module]
 
 
-class Bank(nn.Module):
+class Attachments(nn.Module):
     """The record of one model. Use the functions of `deltakit.inject.attach`, not this."""
 
     def __init__(self, handles: tuple[Handle, ...], flags: dict[str, bool]) -> None:
@@ -127,7 +127,7 @@ class Bank(nn.Module):
         """
         self.report: MergeReport | None = None
         """What the latest merge has cost."""
-        self.steadied: list[Removable] = []
+        self.undo: list[Removable] = []
         """What keeps a quantised base as it is held, and lets it be trained on."""
 
     def get(self, name: str) -> Attached:
@@ -166,18 +166,18 @@ class Bank(nn.Module):
         attached = self.get(name)
         if key in attached.combiners:
             members = (self.node(member, key) for member in attached.members_at(key))
-            return Combined(attached.combiners[key], tuple(m for m in members if m is not None))
+            return CombinerNode(attached.combiners[key], tuple(m for m in members if m is not None))
         leaves = attached.leaves.get(key, ())
         if not leaves:
             return None
-        return leaves[0] if len(leaves) == 1 else Total(leaves)
+        return leaves[0] if len(leaves) == 1 else SumNode(leaves)
 
-    def closure(self, names: tuple[str, ...]) -> tuple[Attached, ...]:
+    def with_members(self, names: tuple[str, ...]) -> tuple[Attached, ...]:
         """The deltas called `names` and all that they are composed of, members first."""
         found: dict[str, Attached] = {}
         for name in names:
             attached = self.get(name)
-            found |= {member.name: member for member in self.closure(attached.members)}
+            found |= {member.name: member for member in self.with_members(attached.members)}
             found[name] = attached
         return tuple(found.values())
 
@@ -187,23 +187,23 @@ def _child(name: str) -> str:
     return f"delta_{name}"
 
 
-def bank_of(model: nn.Module) -> Bank | None:
+def attachments_of(model: nn.Module) -> Attachments | None:
     """The model's record, or None where nothing is attached."""
-    bank = model._modules.get(CHILD)
-    if bank is not None and not isinstance(bank, Bank):
+    attachments = model._modules.get(CHILD)
+    if attachments is not None and not isinstance(attachments, Attachments):
         raise DeltakitError(f"{type(model).__name__} has a child module {CHILD!r} of its own.")
-    return bank
+    return attachments
 
 
-def need_bank(model: nn.Module) -> Bank:
+def need_attachments(model: nn.Module) -> Attachments:
     """The model's record. Raises `DeltakitError` where nothing is attached."""
-    bank = bank_of(model)
-    if bank is None:
+    attachments = attachments_of(model)
+    if attachments is None:
         raise DeltakitError(
             f"nothing is attached to this {type(model).__name__}; call attach(model, method) or "
             "load(model, folder) first."
         )
-    return bank
+    return attachments
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -8,24 +8,34 @@ import torch
 from deltakit.arch.resolve import resolve
 from deltakit.core.delta import Delta
 from deltakit.core.method import CombiningMethod, Method, Placement, Role
-from deltakit.core.site import Handle, Site, Tap
+from deltakit.core.site import Handle, HookKind, Site
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, SiteNotFound
-from deltakit.inject.attachments import Attached, Bank, base_parameters, head_names, parameter_names
+from deltakit.inject.attachments import (
+    Attached,
+    Attachments,
+    base_parameters,
+    head_names,
+    parameter_names,
+)
 from deltakit.models.quantised import codec_of
-from deltakit.runtime.nodes import Gate, Leaf
+from deltakit.runtime.nodes import LayerDrop, PlacedDelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def new_bank(model: "PreTrainedModel") -> Bank:
+def new_attachments(model: "PreTrainedModel") -> Attachments:
     """An empty record, with the model's handles and its flags as they are now."""
     flags = {name: p.requires_grad for name, p in base_parameters(model).items()}
-    return Bank(resolve(model), flags)
+    return Attachments(resolve(model), flags)
 
 
 def build(
-    model: "PreTrainedModel", bank: Bank, method: Method, name: str, dtype: torch.dtype | None
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    method: Method,
+    name: str,
+    dtype: torch.dtype | None,
 ) -> Attached:
     """A delta of the method, under the name; the model is not changed.
 
@@ -37,13 +47,13 @@ def build(
     """
     attached = Attached(name=name, method=method)
     if isinstance(method, CombiningMethod):
-        _build_combiners(bank, method, attached, dtype)
+        _build_combiners(attachments, method, attached, dtype)
     else:
-        _build_leaves(bank, method, attached, dtype)
+        _build_leaves(attachments, method, attached, dtype)
     method.check_names(parameter_names(model))
     attached.own = {
         parameter: model.get_parameter(parameter).detach().clone()
-        for parameter in _owned(model, bank, method)
+        for parameter in _owned(model, attachments, method)
     }
     trains_base = attached.own.keys() - head_names(model)
     if method.role is Role.METHOD and not attached.sites() and not trains_base:
@@ -54,31 +64,31 @@ def build(
 
 
 def _build_leaves(
-    bank: Bank, method: Method, attached: Attached, dtype: torch.dtype | None
+    attachments: Attachments, method: Method, attached: Attached, dtype: torch.dtype | None
 ) -> None:
-    gates: dict[int, Gate] = {}
+    gates: dict[int, LayerDrop] = {}
     for placement in method.placements():
-        for handle in _handles(bank, placement):
+        for handle in _handles(attachments, placement):
             up_to = placement.drop_up_to if handle.in_a_layer else 0
-            leaf = Leaf(
+            leaf = PlacedDelta(
                 _make(placement, handle, dtype),
                 placement.insertion,
                 placement.scale,
-                gate=gates.setdefault(up_to, Gate(up_to)) if up_to else None,
+                gate=gates.setdefault(up_to, LayerDrop(up_to)) if up_to else None,
                 layer=handle.layer,
             )
             attached.leaves[handle.key] = (*attached.leaves.get(handle.key, ()), leaf)
 
 
-def _handles(bank: Bank, placement: Placement) -> list[Handle]:
-    found = [handle for handle in bank.handles.values() if handle.site is placement.site]
+def _handles(attachments: Attachments, placement: Placement) -> list[Handle]:
+    found = [handle for handle in attachments.handles.values() if handle.site is placement.site]
     if not found and not placement.optional:
-        sites = sorted({handle.site.value for handle in bank.handles.values()})
+        sites = sorted({handle.site.value for handle in attachments.handles.values()})
         raise SiteNotFound(
             f"this model has no site {placement.site.value!r}{_why(placement.site)}. It has: "
             f"{', '.join(sites)}. Take a method whose sites are among these."
         )
-    check_layers(bank, {*placement.omitted, placement.drop_up_to - 1} - {-1})
+    check_layers(attachments, {*placement.omitted, placement.drop_up_to - 1} - {-1})
     return [handle for handle in found if not left_out(handle, placement.omitted)]
 
 
@@ -87,9 +97,9 @@ def left_out(handle: Handle, layers: frozenset[int]) -> bool:
     return handle.layer in layers and handle.in_a_layer
 
 
-def check_layers(bank: Bank, layers: Iterable[int]) -> None:
+def check_layers(attachments: Attachments, layers: Iterable[int]) -> None:
     """Raises `InvalidConfig` unless some stack of the model has every one of `layers`."""
-    depth = 1 + max(handle.layer for handle in bank.handles.values())
+    depth = 1 + max(handle.layer for handle in attachments.handles.values())
     for layer in sorted(layers):
         if not 0 <= layer < depth:
             raise InvalidConfig(
@@ -109,7 +119,7 @@ def _why(site: Site) -> str:
             return ": no place for further tokens is known in it"
         case Site.EMBED:
             return ": no table is known in it that only looks up the vectors of token ids"
-        case Site.POSITIONS:
+        case Site.POSITION_IDS:
             return ": its tokens' positions are relative, or it is not known where all are read"
         case _:
             return ""
@@ -117,19 +127,19 @@ def _why(site: Site) -> str:
 
 def _make(placement: Placement, handle: Handle, dtype: torch.dtype | None) -> Delta:
     with torch.device(handle.device):
-        return placement.form(handle).to(dtype or handle.dtype)
+        return placement.make_delta(handle).to(dtype or handle.dtype)
 
 
 def _build_combiners(
-    bank: Bank, method: CombiningMethod, attached: Attached, dtype: torch.dtype | None
+    attachments: Attachments, method: CombiningMethod, attached: Attached, dtype: torch.dtype | None
 ) -> None:
     kind = type(method).__name__
     if not method.names:
         raise InvalidConfig(
             f"{kind} needs the names of attached deltas, for example {kind}('imdb', 'news'). "
-            f"Attached: {', '.join(bank.attached) or 'none'}."
+            f"Attached: {', '.join(attachments.attached) or 'none'}."
         )
-    members = [bank.get(name) for name in method.names]
+    members = [attachments.get(name) for name in method.names]
     for member in members:
         if member.combiners or not member.leaves:
             raise IncompatibleDeltas(
@@ -144,8 +154,8 @@ def _build_combiners(
             )
     attached.members = method.names
     for key in members[0].leaves:
-        handle = bank.handles[key]
-        if handle.tap in (Tap.ATTENTION, Tap.SEQUENCE, Tap.NUMBERS):
+        handle = attachments.handles[key]
+        if handle.hook_kind in (HookKind.ATTENTION, HookKind.INPUT_EMBEDS, HookKind.POSITION_IDS):
             raise IncompatibleDeltas(
                 f"{kind} weighs changes, and those at {key!r} are positions of a sequence, which "
                 f"cannot be weighed. Members with {handle.site.value!r} cannot be fused."
@@ -155,15 +165,15 @@ def _build_combiners(
         attached.combiners[key] = combiner.to(dtype or handle.dtype)
 
 
-def _owned(model: "PreTrainedModel", bank: Bank, method: Method) -> Iterator[str]:
+def _owned(model: "PreTrainedModel", attachments: Attachments, method: Method) -> Iterator[str]:
     """The parameters of the base and the head of which the delta has values of its own."""
     head = head_names(model)
     for name, parameter in base_parameters(model).items():
         owner = model.get_submodule(name.rpartition(".")[0])
         if name in head:
-            if bank.flags[name]:
+            if attachments.flags[name]:
                 yield name
-        elif method.trains(name, owner):
+        elif method.trains_base_parameter(name, owner):
             packed = name.endswith(".weight") and codec_of(owner) is not None
             if packed or not parameter.is_floating_point():
                 raise IncompatibleDeltas(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from deltakit.core.delta import Reparametrised
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
-from deltakit.inject.attachments import Attached, need_bank
+from deltakit.inject.attachments import Attached, need_attachments
 from deltakit.inject.build import check_layers
 from deltakit.inject.switch import deactivate, reactivate, reapply
-from deltakit.runtime.nodes import Leaf
+from deltakit.runtime.nodes import PlacedDelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,16 +30,16 @@ def drop(model: "PreTrainedModel", *, first: int = 0, layers: int | Iterable[int
         InvalidConfig: a layer that the model does not have.
         DeltakitError: nothing is attached, or the deltas are merged.
     """
-    bank = need_bank(model)
+    attachments = need_attachments(model)
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise InvalidConfig(f"drop(first={first!r}): a whole number of layers, zero or above.")
     further = (layers,) if isinstance(layers, int) else tuple(layers)
     dropped = frozenset((*range(first), *further))
-    check_layers(bank, dropped)
-    if bank.merged:
+    check_layers(attachments, dropped)
+    if attachments.merged:
         raise InvalidConfig("the deltas are merged into the weights; unmerge, then drop layers.")
-    bank.dropped = dropped
-    reapply(model, bank)
+    attachments.dropped = dropped
+    reapply(model, attachments)
 
 
 def deploy(model: "PreTrainedModel", name: str = "default") -> None:
@@ -52,15 +52,15 @@ def deploy(model: "PreTrainedModel", name: str = "default") -> None:
         UnknownName: no delta has the name.
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
-    attached = bank.get(name)
-    before = deactivate(model, bank)
+    attachments = need_attachments(model)
+    attached = attachments.get(name)
+    before = deactivate(model, attachments)
     attached.method = attached.method.deployed()
     attached.leaves = {
         key: tuple(_deployed(leaf) for leaf in leaves) for key, leaves in attached.leaves.items()
     }
-    bank.add(attached)
-    reactivate(model, bank, before)
+    attachments.add(attached)
+    reactivate(model, attachments, before)
 
 
 def prune(
@@ -94,8 +94,8 @@ def prune(
             `usage` lacks.
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
-    attached = bank.get(name)
+    attachments = need_attachments(model)
+    attached = attachments.get(name)
     if not attached.combiners:
         raise IncompatibleDeltas(
             f"{name!r} is no fusion ({type(attached.method).__name__}), so it has no members to "
@@ -104,9 +104,9 @@ def prune(
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
         raise InvalidConfig(f"prune(keep={keep!r}): a whole number of members, one or above.")
     kept = {key: _most_used(attached, key, usage, keep) for key in attached.combiners}
-    before = deactivate(model, bank)
+    before = deactivate(model, attachments)
     attached.keep(kept)
-    reactivate(model, bank, before)
+    reactivate(model, attachments, before)
 
 
 @contextlib.contextmanager
@@ -118,17 +118,17 @@ def pruned(
     keep: int,
 ) -> Iterator[None]:
     """Inside, the fusion is as `prune` leaves it; after, it has its members again."""
-    bank = need_bank(model)
-    attached = bank.get(name)
+    attachments = need_attachments(model)
+    attached = attachments.get(name)
     method, members, kept = attached.method, attached.members, attached.kept
     prune(model, usage, name, keep=keep)
     try:
         yield
     finally:
-        before = deactivate(model, bank)
+        before = deactivate(model, attachments)
         attached.method, attached.members = method, members
         attached.keep(dict.fromkeys(attached.combiners, members) | kept)
-        reactivate(model, bank, before)
+        reactivate(model, attachments, before)
 
 
 def _most_used(
@@ -151,7 +151,7 @@ def _most_used(
     return tuple(member for member in members if member in best)
 
 
-def _deployed(leaf: Leaf) -> Leaf:
+def _deployed(leaf: PlacedDelta) -> PlacedDelta:
     if not isinstance(leaf.delta, Reparametrised):
         return leaf
     return replace(leaf, delta=leaf.delta.deployed())

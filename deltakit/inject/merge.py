@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltakit.arch.resolve import linear_widths
-from deltakit.core.delta import Mergeable, Scaling, Units, Widening, precise
-from deltakit.core.site import Handle, Insertion, Site, Tap
+from deltakit.core.delta import FFNUnits, Mergeable, MergesAsFFN, Scaling, precise
+from deltakit.core.site import Handle, HookKind, Insertion, Site
 from deltakit.errors import NotMergeable, UnknownArchitecture
-from deltakit.inject.attachments import need_bank
+from deltakit.inject.attachments import need_attachments
 from deltakit.inject.merge_report import MergedLinear, MergeReport
-from deltakit.inject.switch import active_nodes, put, reapply, take_hooks_off
-from deltakit.models.quantised import codec_of, full_linear
-from deltakit.runtime.nodes import Leaf, Node, Total
+from deltakit.inject.switch import active_nodes, reapply, remove_hooks, set_weight
+from deltakit.models.quantised import codec_of, dequantised_linear
+from deltakit.runtime.nodes import Node, PlacedDelta, SumNode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,25 +60,28 @@ def merge(
         NotMergeable: an active delta is neither.
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
-    if bank.merged and bank.report is not None:
-        return bank.report
+    attachments = need_attachments(model)
+    if attachments.merged and attachments.report is not None:
+        return attachments.report
     changes = [
-        _change(bank.handles, bank.handles[key], node) for key, node in active_nodes(bank).items()
+        _change(attachments.handles, attachments.handles[key], node)
+        for key, node in active_nodes(attachments).items()
     ]
     for change in changes:
         _check_alone(model, change.handle)
-    take_hooks_off(bank)
+    remove_hooks(attachments)
     report = MergeReport(
         linears=tuple(
             linear
             for stage in _staged(model, changes)
-            for linear in stage.write(bank.merged, dequantise=dequantise)
+            for linear in stage.write(attachments.merged, dequantise=dequantise)
         )
     )
-    bank.report = report
+    attachments.report = report
     if report.relative > tolerance:
-        rounded = dequantise or all(isinstance(value, Tensor) for value in bank.merged.values())
+        rounded = dequantise or all(
+            isinstance(value, Tensor) for value in attachments.merged.values()
+        )
         _warn(report, "In float32 it loses nothing" if rounded else _LESS)
     return report
 
@@ -89,9 +92,9 @@ def unmerge(model: "PreTrainedModel") -> None:
     Raises:
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
-    if bank.merged:
-        reapply(model, bank)
+    attachments = need_attachments(model)
+    if attachments.merged:
+        reapply(model, attachments)
 
 
 # ----------------------------------------------------------------------- what becomes of the base
@@ -132,11 +135,11 @@ class _Stage:
             name, value = _placed(path, self.module(path), weight, dtype if dequantise else None)
             if isinstance(value, nn.Module) and not effect:
                 value = self.module(path)  # quantising again would change what no delta does
-            merged.setdefault(name, put(self.model, name, value))
+            merged.setdefault(name, set_weight(self.model, name, value))
             error = float(torch.linalg.norm(_matrix(self.module(path)) - weight)) if effect else 0.0
             yield MergedLinear(path=path, effect=effect, error=error)
         for path, bias in self.biases.items():
-            merged.setdefault(f"{path}.bias", put(self.model, f"{path}.bias", bias))
+            merged.setdefault(f"{path}.bias", set_weight(self.model, f"{path}.bias", bias))
 
 
 def _growth(before: Tensor, after: Tensor) -> tuple[int, int, int, int]:
@@ -161,7 +164,7 @@ def _placed(
         return f"{path}.weight", value.contiguous()
     if dtype is None:
         return path, codec.like(module, weight)
-    return path, full_linear(module, weight.to(dtype))
+    return path, dequantised_linear(module, weight.to(dtype))
 
 
 def _staged(model: nn.Module, changes: list["_Change"]) -> Iterator[_Stage]:
@@ -251,7 +254,7 @@ class _Wider(_Change):
     handle: Handle
     up: Handle
     down: Handle
-    units: tuple[Units, ...]
+    units: tuple[FFNUnits, ...]
 
     def make(self, stage: _Stage) -> None:
         inner, outer, units = stage.weight(self.up), stage.weight(self.down), self.units
@@ -290,7 +293,7 @@ def _bias(module: nn.Module) -> Tensor | None:
 def _change(handles: Mapping[str, Handle], handle: Handle, node: Node) -> _Change:
     """All deltas at a site read the same h and x, so factors, changes and units add up apart."""
     leaves = _terms(node)
-    if leaves is None or handle.tap not in (Tap.OUTPUT, Tap.INPUT):
+    if leaves is None or handle.hook_kind not in (HookKind.OUTPUT, HookKind.INPUT):
         parts = {type(part).__name__ for part in (*node.combiners, *(x.delta for x in node.leaves))}
         raise NotMergeable(
             f"{' over '.join(sorted(parts, reverse=True))} at {handle.key!r} does not fold into a "
@@ -302,7 +305,7 @@ def _change(handles: Mapping[str, Handle], handle: Handle, node: Node) -> _Chang
     return _fold(handle, leaves)
 
 
-def _fold(handle: Handle, leaves: tuple[Leaf, ...]) -> _Change:
+def _fold(handle: Handle, leaves: tuple[PlacedDelta, ...]) -> _Change:
     factors, changes = [], []
     for leaf in leaves:
         delta = leaf.delta
@@ -317,13 +320,15 @@ def _fold(handle: Handle, leaves: tuple[Leaf, ...]) -> _Change:
             )
     _check_linear(handle)
     factor = 1 + torch.stack(factors).sum(0) if factors else None
-    if handle.tap is Tap.INPUT and factor is not None:
+    if handle.hook_kind is HookKind.INPUT and factor is not None:
         return _RescaledInput(handle=handle, factor=factor)
     change = torch.stack(changes).sum(0) if changes else None
     return _Fold(handle=handle, factor=factor, change=change)
 
 
-def _wider(handles: Mapping[str, Handle], handle: Handle, leaves: tuple[Leaf, ...]) -> _Change:
+def _wider(
+    handles: Mapping[str, Handle], handle: Handle, leaves: tuple[PlacedDelta, ...]
+) -> _Change:
     layer = f"{handle.stack}.{handle.layer}"
     up, down, gate = (
         handles.get(f"{layer}.{site}") for site in (Site.FFN_UP, Site.FFN_DOWN, Site.FFN_GATE)
@@ -343,7 +348,7 @@ def _wider(handles: Mapping[str, Handle], handle: Handle, leaves: tuple[Leaf, ..
     )
 
 
-def _obstacle(handle: Handle, up: Handle, down: Handle, units: Units) -> str | None:
+def _obstacle(handle: Handle, up: Handle, down: Handle, units: FFNUnits) -> str | None:
     """Why the units cannot be the feed-forward's own, or None."""
     _check_linear(up)
     _check_linear(down)
@@ -360,15 +365,15 @@ def _obstacle(handle: Handle, up: Handle, down: Handle, units: Units) -> str | N
 
 
 @torch.no_grad()
-def _units(leaf: Leaf) -> Units:
-    assert isinstance(leaf.delta, Widening)
+def _units(leaf: PlacedDelta) -> FFNUnits:
+    assert isinstance(leaf.delta, MergesAsFFN)
     units = leaf.delta.units()
     down, down_bias, up, up_bias = map(precise, units[:4])
-    return Units(down, down_bias, up, up_bias, units.activation).scaled(leaf.scale)
+    return FFNUnits(down, down_bias, up, up_bias, units.activation).scaled(leaf.scale)
 
 
-def _is_wide(leaf: Leaf) -> bool:
-    return isinstance(leaf.delta, Widening) and leaf.insertion is Insertion.PARALLEL
+def _is_wide(leaf: PlacedDelta) -> bool:
+    return isinstance(leaf.delta, MergesAsFFN) and leaf.insertion is Insertion.PARALLEL
 
 
 def _check_linear(handle: Handle) -> None:
@@ -403,20 +408,20 @@ def _check_alone(model: nn.Module, handle: Handle) -> None:
         )
 
 
-def _beside(handle: Handle, leaf: Leaf) -> bool:
+def _beside(handle: Handle, leaf: PlacedDelta) -> bool:
     return (
         leaf.insertion is Insertion.PARALLEL
-        and handle.tap is Tap.OUTPUT
+        and handle.hook_kind is HookKind.OUTPUT
         and handle.reader is None  # x is the linear's own input
     )
 
 
-def _terms(node: Node) -> tuple[Leaf, ...] | None:
+def _terms(node: Node) -> tuple[PlacedDelta, ...] | None:
     """The leaves whose plain sum the node is, or None."""
     match node:
-        case Leaf():
+        case PlacedDelta():
             return (node,)
-        case Total(parts=parts, weights=None):
+        case SumNode(parts=parts, weights=None):
             terms = [_terms(part) for part in parts]
             return None if None in terms else tuple(leaf for t in terms if t for leaf in t)
         case _:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.core.delta import Attending
-from deltakit.core.site import Handle, Tap
+from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.attachments import need_bank
+from deltakit.inject.attachments import need_attachments
 from deltakit.inject.switch import active_nodes
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ def fusion_attention(model: "PreTrainedModel") -> Iterator[FusionAttention]:
         IncompatibleDeltas: no fusion is active.
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
+    attachments = need_attachments(model)
     attending = {
         key: combiner
-        for key, node in active_nodes(bank).items()
+        for key, node in active_nodes(attachments).items()
         for combiner in node.combiners
         if isinstance(combiner, Attending)
     }
@@ -155,14 +155,14 @@ def site_changes(model: "PreTrainedModel") -> Iterator[SiteChanges]:
     Raises:
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
+    attachments = need_attachments(model)
     seen, hooks = SiteChanges(), []
-    for key in active_nodes(bank):
-        handle, hook = bank.handles[key], _ChangeHook(seen, bank.handles[key])
-        if handle.tap is Tap.INPUT:
+    for key in active_nodes(attachments):
+        handle, hook = attachments.handles[key], _ChangeHook(seen, attachments.handles[key])
+        if handle.hook_kind is HookKind.INPUT:
             hooks.append(handle.module.register_forward_pre_hook(hook.hold, prepend=True))
             hooks.append(handle.module.register_forward_pre_hook(hook.compare))
-        elif handle.tap in (Tap.OUTPUT, Tap.NORM):
+        elif handle.hook_kind in (HookKind.OUTPUT, HookKind.NORM):
             hooks.append(handle.module.register_forward_hook(hook.hold, prepend=True))
             hooks.append(handle.module.register_forward_hook(hook.compare))
     try:

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from deltakit.arch.resolve import linear_widths
 from deltakit.core.delta import Reparametrised
-from deltakit.inject.attachments import Attached, Bank, bank_of, base_parameters, head_names
+from deltakit.inject.attachments import (
+    Attached,
+    Attachments,
+    attachments_of,
+    base_parameters,
+    head_names,
+)
 from deltakit.models.quantised import codec_of
 
 if TYPE_CHECKING:
@@ -90,12 +96,12 @@ class Summary:
 
 def summary(model: "PreTrainedModel") -> Summary:
     """Counts the base, the head and the active deltas. Works on meta-device models too."""
-    bank = bank_of(model)
+    attachments = attachments_of(model)
     head = head_names(model)
-    parameters = _originals(model, bank)
+    parameters = _originals(model, attachments)
     base = [p for name, p in parameters.items() if name not in head]
     base_buffers = [b for name, b in model.named_buffers() if not name.startswith("deltakit.")]
-    trained, deployed = _trained(bank, head), list(_deployed(bank, head))
+    trained, deployed = _trained(attachments, head), list(_deployed(attachments, head))
     return Summary(
         trained_params=_count(trained),
         deployed_params=_count(deployed),
@@ -103,7 +109,7 @@ def summary(model: "PreTrainedModel") -> Summary:
         base_params=sum(p.numbers for p in base),
         delta_bytes=_bytes(deployed),
         base_bytes=_bytes([*(t for p in base for t in p.tensors), *base_buffers]),
-        rows=_rows(bank, head),
+        rows=_rows(attachments, head),
     )
 
 
@@ -114,9 +120,9 @@ class _Stored(NamedTuple):
     tensors: tuple[Tensor, ...]
 
 
-def _originals(model: "PreTrainedModel", bank: Bank | None) -> dict[str, _Stored]:
+def _originals(model: "PreTrainedModel", attachments: Attachments | None) -> dict[str, _Stored]:
     """The base's parameters by name. While deltas are merged, the originals are counted."""
-    merged = {} if bank is None else bank.merged
+    merged = {} if attachments is None else attachments.merged
     stored = {}
     for name, parameter in base_parameters(model).items():
         path, _, last = name.rpartition(".")
@@ -132,29 +138,33 @@ def _originals(model: "PreTrainedModel", bank: Bank | None) -> dict[str, _Stored
     return stored
 
 
-def _active(bank: Bank | None) -> tuple[Attached, ...]:
+def _active(attachments: Attachments | None) -> tuple[Attached, ...]:
     """The active deltas, and those that they are composed of."""
-    return () if bank is None or bank.active is None else bank.closure(bank.active.names)
+    return (
+        ()
+        if attachments is None or attachments.active is None
+        else attachments.with_members(attachments.active.names)
+    )
 
 
-def _trained(bank: Bank | None, head: frozenset[str]) -> list[Tensor]:
+def _trained(attachments: Attachments | None, head: frozenset[str]) -> list[Tensor]:
     """Each tensor that training changes."""
-    assert bank is not None or not _active(bank)
+    assert attachments is not None or not _active(attachments)
     return [
         tensor
-        for attached in _active(bank)
-        if bank is not None and attached.name in bank.trained
-        for tensor in (*attached.parameters(), *_own(bank, attached, head))
+        for attached in _active(attachments)
+        if attachments is not None and attached.name in attachments.trained
+        for tensor in (*attached.parameters(), *_own(attachments, attached, head))
     ]
 
 
-def _deployed(bank: Bank | None, head: frozenset[str]) -> Iterable[Tensor]:
+def _deployed(attachments: Attachments | None, head: frozenset[str]) -> Iterable[Tensor]:
     """Each tensor that is kept beside the base to run the active deltas."""
-    for attached in _active(bank):
-        assert bank is not None
+    for attached in _active(attachments):
+        assert attachments is not None
         for _, module in attached.modules():
             yield from deployed_module(module).parameters()
-        yield from _own(bank, attached, head)
+        yield from _own(attachments, attached, head)
 
 
 def deployed_module(module: nn.Module) -> nn.Module:
@@ -162,17 +172,17 @@ def deployed_module(module: nn.Module) -> nn.Module:
     return module.deployed() if isinstance(module, Reparametrised) else module
 
 
-def _own(bank: Bank, attached: Attached, head: frozenset[str]) -> list[Tensor]:
+def _own(attachments: Attachments, attached: Attached, head: frozenset[str]) -> list[Tensor]:
     """The delta's own values of the base's parameters, the task head left out."""
-    if bank.active is None or attached.name not in bank.active.names:
+    if attachments.active is None or attached.name not in attachments.active.names:
         return []
     return [tensor for name, tensor in attached.own.items() if name not in head]
 
 
-def _rows(bank: Bank | None, head: frozenset[str]) -> tuple[SiteRow, ...]:
+def _rows(attachments: Attachments | None, head: frozenset[str]) -> tuple[SiteRow, ...]:
     rows: list[SiteRow] = []
-    for attached in _active(bank):
-        assert bank is not None
+    for attached in _active(attachments):
+        assert attachments is not None
         layers, params, deployed = Counter[str](), Counter[str](), Counter[str]()
         for key, module in attached.modules():
             stack, _, rest = key.partition(".")
@@ -180,7 +190,7 @@ def _rows(bank: Bank | None, head: frozenset[str]) -> tuple[SiteRow, ...]:
             layers[site] += "#" not in key
             params[site] += _count(module.parameters())
             deployed[site] += _count(deployed_module(module).parameters())
-        own = _count(_own(bank, attached, head))
+        own = _count(_own(attachments, attached, head))
         if own:
             layers["the base's own"] = 0
             params["the base's own"] = deployed["the base's own"] = own
@@ -191,7 +201,7 @@ def _rows(bank: Bank | None, head: frozenset[str]) -> tuple[SiteRow, ...]:
                 layers=layers[site],
                 params=params[site],
                 deployed=deployed[site],
-                trained=attached.name in bank.trained,
+                trained=attached.name in attachments.trained,
             )
             for site in params
         )

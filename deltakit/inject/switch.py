@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from deltakit.arch.resolve import fit_linear
 from deltakit.core.composition import Composition, PerRow
 from deltakit.core.delta import Regularised
-from deltakit.core.site import Handle, Tap
+from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.attachments import Active, Bank, base_parameters, head_names
+from deltakit.inject.attachments import Active, Attachments, base_parameters, head_names
 from deltakit.inject.build import left_out
-from deltakit.runtime.batch_rows import Rows
+from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.compile import compile_composition
 from deltakit.runtime.hooks import install, install_gates
 from deltakit.runtime.nodes import Node
@@ -23,57 +23,57 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def current(model: nn.Module, bank: Bank) -> Active | None:
+def snapshot_active(model: nn.Module, attachments: Attachments) -> Active | None:
     """What is active, for `reactivate`; None where nothing is."""
-    if bank.active is None:
+    if attachments.active is None:
         return None
-    folded = {name: _held(model, name, original) for name, original in bank.merged.items()}
-    return Active(composition=bank.active, trained=bank.trained, folded=folded)
+    folded = {name: _held(model, name, original) for name, original in attachments.merged.items()}
+    return Active(composition=attachments.active, trained=attachments.trained, folded=folded)
 
 
-def deactivate(model: nn.Module, bank: Bank) -> Active | None:
+def deactivate(model: nn.Module, attachments: Attachments) -> Active | None:
     """The base as it was: hooks off, its own values in its parameters, its own flags on them.
 
     Returns what was active, for `reactivate`.
     """
-    before = current(model, bank)
-    take_hooks_off(bank)
-    for name, original in bank.merged.items():
-        put(model, name, original)
-    bank.merged.clear()
+    before = snapshot_active(model, attachments)
+    remove_hooks(attachments)
+    for name, original in attachments.merged.items():
+        set_weight(model, name, original)
+    attachments.merged.clear()
     parameters = base_parameters(model)
-    for name, (owner, original) in bank.displaced.items():
+    for name, (owner, original) in attachments.displaced.items():
         parameter = parameters[name]
-        bank.attached[owner].own[name] = parameter.data
+        attachments.attached[owner].own[name] = parameter.data
         parameter.data = original.to(parameter.device, parameter.dtype)
-    bank.displaced.clear()
+    attachments.displaced.clear()
     for name, parameter in parameters.items():
-        parameter.requires_grad_(bank.flags[name])
-    bank.active = None
+        parameter.requires_grad_(attachments.flags[name])
+    attachments.active = None
     return before
 
 
-def reactivate(model: "PreTrainedModel", bank: Bank, before: Active | None) -> None:
+def reactivate(model: "PreTrainedModel", attachments: Attachments, before: Active | None) -> None:
     """Puts on what `deactivate` took off, merged if it was; nothing, if a part of it is gone."""
-    if before is None or not set(before.composition.names) <= set(bank.attached):
+    if before is None or not set(before.composition.names) <= set(attachments.attached):
         return
-    put_on(model, bank, before.composition, before.trained)
+    switch_to(model, attachments, before.composition, before.trained)
     if before.folded:
-        take_hooks_off(bank)
+        remove_hooks(attachments)
     for name, value in before.folded.items():
-        bank.merged[name] = put(model, name, value)
+        attachments.merged[name] = set_weight(model, name, value)
 
 
-def reapply(model: "PreTrainedModel", bank: Bank) -> None:
+def reapply(model: "PreTrainedModel", attachments: Attachments) -> None:
     """Takes the active composition off and puts it on again, unmerged."""
-    before = deactivate(model, bank)
+    before = deactivate(model, attachments)
     if before is not None:
-        put_on(model, bank, before.composition, before.trained)
+        switch_to(model, attachments, before.composition, before.trained)
 
 
-def active_nodes(bank: Bank) -> dict[str, Node]:
+def active_nodes(attachments: Attachments) -> dict[str, Node]:
     """What the active composition does, by the handle's key."""
-    return {} if bank.active is None else _nodes(bank, bank.active)
+    return {} if attachments.active is None else _nodes(attachments, attachments.active)
 
 
 def _held(model: nn.Module, name: str, original: Tensor | nn.Module) -> Tensor | nn.Module:
@@ -83,7 +83,7 @@ def _held(model: nn.Module, name: str, original: Tensor | nn.Module) -> Tensor |
     return model.get_parameter(name).data
 
 
-def put(model: nn.Module, name: str, value: Tensor | nn.Module) -> Tensor | nn.Module:
+def set_weight(model: nn.Module, name: str, value: Tensor | nn.Module) -> Tensor | nn.Module:
     """Gives a parameter of the base another value, or a linear's place to another; returns it.
 
     Both may be of another shape.
@@ -103,20 +103,22 @@ def put(model: nn.Module, name: str, value: Tensor | nn.Module) -> Tensor | nn.M
     return before
 
 
-def take_hooks_off(bank: Bank) -> None:
+def remove_hooks(attachments: Attachments) -> None:
     """No delta reaches the forward pass any more."""
-    for hook in bank.hooks:
+    for hook in attachments.hooks:
         hook.remove()
-    bank.hooks.clear()
+    attachments.hooks.clear()
 
 
 # ------------------------------------------------------------------- making a composition run
 
 
-def _check_owners(model: "PreTrainedModel", bank: Bank, names: tuple[str, ...]) -> None:
+def _check_owners(
+    model: "PreTrainedModel", attachments: Attachments, names: tuple[str, ...]
+) -> None:
     """The head may have several owners (the last one's is used); the base may not."""
     head, owner = head_names(model), dict[str, str]()
-    for attached in bank.closure(names):
+    for attached in attachments.with_members(names):
         for parameter in attached.own:
             if parameter in owner and parameter not in head:
                 raise IncompatibleDeltas(
@@ -126,69 +128,78 @@ def _check_owners(model: "PreTrainedModel", bank: Bank, names: tuple[str, ...]) 
             owner[parameter] = attached.name
 
 
-def _check_rows(model: "PreTrainedModel", bank: Bank, composition: Composition) -> None:
-    """Rows of one batch share the base, so no delta of theirs may have values of its own for it."""
+def _check_rows(
+    model: "PreTrainedModel", attachments: Attachments, composition: Composition
+) -> None:
+    """Rows of one batch share the base, so no delta of theirs may have its own values for it."""
     head = head_names(model)
     for name in composition.names if isinstance(composition, PerRow) else ():
-        for parameter in bank.get(name).own.keys() - head:
+        for parameter in attachments.get(name).own.keys() - head:
             raise IncompatibleDeltas(
                 f"{name!r} has values of its own for the base's {parameter!r}, which all rows of a "
                 "batch share. PerRow takes deltas that leave the base's parameters alone."
             )
 
 
-def check(model: "PreTrainedModel", bank: Bank, composition: Composition) -> None:
+def check(model: "PreTrainedModel", attachments: Attachments, composition: Composition) -> None:
     """Raises `IncompatibleDeltas` if the composition cannot run; changes nothing."""
-    _check_owners(model, bank, composition.names)
-    _check_rows(model, bank, composition)
-    _nodes(bank, composition)
+    _check_owners(model, attachments, composition.names)
+    _check_rows(model, attachments, composition)
+    _nodes(attachments, composition)
 
 
-def put_on(
-    model: "PreTrainedModel", bank: Bank, composition: Composition, trained: tuple[str, ...]
+def switch_to(
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    composition: Composition,
+    trained: tuple[str, ...],
 ) -> None:
     """Makes the model run with the composition, and train the deltas called `trained`."""
-    nodes = _nodes(bank, composition)
+    nodes = _nodes(attachments, composition)
     for key, node in nodes.items():
-        bank.hooks.extend(install(bank.handles[key], node))
+        attachments.hooks.extend(install(attachments.handles[key], node))
     penalties = tuple(
         module
         for name in trained
-        for _, module in bank.attached[name].modules()
+        for _, module in attachments.attached[name].modules()
         if isinstance(module, Regularised)
     )
     if penalties:
-        bank.hooks.append(install_penalty(model, penalties))
+        attachments.hooks.append(install_penalty(model, penalties))
     gates = {leaf.gate for node in nodes.values() for leaf in node.leaves if leaf.gate is not None}
     if gates:
-        bank.hooks.append(install_gates(model, tuple(gates)))
+        attachments.hooks.append(install_gates(model, tuple(gates)))
     if isinstance(composition, PerRow):
-        bank.hooks.append(install_rows(model, len(composition.rows)))
-        bank.hooks.extend(install_heads(model, _heads(model, bank, composition)))
+        attachments.hooks.append(install_rows(model, len(composition.rows)))
+        attachments.hooks.extend(install_heads(model, _heads(model, attachments, composition)))
     else:
-        _take_own_values(model, bank, composition.names)
-    _set_flags(model, bank, trained)
-    bank.active, bank.trained = composition, trained
+        _take_own_values(model, attachments, composition.names)
+    _set_flags(model, attachments, trained)
+    attachments.active, attachments.trained = composition, trained
 
 
-def _nodes(bank: Bank, composition: Composition) -> dict[str, Node]:
+def _nodes(attachments: Attachments, composition: Composition) -> dict[str, Node]:
     """What the composition does, by the handle's key. Raises `IncompatibleDeltas`."""
     nodes = {}
-    for key in bank.handles:
-        node = compile_composition(composition, partial(bank.node, key=key))
-        if node is not None and not left_out(bank.handles[key], bank.dropped):
-            _check_joins(bank.handles[key], node)
+    for key in attachments.handles:
+        node = compile_composition(composition, partial(attachments.node, key=key))
+        if node is not None and not left_out(attachments.handles[key], attachments.dropped):
+            _check_joins(attachments.handles[key], node)
             nodes[key] = node
     return nodes
 
 
 def _check_joins(handle: Handle, node: Node) -> None:
-    if node.weighs and handle.tap in (Tap.ATTENTION, Tap.SEQUENCE, Tap.NUMBERS):
+    if node.weighs and handle.hook_kind in (
+        HookKind.ATTENTION,
+        HookKind.INPUT_EMBEDS,
+        HookKind.POSITION_IDS,
+    ):
         raise IncompatibleDeltas(
             f"changes at {handle.key!r} are positions of a sequence: they stand side by side and "
             "cannot be weighed. Use Stack, or leave these deltas out."
         )
-    if isinstance(node, Rows) and handle.tap is Tap.SEQUENCE:
+    if isinstance(node, PerRowNode) and handle.hook_kind is HookKind.INPUT_EMBEDS:
         raise IncompatibleDeltas(
             f"PerRow cannot choose at {handle.key!r}: rows of one batch would have sequences of "
             "different lengths. Use a prefix in place of a prompt, or one batch for each."
@@ -196,31 +207,33 @@ def _check_joins(handle: Handle, node: Node) -> None:
 
 
 def _heads(
-    model: "PreTrainedModel", bank: Bank, composition: PerRow
+    model: "PreTrainedModel", attachments: Attachments, composition: PerRow
 ) -> list[tuple[dict[str, Tensor], tuple[int, ...]]]:
     """The values that deltas have for the head, and the rows that use them."""
     heads = []
     for row in dict.fromkeys(row for row in composition.rows if row is not None):
-        own = {p: value for name in row.names for p, value in bank.attached[name].own.items()}
+        own = {
+            p: value for name in row.names for p, value in attachments.attached[name].own.items()
+        }
         values = {p: value.to(model.get_parameter(p)) for p, value in own.items()}
         rows = tuple(index for index, each in enumerate(composition.rows) if each == row)
         heads.append((values, rows))
     return heads
 
 
-def _take_own_values(model: nn.Module, bank: Bank, names: tuple[str, ...]) -> None:
+def _take_own_values(model: nn.Module, attachments: Attachments, names: tuple[str, ...]) -> None:
     parameters = base_parameters(model)
-    for name, owner in {p: n for n in names for p in bank.attached[n].own}.items():
+    for name, owner in {p: n for n in names for p in attachments.attached[n].own}.items():
         parameter = parameters[name]
-        bank.displaced[name] = (owner, parameter.data)
-        own = bank.attached[owner].own[name]
+        attachments.displaced[name] = (owner, parameter.data)
+        own = attachments.attached[owner].own[name]
         parameter.data = own.to(parameter.device, parameter.dtype)
 
 
-def _set_flags(model: nn.Module, bank: Bank, trained: tuple[str, ...]) -> None:
-    owned = {p for p, (owner, _) in bank.displaced.items() if owner in trained}
+def _set_flags(model: nn.Module, attachments: Attachments, trained: tuple[str, ...]) -> None:
+    owned = {p for p, (owner, _) in attachments.displaced.items() if owner in trained}
     for name, parameter in base_parameters(model).items():
         parameter.requires_grad_(name in owned)
-    for attached in bank.attached.values():
+    for attached in attachments.attached.values():
         for own in attached.parameters():
             own.requires_grad_(attached.name in trained)

@@ -10,44 +10,44 @@ import torch
 from torch import Tensor
 
 from deltakit.arch.resolve import resolve
-from deltakit.core.checkpoint import Checkpoint, Part, named
+from deltakit.core.checkpoint import Checkpoint, Part, first_few
 from deltakit.core.composition import Composition, One
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NameInUse
 from deltakit.inject.attach import activate, attach, detach
 from deltakit.inject.attachments import (
     Attached,
-    Bank,
-    bank_of,
+    Attachments,
+    attachments_of,
     base_parameters,
     head_names,
-    need_bank,
+    need_attachments,
 )
-from deltakit.inject.switch import current, deactivate, reactivate
+from deltakit.inject.switch import deactivate, reactivate, snapshot_active
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def snapshot(model: "PreTrainedModel", what: str | Composition = "default") -> Checkpoint:
+def to_checkpoint(model: "PreTrainedModel", what: str | Composition = "default") -> Checkpoint:
     """An attached delta or a composition of several, with members and task heads, copied.
 
     Raises:
         UnknownName: no delta has the name.
         DeltakitError: nothing is attached.
     """
-    bank = need_bank(model)
+    attachments = need_attachments(model)
     composition = One(what) if isinstance(what, str) else what
-    parts = bank.closure(composition.names)
+    parts = attachments.with_members(composition.names)
     return Checkpoint(
         origin=f"this {type(model).__name__}",
         parts=tuple(Part(name=p.name, method=p.method, kept=p.kept) for p in parts),
         base=base_of(model),
-        tensors=dict(_tensors(model, bank, parts, composition)),
+        tensors=dict(_tensors(model, attachments, parts, composition)),
         composition=composition,
     )
 
 
-def install(
+def from_checkpoint(
     model: "PreTrainedModel",
     checkpoint: Checkpoint,
     name: str | None = None,
@@ -77,8 +77,8 @@ def install(
             f"{', '.join(checkpoint.composition.names)}, which keep their names; load it without "
             f"name={name!r}."
         )
-    bank = bank_of(model)
-    before = None if bank is None else current(model, bank)
+    attachments = attachments_of(model)
+    before = None if attachments is None else snapshot_active(model, attachments)
     added: list[str] = []
     try:
         for part in checkpoint.parts:
@@ -88,27 +88,30 @@ def install(
     except BaseException as error:
         for each in reversed(added):
             detach(model, each)
-        if bank is not None:
-            deactivate(model, bank)
-            reactivate(model, bank, before)
+        if attachments is not None:
+            deactivate(model, attachments)
+            reactivate(model, attachments, before)
         if isinstance(error, DeltakitError) and not isinstance(error, CheckpointError | NameInUse):
             raise CheckpointError(f"{checkpoint.origin} does not fit this model: {error}") from None
         raise
 
 
 def _tensors(
-    model: "PreTrainedModel", bank: Bank, parts: tuple[Attached, ...], composition: Composition
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    parts: tuple[Attached, ...],
+    composition: Composition,
 ) -> Iterator[tuple[str, Tensor]]:
     for part in parts:
         for key, tensor in part.tensors():
             yield f"{part.name}/{key}", _plain(tensor)
     parameters = base_parameters(model)
     for name in composition.names:
-        for parameter, stored in bank.get(name).own.items():
-            owner, _ = bank.displaced.get(parameter, (None, None))
+        for parameter, stored in attachments.get(name).own.items():
+            owner, _ = attachments.displaced.get(parameter, (None, None))
             value = stored
             if owner == name:  # a value that deltas were merged into is kept beside it
-                original = bank.merged.get(parameter)
+                original = attachments.merged.get(parameter)
                 value = original if isinstance(original, Tensor) else parameters[parameter]
             yield f"{name}/own/{parameter}", _plain(value)
 
@@ -119,8 +122,8 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def base_of(model: "PreTrainedModel") -> dict[str, Any]:
     """What a delta must find again: the architecture, and how deep and wide its stacks are."""
-    bank = bank_of(model)
-    handles = resolve(model) if bank is None else tuple(bank.handles.values())
+    attachments = attachments_of(model)
+    handles = resolve(model) if attachments is None else tuple(attachments.handles.values())
     sizes: dict[str, int] = {}
     for handle in handles:
         if handle.in_a_layer:
@@ -152,9 +155,9 @@ def _load_part(
     is_top = part.name in checkpoint.composition.names
     name = rename if is_top and rename is not None else part.name
     alone = is_top and isinstance(checkpoint.composition, One)
-    bank = bank_of(model)
-    if not alone and bank is not None and name in bank.attached:
-        _check_same(bank.get(name), part, checkpoint)
+    attachments = attachments_of(model)
+    if not alone and attachments is not None and name in attachments.attached:
+        _check_same(attachments.get(name), part, checkpoint)
         return
     prefix = f"{part.name}/"
     given = {
@@ -165,20 +168,24 @@ def _load_part(
     saved_in = next((t.dtype for t in given.values() if t.is_floating_point()), None)
     attach(model, part.method, name, dtype=saved_in)
     added.append(name)
-    bank = need_bank(model)
-    attached = bank.get(name)
+    attachments = need_attachments(model)
+    attached = attachments.get(name)
     expected = dict(attached.tensors())
     _check_keys(checkpoint, expected, given, checkpoint.advice)
     with torch.no_grad():
         for key, tensor in given.items():
             expected[key].copy_(tensor)
-    _keep(model, bank, attached, part, checkpoint)
+    _keep(model, attachments, attached, part, checkpoint)
     if is_top:
-        _load_own(model, bank, attached, part, checkpoint, head=head)
+        _load_own(model, attachments, attached, part, checkpoint, head=head)
 
 
 def _keep(
-    model: "PreTrainedModel", bank: Bank, attached: Attached, part: Part, checkpoint: Checkpoint
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    attached: Attached,
+    part: Part,
+    checkpoint: Checkpoint,
 ) -> None:
     """The members that the part kept at each site, where some were pruned."""
     for key, names in part.kept.items():
@@ -189,14 +196,14 @@ def _keep(
                 f"it has {', '.join(attached.members)} at {', '.join(attached.combiners)}."
             )
     if part.kept:
-        before = deactivate(model, bank)
+        before = deactivate(model, attachments)
         attached.keep(part.kept)
-        reactivate(model, bank, before)
+        reactivate(model, attachments, before)
 
 
 def _load_own(
     model: "PreTrainedModel",
-    bank: Bank,
+    attachments: Attachments,
     attached: Attached,
     part: Part,
     checkpoint: Checkpoint,
@@ -211,10 +218,10 @@ def _load_own(
     if not head:
         wanted, given = needed, {key: given[key] for key in given if key in needed}
     _check_keys(checkpoint, wanted, given, _HEAD_HINT)
-    before = deactivate(model, bank)
+    before = deactivate(model, attachments)
     for key, tensor in given.items():
         attached.own[key] = tensor.to(attached.own[key].device, attached.own[key].dtype)
-    reactivate(model, bank, before)
+    reactivate(model, attachments, before)
 
 
 _HEAD_HINT = "To load the delta without its task head, pass head=False."
@@ -234,8 +241,8 @@ def _check_keys(
     extra = [key for key in given if key not in expected]
     if missing or extra:
         raise CheckpointError(
-            f"{checkpoint.origin} does not fit this model: {named('missing', missing)}"
-            f"{', ' if missing and extra else ''}{named('left over', extra)}. {hint}"
+            f"{checkpoint.origin} does not fit this model: {first_few('missing', missing)}"
+            f"{', ' if missing and extra else ''}{first_few('left over', extra)}. {hint}"
         )
     for key, tensor in given.items():
         if tensor.shape != expected[key].shape:

@@ -9,7 +9,7 @@ from deltakit.core.spec import format_method
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig
 from deltakit.inject.attach import detach
 from deltakit.inject.attachments import base_parameters, head_names
-from deltakit.inject.transfer import install
+from deltakit.inject.transfer import from_checkpoint
 from deltakit.interop.folders import formats_in, recognise
 from deltakit.interop.formats import FORMATS, Format, Standalone
 from deltakit.interop.hub import folder_of
@@ -147,7 +147,7 @@ def _read(
     if labels is not None:
         model = skeleton(kind, config, labels)
         checkpoint = source.read(folder, model)
-    install(model, checkpoint)
+    from_checkpoint(model, checkpoint)
     detach(model)
     return checkpoint, model
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltakit._files import atomic_path, write_text
-from deltakit.core.checkpoint import named
+from deltakit.core.checkpoint import first_few
 from deltakit.errors import CheckpointError, nearest
 
 CONFIG_LIMIT = 16 << 20
@@ -56,7 +56,8 @@ class Tensors:
         """Raises `CheckpointError` if any tensor was not taken."""
         if self._left:
             raise CheckpointError(
-                f"{self.path} {named('holds', sorted(self._left))}, which belong to nothing that "
+                f"{self.path} {first_few('holds', sorted(self._left))}, which belong to nothing "
+                "that "
                 "its config describes. Load it on a model of the architecture and size it was "
                 "made for."
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from deltakit.core.checkpoint import Checkpoint
 from deltakit.core.composition import Composition
 from deltakit.errors import CheckpointError
-from deltakit.inject.transfer import install, snapshot
+from deltakit.inject.transfer import from_checkpoint, to_checkpoint
 from deltakit.interop.formats import FORMATS, Format
 from deltakit.interop.hub import folder_of
 
@@ -35,7 +35,7 @@ def save(
             another format. Nothing has been written.
         DeltakitError: nothing is attached.
     """
-    write_checkpoint(Path(folder), snapshot(model, name), model, format)
+    write_checkpoint(Path(folder), to_checkpoint(model, name), model, format)
 
 
 def load(
@@ -60,7 +60,7 @@ def load(
         NameInUse: another delta has the name.
     """
     path = folder_of(folder)
-    install(model, recognise(path).read(path, model), name, head=head)
+    from_checkpoint(model, recognise(path).read(path, model), name, head=head)
 
 
 def write_checkpoint(
@@ -87,9 +87,9 @@ def recognise(folder: Path) -> Format:
         raise CheckpointError(f"{folder} holds a delta of {titles}. Keep one of them in it.")
     what = "exists and is no folder" if folder.exists() else "does not exist"
     if folder.is_dir():
-        signs = "; ".join(f"{FORMATS.get(n).title}: {FORMATS.get(n).signs}" for n in FORMATS)
+        markers = "; ".join(f"{FORMATS.get(n).title}: {FORMATS.get(n).markers}" for n in FORMATS)
         inner = [path.name for path in sorted(folder.iterdir()) if formats_in(path)]
-        what = f"holds no delta{_pointer(inner)}. Looked for: {signs}"
+        what = f"holds no delta{_pointer(inner)}. Looked for: {markers}"
     raise CheckpointError(f"{folder} {what}.")
 
 

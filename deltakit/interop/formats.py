@@ -20,7 +20,7 @@ class Format(ABC):
 
     title: ClassVar[str]
     """The library, in messages."""
-    signs: ClassVar[str]
+    markers: ClassVar[str]
     """What a folder of this format is recognised by, in messages."""
 
     @abstractmethod

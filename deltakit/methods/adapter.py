@@ -40,8 +40,8 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import ByRow, Delta, OnePass, Units, Widening
-from deltakit.core.method import Method, Paper, Placement, Start, register_method
+from deltakit.core.delta import BatchedRows, Delta, FFNUnits, FusedAdd, MergesAsFFN
+from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
 
@@ -87,7 +87,7 @@ Initialisation = Literal["truncated_normal", "normal", "lora"]
 INITIALISATIONS: tuple[Initialisation, ...] = ("truncated_normal", "normal", "lora")
 
 
-class Bottleneck(Delta, OnePass, ByRow, Widening):
+class Bottleneck(Delta, FusedAdd, BatchedRows, MergesAsFFN):
     """f(x W_down + b_down) W_up + b_up, with dropout on the result.
 
     Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., bottleneck)``.
@@ -131,13 +131,13 @@ class Bottleneck(Delta, OnePass, ByRow, Widening):
         change = _linear_by_row(inner, parameters, "up") * scale
         return F.dropout(change, self.dropout, self.training) if self.dropout else change
 
-    def units(self) -> Units:
+    def units(self) -> FFNUnits:
         down, up = self.down, self.up
         biases = (
             layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
             for layer in (down, up)
         )
-        return Units(down.weight, next(biases), up.weight, next(biases), self.nonlinearity)
+        return FFNUnits(down.weight, next(biases), up.weight, next(biases), self.nonlinearity)
 
 
 def _linear_by_row(x: Tensor, parameters: Mapping[str, Tensor], name: str) -> Tensor:
@@ -231,9 +231,13 @@ class SequentialAdapter(Method):
         return _PRESETS[self.placement].paper
 
     @property
-    def starts(self) -> Start:  # type: ignore[override]
+    def starts(self) -> InitialOutput:  # type: ignore[override]
         """Near the identity in both papers, exactly there with "lora"."""
-        return Start.IDENTITY if self.settled().initialisation == "lora" else Start.NEAR
+        return (
+            InitialOutput.IDENTITY
+            if self.settled().initialisation == "lora"
+            else InitialOutput.NEAR
+        )
 
     def settled(self) -> "SequentialAdapter":
         """The same, with what the placement chooses written out."""
@@ -246,7 +250,9 @@ class SequentialAdapter(Method):
 
     def placements(self) -> tuple[Placement, ...]:
         return tuple(
-            Placement(site=site, form=self.form, insertion=Insertion.SEQUENTIAL, scale=self.scale)
+            Placement(
+                site=site, make_delta=self.form, insertion=Insertion.SEQUENTIAL, scale=self.scale
+            )
             for site in _PRESETS[self.placement].sites
         )
 
@@ -266,7 +272,7 @@ class SequentialAdapter(Method):
     def sized(self, width: int) -> Method:
         return replace(self, bottleneck=width)
 
-    def trains(self, name: str, owner: nn.Module) -> bool:
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
         return self.train_norms and type(owner).__name__.endswith("Norm")
 
 

@@ -41,6 +41,6 @@ class FullFineTuning(Method):
     learning_rate: ClassVar[float] = 1e-4
     role: ClassVar[Role] = Role.CEILING
 
-    def trains(self, name: str, owner: nn.Module) -> bool:
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
         del name, owner
         return True

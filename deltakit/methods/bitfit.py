@@ -1,7 +1,7 @@
 """BitFit: train the biases of the base, and nothing else (Ben Zaken et al. 2022, arXiv:2106.10199).
 
 It puts no module anywhere: it is the method whose placements are empty and whose trained
-parameters are the base's own, of which it has values of its own (`Method.trains`).
+parameters are the base's own, of which it has values of its own (`Method.trains_base_parameter`).
 """
 
 from dataclasses import dataclass
@@ -28,6 +28,6 @@ class BitFit(Method):
     )
     learning_rate: ClassVar[float] = 3e-3
 
-    def trains(self, name: str, owner: nn.Module) -> bool:
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
         del owner
         return name.rpartition(".")[2] == "bias"

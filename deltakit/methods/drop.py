@@ -18,7 +18,14 @@ from typing import ClassVar
 from torch import nn
 
 from deltakit.core.checks import check_whole
-from deltakit.core.method import CombiningMethod, Method, Paper, Placement, Start, register_method
+from deltakit.core.method import (
+    CombiningMethod,
+    InitialOutput,
+    Method,
+    Paper,
+    Placement,
+    register_method,
+)
 from deltakit.core.site import INPUT_SITES
 from deltakit.errors import InvalidConfig
 from deltakit.methods.adapter import SequentialAdapter
@@ -104,7 +111,7 @@ class AdapterDrop(Method):
         return self.method.learning_rate
 
     @property
-    def starts(self) -> Start:  # type: ignore[override]
+    def starts(self) -> InitialOutput:  # type: ignore[override]
         """Where the method does."""
         return self.method.starts
 
@@ -119,8 +126,8 @@ class AdapterDrop(Method):
             for placement in self.method.placements()
         )
 
-    def trains(self, name: str, owner: nn.Module) -> bool:
-        return self.method.trains(name, owner)
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
+        return self.method.trains_base_parameter(name, owner)
 
     def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
         self.method.check_names(names)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from deltakit.core.checks import check_bool, check_fraction, check_not_negative
 from deltakit.core.delta import Attending, Combiner, Regularised
-from deltakit.core.method import CombiningMethod, Method, Paper, Start, register_method
+from deltakit.core.method import CombiningMethod, InitialOutput, Method, Paper, register_method
 from deltakit.core.site import Handle
 from deltakit.errors import InvalidConfig
 from deltakit.methods.adapter import PFEIFFER, SequentialAdapter
@@ -135,7 +135,7 @@ class AdapterFusion(CombiningMethod):
         object.__setattr__(self, "dropout", dropout)
 
     @property
-    def starts(self) -> Start:  # type: ignore[override]
+    def starts(self) -> InitialOutput:  # type: ignore[override]
         """Where the members do: it weighs what they propose."""
         return self.member.starts
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.core.checks import check_choice
-from deltakit.core.delta import Additive, ByRow, Delta, OnePass, Scaling
+from deltakit.core.delta import BatchedRows, CustomSum, Delta, FusedAdd, Scaling
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
@@ -39,7 +39,7 @@ SCALED_SITES = (*LINEAR_SITES, Site.ATTN_MID, Site.FFN_MID)
 _FEEDFORWARD = {"post_activation": Site.FFN_MID, "pre_activation": Site.FFN_UP}
 
 
-class Rescale(Delta, OnePass, ByRow, Scaling, Additive):
+class Rescale(Delta, FusedAdd, BatchedRows, Scaling, CustomSum):
     """h ⊙ (l - 1). Shapes: ``(..., d)`` to ``(..., d)``."""
 
     def __init__(self, d: int) -> None:
@@ -124,7 +124,7 @@ class IA3(Method):
 
     def placements(self) -> tuple[Placement, ...]:
         return tuple(
-            Placement(site=site, form=self.form, insertion=Insertion.SEQUENTIAL)
+            Placement(site=site, make_delta=self.form, insertion=Insertion.SEQUENTIAL)
             for site in self.sites()
         )
 

@@ -36,7 +36,7 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Additive, ByRow, Delta, Mergeable, OnePass, add_product
+from deltakit.core.delta import BatchedRows, CustomSum, Delta, FusedAdd, Mergeable, add_product
 from deltakit.core.method import Method, Paper, Placement, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
@@ -47,7 +47,7 @@ TARGETS = (*LINEAR_SITES, Site.EMBED)
 Initialisation = Literal["gaussian", "kaiming"]
 
 
-class LowRank(Delta, OnePass, ByRow, Mergeable, Additive):
+class LowRank(Delta, FusedAdd, BatchedRows, Mergeable, CustomSum):
     """drop(x) Aᵀ Bᵀ. Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., rank)``."""
 
     def __init__(
@@ -93,7 +93,7 @@ class LowRank(Delta, OnePass, ByRow, Mergeable, Additive):
         return _sum_of_products(terms, self.lora_A.shape[0])
 
 
-class EmbeddingLowRank(Delta, Mergeable, Additive):
+class EmbeddingLowRank(Delta, Mergeable, CustomSum):
     """The rows of Aᵀ for the given ids, times Bᵀ. Shapes: ids ``(...)`` to ``(..., d)``.
 
     `scale` is what the table itself multiplies its vectors by.
@@ -211,7 +211,7 @@ class LoRA(Method):
         return tuple(
             Placement(
                 site=site,
-                form=self.table if site is Site.EMBED else self.form,
+                make_delta=self.table if site is Site.EMBED else self.form,
                 insertion=Insertion.PARALLEL,
                 scale=scale,
                 optional=self.targets == ("all",),

@@ -11,7 +11,14 @@ adapter and of 800 for the prefix's network.
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from deltakit.core.method import UNIFIED_VIEW, Method, Paper, Placement, Start, register_method
+from deltakit.core.method import (
+    UNIFIED_VIEW,
+    InitialOutput,
+    Method,
+    Paper,
+    Placement,
+    register_method,
+)
 from deltakit.methods.parallel import ParallelAdapter
 from deltakit.methods.prefix import PrefixTuning
 
@@ -44,7 +51,7 @@ class MAM(Method):
 
     paper: ClassVar[Paper] = UNIFIED_VIEW
     learning_rate: ClassVar[float] = 3e-4
-    starts: ClassVar[Start] = Start.ELSEWHERE
+    starts: ClassVar[InitialOutput] = InitialOutput.ELSEWHERE
 
     def __post_init__(self) -> None:
         self.sum()

@@ -1,7 +1,7 @@
 """Norm tuning: train the norms of the base, nothing else (Zhao et al. 2024, arXiv:2312.11420).
 
 Like BitFit it puts no module anywhere: its placements are empty, and it has values of its own for
-the weights and biases of every norm layer (`Method.trains`).
+the weights and biases of every norm layer (`Method.trains_base_parameter`).
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,6 @@ class NormTuning(Method):
     )
     learning_rate: ClassVar[float] = 3e-3
 
-    def trains(self, name: str, owner: nn.Module) -> bool:
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
         del name
         return type(owner).__name__.endswith("Norm")

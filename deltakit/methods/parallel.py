@@ -32,8 +32,15 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta, Units, Widening
-from deltakit.core.method import UNIFIED_VIEW, Method, Paper, Placement, Start, register_method
+from deltakit.core.delta import Delta, FFNUnits, MergesAsFFN
+from deltakit.core.method import (
+    UNIFIED_VIEW,
+    InitialOutput,
+    Method,
+    Paper,
+    Placement,
+    register_method,
+)
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.methods.adapter import (
     ACTIVATIONS,
@@ -46,7 +53,7 @@ from deltakit.methods.adapter import (
 _READS = {"input": Site.FFN_OUT, "stream": Site.FFN_STREAM}
 
 
-class ScaledDelta(Delta, Widening):
+class ScaledDelta(Delta, MergesAsFFN):
     """s f(x) with a learned scalar s. Shapes as those of `form`."""
 
     def __init__(self, form: Bottleneck, scale: float) -> None:
@@ -57,7 +64,7 @@ class ScaledDelta(Delta, Widening):
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.form(x)
 
-    def units(self) -> Units:
+    def units(self) -> FFNUnits:
         return self.form.units().scaled(self.scale)
 
 
@@ -96,9 +103,9 @@ class ParallelAdapter(Method):
     learning_rate: ClassVar[float] = 3e-4
 
     @property
-    def starts(self) -> Start:  # type: ignore[override]
+    def starts(self) -> InitialOutput:  # type: ignore[override]
         """At the identity, unless the initialisation is one of the sequential adapters'."""
-        return Start.IDENTITY if self.initialisation == "lora" else Start.NEAR
+        return InitialOutput.IDENTITY if self.initialisation == "lora" else InitialOutput.NEAR
 
     def __post_init__(self) -> None:
         check_positive(self, reduction=self.reduction, scale=self.scale)
@@ -114,7 +121,7 @@ class ParallelAdapter(Method):
         return (
             Placement(
                 site=_READS[self.reads],
-                form=self.form,
+                make_delta=self.form,
                 insertion=Insertion.PARALLEL,
                 scale=1.0 if self.learned_scale else self.scale,
             ),

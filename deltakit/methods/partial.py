@@ -1,8 +1,8 @@
 """Partial fine-tuning: train some of the base's own parameters, and nothing else.
 
 Which ones is said by name, with * and ? for any letters: ``("*.query.bias", "embeddings.*")``. Like
-BitFit it puts no module anywhere (`Method.trains`). Lee et al. (2019, arXiv:1911.03090) train the
-last quarter of the layers alone and keep nine tenths of the quality.
+BitFit it puts no module anywhere (`Method.trains_base_parameter`). Lee et al. (2019,
+arXiv:1911.03090) train the last quarter of the layers alone and keep nine tenths of the quality.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class PartialFineTuning(Method):
             )
         object.__setattr__(self, "parameters", tuple(given))
 
-    def trains(self, name: str, owner: nn.Module) -> bool:
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
         del owner
         return any(fnmatchcase(name, pattern) for pattern in self.parameters)
 

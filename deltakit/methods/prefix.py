@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltakit.core.checks import check_choice, check_fraction, check_whole
-from deltakit.core.delta import Delta, Positions, Reparametrised
-from deltakit.core.method import Method, Paper, Placement, Start, register_method
+from deltakit.core.delta import Delta, ExtraPositions, Reparametrised
+from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 
-class Prefix(Positions):
+class Prefix(ExtraPositions):
     """Keys and values as they are. Shape of the change: ``(2, length, d_kv)``."""
 
     def __init__(self, length: int, d_kv: int, *, dropout: float = 0.0) -> None:
@@ -61,7 +61,7 @@ class Trunk(nn.Module):
         return torch.tanh(self.down(self.embedding))
 
 
-class ReparametrisedPrefix(Positions, Reparametrised):
+class ReparametrisedPrefix(ExtraPositions, Reparametrised):
     """One layer's keys and values, as the network makes them: ``(2, length, d_kv)``.
 
     The first layer of a stack has the trunk among its modules; the others refer to it. In
@@ -164,7 +164,7 @@ class PrefixTuning(Method):
         arxiv="2101.00190",
     )
     learning_rate: ClassVar[float] = 3e-3
-    starts: ClassVar[Start] = Start.ELSEWHERE
+    starts: ClassVar[InitialOutput] = InitialOutput.ELSEWHERE
 
     def __post_init__(self) -> None:
         check_whole(self, length=self.length)
@@ -175,8 +175,10 @@ class PrefixTuning(Method):
 
     def placements(self) -> tuple[Placement, ...]:
         form = self.form if self.bottleneck is None else _Network(self).form
-        prefix = Placement(site=Site.ATTN_KV, form=form, insertion=Insertion.PARALLEL)
-        shift = Placement(site=Site.POSITIONS, form=self.shift, insertion=Insertion.SEQUENTIAL)
+        prefix = Placement(site=Site.ATTN_KV, make_delta=form, insertion=Insertion.PARALLEL)
+        shift = Placement(
+            site=Site.POSITION_IDS, make_delta=self.shift, insertion=Insertion.SEQUENTIAL
+        )
         return (prefix,) if self.positions == "kept" else (prefix, shift)
 
     def form(self, handle: Handle) -> Delta:

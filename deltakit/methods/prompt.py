@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.core.checks import check_whole
-from deltakit.core.delta import Delta, Positions
-from deltakit.core.method import Method, Paper, Placement, Start, register_method
+from deltakit.core.delta import Delta, ExtraPositions
+from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 
-class Prompt(Positions):
+class Prompt(ExtraPositions):
     """The embeddings as they are. Shape of the change: ``(length, d)``."""
 
     def __init__(self, length: int, vocabulary: Tensor) -> None:
@@ -67,13 +67,13 @@ class PromptTuning(Method):
         arxiv="2104.08691",
     )
     learning_rate: ClassVar[float] = 3e-2
-    starts: ClassVar[Start] = Start.ELSEWHERE
+    starts: ClassVar[InitialOutput] = InitialOutput.ELSEWHERE
 
     def __post_init__(self) -> None:
         check_whole(self, length=self.length)
 
     def placements(self) -> tuple[Placement, ...]:
-        return (Placement(site=Site.TOKENS, form=self.form, insertion=Insertion.PARALLEL),)
+        return (Placement(site=Site.TOKENS, make_delta=self.form, insertion=Insertion.PARALLEL),)
 
     def sized(self, width: int) -> Method:
         return replace(self, length=width)

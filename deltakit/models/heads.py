@@ -32,10 +32,12 @@ class Head(ABC):
         del name, config
 
     @abstractmethod
-    def settle(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+    def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
         """Says in the loaded model what its checkpoint leaves open."""
 
-    def lacking(self, missing: Iterable[str], model: "PreTrainedModel") -> tuple[str, ...]:
+    def newly_initialised(
+        self, missing: Iterable[str], model: "PreTrainedModel"
+    ) -> tuple[str, ...]:
         """Which of the parameters that the checkpoint has no values for it should have had."""
         del model
         return tuple(sorted(missing))
@@ -50,11 +52,13 @@ class SequenceHead(Head):
     outputs: int
     problem: str = "single_label_classification"
 
-    def settle(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+    def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
         if model.config.pad_token_id is None:
             model.config.pad_token_id = pad_token_id
 
-    def lacking(self, missing: Iterable[str], model: "PreTrainedModel") -> tuple[str, ...]:
+    def newly_initialised(
+        self, missing: Iterable[str], model: "PreTrainedModel"
+    ) -> tuple[str, ...]:
         inside = f"{model.base_model_prefix}."
         return tuple(sorted(key for key in missing if key.startswith(inside)))
 
@@ -79,7 +83,7 @@ class LanguageHead(Head):
                 "another --kind."
             )
 
-    def settle(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+    def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
         from transformers import GenerationConfig
 
         # How a checkpoint likes to be sampled from is no part of a comparison.

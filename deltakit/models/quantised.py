@@ -35,7 +35,7 @@ class Codec(ABC):
     def like(self, module: nn.Module, weight: Tensor) -> nn.Module:
         """A module of the same kind, bias and hooks that holds `weight`, ``(out, in)``, rounded."""
 
-    def steady(self, module: nn.Module) -> "Steadied | None":
+    def keep_as_loaded(self, module: nn.Module) -> "TemporaryAttribute | None":
         """Keeps the module from changing how its weight is held, until that is taken back."""
         del module
         return None
@@ -58,7 +58,7 @@ def codec_of(module: nn.Module) -> Codec | None:
     return codec if codec is not None and codec.holds(module) else None
 
 
-def held(model: nn.Module) -> Iterator[Tensor]:
+def stored_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Every tensor that a model is held in: parameters, buffers, what quantised weights need."""
     yield from model.parameters()
     yield from model.buffers()
@@ -68,31 +68,35 @@ def held(model: nn.Module) -> Iterator[Tensor]:
             yield from codec.stored(module)
 
 
-def full_linear(module: nn.Module, weight: Tensor) -> nn.Linear:
+def dequantised_linear(module: nn.Module, weight: Tensor) -> nn.Linear:
     """A plain linear with the module's bias and hooks, and `weight`, ``(out, in)``."""
-    twin = _twin(module, weight)
+    twin = _clone_shell(module, weight)
     twin.__class__ = nn.Linear  # a copy of our own: what else it has means nothing to its forward
     twin.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     assert isinstance(twin, nn.Linear)
     return twin
 
 
-def steady(model: nn.Module) -> "list[Steadied]":
+def keep_as_loaded(model: nn.Module) -> "list[TemporaryAttribute]":
     """Keeps every quantised linear of a model as it is held now."""
     found = ((codec_of(module), module) for module in model.modules())
-    held = (codec.steady(module) for codec, module in found if codec is not None)
+    held = (codec.keep_as_loaded(module) for codec, module in found if codec is not None)
     return [each for each in held if each is not None]
 
 
-def trainable(model: nn.Module) -> "list[Steadied]":
+def trainable(model: nn.Module) -> "list[TemporaryAttribute]":
     """Lets transformers' Trainer train a quantised model whose deltas are not PEFT's.
 
     It goes by the model's `is_quantized`, which nothing else asks but `half` and `float`.
     """
-    return [Steadied(model, "is_quantized", False)] if vars(model).get("is_quantized") else []
+    return (
+        [TemporaryAttribute(model, "is_quantized", False)]
+        if vars(model).get("is_quantized")
+        else []
+    )
 
 
-def _twin(module: Any, weight: Tensor) -> Any:
+def _clone_shell(module: Any, weight: Tensor) -> Any:
     """A copy that shares the bias and the hooks; its weight is still the module's."""
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
@@ -129,7 +133,7 @@ class FourBit(Codec):
     def like(self, module: Any, weight: Tensor) -> nn.Module:
         from bitsandbytes.nn import Params4bit
 
-        old, twin = module.weight, _twin(module, weight)
+        old, twin = module.weight, _clone_shell(module, weight)
         twin.weight = Params4bit(
             weight.to(old.quant_state.dtype).contiguous(),
             blocksize=old.blocksize,
@@ -140,10 +144,10 @@ class FourBit(Codec):
         ).to(old.device)  # which quantises it
         return twin
 
-    def steady(self, module: Any) -> "Steadied":
+    def keep_as_loaded(self, module: Any) -> "TemporaryAttribute":
         """On some CPUs an evaluation repacks the weight: coarser statistics, no backward pass."""
         _unpack(module)
-        return Steadied(module, "support_avx512bf16_for_cpu", False)
+        return TemporaryAttribute(module, "support_avx512bf16_for_cpu", False)
 
 
 def _unpack(module: Any) -> None:
@@ -169,7 +173,7 @@ class EightBit(Codec):
     def like(self, module: Any, weight: Tensor) -> nn.Module:
         from bitsandbytes.nn import Int8Params
 
-        twin = _twin(module, weight)
+        twin = _clone_shell(module, weight)
         twin.state = copy.copy(module.state)
         twin.state.CB = twin.state.SCB = None  # the first pass takes them from the weight
         new = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
@@ -183,7 +187,7 @@ def _rows(module: Any) -> Tensor:
 
 
 @dataclass(eq=False)
-class Steadied:
+class TemporaryAttribute:
     """An attribute of somebody's module that has another value until it is given back."""
 
     module: nn.Module

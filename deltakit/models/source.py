@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from deltakit.models.weights import Base
+    from deltakit.models.weights import WeightFormat
 
 WEIGHTS = ("safetensors", "bin", "gguf")
 """Endings of files with weights."""
@@ -148,10 +148,10 @@ class ModelSource:
             device=device(),
             local_files_only=self.local_only,
         )
-        head.settle(model, pad_token_id)
-        return Loaded(model=model, fresh=head.lacking(missing, model))
+        head.configure(model, pad_token_id)
+        return Loaded(model=model, fresh=head.newly_initialised(missing, model))
 
-    def check_base(self, base: "BaseChoice") -> "Base":
+    def check_base(self, base: "BaseChoice") -> "WeightFormat":
         """What holds the model in a base. Raises as `deltakit.load_base`, before it is loaded."""
         from deltakit.models.weights import check_base
 
@@ -172,7 +172,7 @@ class ModelSource:
         import torch
         import transformers
 
-        from deltakit.models.weights import TASKS, read_config
+        from deltakit.models.weights import HEAD_CLASSES, read_config
 
         config = read_config(
             self.location, head.outputs, head.problem, local_files_only=self.local_only
@@ -180,7 +180,7 @@ class ModelSource:
         head.check(self.name, config)
         try:
             with torch.device("meta"):
-                return getattr(transformers, TASKS[head.task]).from_config(
+                return getattr(transformers, HEAD_CLASSES[head.task]).from_config(
                     config, dtype=torch.float32
                 )
         except ValueError as error:

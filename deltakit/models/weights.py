@@ -11,12 +11,12 @@ import torch
 
 from deltakit._registry import Registry
 from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, first_line, unknown
-from deltakit.models.quantised import codec_class, codec_of, steady
+from deltakit.models.quantised import codec_class, codec_of, keep_as_loaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TASKS = {
+HEAD_CLASSES = {
     "bare": "AutoModel",
     "causal": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -31,7 +31,7 @@ COMPUTE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Base(ABC):
+class WeightFormat(ABC):
     """One way to hold a pretrained model's weights.
 
     Attributes:
@@ -68,7 +68,7 @@ class Base(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Floating(Base):
+class Floating(WeightFormat):
     """Every weight is a floating-point number."""
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -88,7 +88,7 @@ class Floating(Base):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bitsandbytes(Base):
+class Bitsandbytes(WeightFormat):
     """Linears in eight bits, or in four with their statistics quantised too."""
 
     dtype: torch.dtype = torch.bfloat16
@@ -142,7 +142,7 @@ class Bitsandbytes(Base):
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-BASES: Registry[Base] = Registry("base")
+WEIGHT_FORMATS: Registry[WeightFormat] = Registry("base")
 
 for _base in (
     Floating(name="fp32", dtype=torch.float32),
@@ -151,7 +151,7 @@ for _base in (
     Bitsandbytes(name="nf4"),
     Bitsandbytes(name="fp4"),
 ):
-    BASES.add(_base.name, _base)
+    WEIGHT_FORMATS.add(_base.name, _base)
 
 
 def load_base(
@@ -228,7 +228,7 @@ def read_base(
         if not fresh or set(fresh) <= set(skip):
             break
         skip = [*skip, *fresh]  # what the checkpoint has no values for is found only by reading it
-    steady(read)
+    keep_as_loaded(read)
     chosen.quiet()
     return read, frozenset(found["missing_keys"])
 
@@ -240,7 +240,7 @@ def check_base(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     local_files_only: bool = False,
-) -> Base:
+) -> WeightFormat:
     """The base, if `load_base` would have the model in it here. Raises as `load_base`."""
     config = read_config(str(model), local_files_only=local_files_only)
     return _checked(str(model), config, base, dtype, torch.device(device))[0]
@@ -248,7 +248,7 @@ def check_base(
 
 def _checked(
     name: str, config: Any, base: str | None, dtype: torch.dtype | None, device: torch.device
-) -> tuple[Base, torch.dtype]:
+) -> tuple[WeightFormat, torch.dtype]:
     """The base and what it computes in."""
     chosen = _chosen(name, base, _stored(config))
     dtype = dtype or (config.dtype if _stored(config) else None) or chosen.dtype
@@ -289,15 +289,18 @@ def _stored(config: Any) -> dict[str, Any] | None:
     return vars(config).get("quantization_config")
 
 
-def _chosen(name: str, base: str | None, stored: dict[str, Any] | None) -> Base:
-    wanted = None if base is None else BASES.get(base)
-    own = next((each for each in map(BASES.get, BASES) if each.reads(stored)), None)
+def _chosen(name: str, base: str | None, stored: dict[str, Any] | None) -> WeightFormat:
+    wanted = None if base is None else WEIGHT_FORMATS.get(base)
+    own = next(
+        (each for each in map(WEIGHT_FORMATS.get, WEIGHT_FORMATS) if each.reads(stored)), None
+    )
     if stored is None:
-        return wanted or BASES.get("fp32")
+        return wanted or WEIGHT_FORMATS.get("fp32")
     if own is None:
         raise InvalidConfig(
             f"model {name!r} is quantised by {stored.get('quant_method')!r}, which load_base does "
-            f"not read; it reads {', '.join(BASES)}. Load it with transformers, then attach."
+            f"not read; it reads {', '.join(WEIGHT_FORMATS)}. "
+            "Load it with transformers, then attach."
         )
     if wanted not in (None, own):
         raise InvalidConfig(
@@ -325,9 +328,9 @@ def _check_computes(dtype: torch.dtype, device: torch.device) -> None:
 def _class(task: str) -> Any:
     import transformers
 
-    if task not in TASKS:
-        raise unknown("task", task, TASKS)
-    return getattr(transformers, TASKS[task])
+    if task not in HEAD_CLASSES:
+        raise unknown("task", task, HEAD_CLASSES)
+    return getattr(transformers, HEAD_CLASSES[task])
 
 
 def _heads(name: str, config: Any, kind: Any) -> list[str]:

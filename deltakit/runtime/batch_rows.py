@@ -11,13 +11,13 @@ from torch.func import functional_call, vmap
 
 from deltakit.core.delta import Combiner, compute_dtype
 from deltakit.core.site import Insertion
-from deltakit.runtime.nodes import Leaf, Node, Port, Signal, cast
+from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal, cast
 
 Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(Node):
+class PerRowNode(Node):
     """For each row one of `parts`, by its index, or None."""
 
     parts: tuple[Node, ...]
@@ -50,7 +50,7 @@ class Rows(Node):
             self._indices[key] = torch.tensor(rows, device=device)
         return self._indices[key]
 
-    def stacked(self, leaves: tuple[Leaf, ...]) -> dict[str, Tensor]:
+    def stacked(self, leaves: tuple[PlacedDelta, ...]) -> dict[str, Tensor]:
         """Each parameter of the rows' forms, ``(rows, ...)``.
 
         Without gradients it is kept until a parameter changes.
@@ -87,7 +87,7 @@ class Rows(Node):
         return self.parts[chosen]
 
     @property
-    def leaves(self) -> tuple[Leaf, ...]:
+    def leaves(self) -> tuple[PlacedDelta, ...]:
         return tuple(leaf for part in self.parts for leaf in part.leaves)
 
     @property
@@ -99,18 +99,18 @@ class Rows(Node):
         return any(part.weighs for part in self.parts)
 
 
-def change_of_rows(node: Rows, parts: tuple[Node, ...], signal: Signal, port: Port) -> Tensor:
+def change_of_rows(node: PerRowNode, parts: tuple[Node, ...], signal: Signal, port: Port) -> Tensor:
     """Δh where row i of `signal` uses ``parts[i]``; all parts are of one kind."""
     first = parts[0]
     if all(part is first for part in parts):
         return first.change(signal, port)
-    leaves = tuple(part for part in parts if isinstance(part, Leaf))
+    leaves = tuple(part for part in parts if isinstance(part, PlacedDelta))
     source = signal.h if leaves[0].insertion is Insertion.SEQUENTIAL else signal.x
     source = cast(source, compute_dtype(leaves[0].delta))
     return grouped(leaves, node.stacked(leaves), source).to(signal.stream.dtype)
 
 
-def grouped(leaves: Sequence[Leaf], parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+def grouped(leaves: Sequence[PlacedDelta], parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     """``s_i · f_i(x[i])`` for forms of one class and shape, as batched matrix products."""
     first = leaves[0]
     dtype = compute_dtype(first.delta) or x.dtype  # x may be ids
@@ -127,7 +127,7 @@ def _call(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor
 
 def _kind(part: Node, chosen: int) -> Any:
     """Equal for parts that can be computed together: all but the parameters' values is the same."""
-    if not isinstance(part, Leaf) or any(True for _ in part.delta.buffers()):
+    if not isinstance(part, PlacedDelta) or any(True for _ in part.delta.buffers()):
         return chosen
     shapes = tuple((name, p.shape, p.dtype) for name, p in part.delta.named_parameters())
     settings = tuple((type(module), _settings(module)) for module in part.delta.modules())

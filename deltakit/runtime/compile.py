@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from deltakit.core.composition import Composition, Mean, One, PerRow, Stack
-from deltakit.runtime.batch_rows import Rows
-from deltakit.runtime.nodes import Chain, Node, Total
+from deltakit.runtime.batch_rows import PerRowNode
+from deltakit.runtime.nodes import Node, SequentialNode, SumNode
 
 NodeOf = Callable[[str], Node | None]
 """The node of an attached delta at the site in question; None where it does nothing."""
@@ -17,7 +17,7 @@ def compile_composition(composition: Composition, node_of: NodeOf) -> Node | Non
             return node_of(name)
         case Stack(parts):
             nodes = tuple(node for part in parts if (node := compile_composition(part, node_of)))
-            return Chain(nodes) if nodes else None
+            return SequentialNode(nodes) if nodes else None
         case Mean():
             return _mean(composition, node_of)
         case PerRow():
@@ -31,7 +31,7 @@ def _mean(composition: Mean, node_of: NodeOf) -> Node | None:
         for part, weight in zip(composition.parts, composition.weights, strict=True)
         if (node := compile_composition(part, node_of)) is not None
     ]
-    return Total(*map(tuple, zip(*pairs, strict=True))) if pairs else None
+    return SumNode(*map(tuple, zip(*pairs, strict=True))) if pairs else None
 
 
 def _per_row(composition: PerRow, node_of: NodeOf) -> Node | None:
@@ -40,4 +40,4 @@ def _per_row(composition: PerRow, node_of: NodeOf) -> Node | None:
     index: dict[Composition | None, int] = {row: place for place, row in enumerate(nodes)}
     if not nodes:
         return None
-    return Rows(tuple(nodes.values()), tuple(index.get(row) for row in composition.rows))
+    return PerRowNode(tuple(nodes.values()), tuple(index.get(row) for row in composition.rows))

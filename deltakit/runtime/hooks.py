@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from deltakit.core.site import Handle, Tap
+from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.attention import AttentionPort, Switch
-from deltakit.runtime.batch_rows import Rows
-from deltakit.runtime.nodes import Gate, Node, Signal
+from deltakit.runtime.batch_rows import PerRowNode
+from deltakit.runtime.nodes import LayerDrop, Node, Signal
 from deltakit.runtime.port_kinds import AddingPort
-from deltakit.runtime.tokens import SequencePort
+from deltakit.runtime.tokens import TokensPort
 
 
 class OutputPort(AddingPort):
@@ -62,7 +62,7 @@ class InputPort(AddingPort):
         return Signal(h, h, h)
 
 
-class NumbersPort(AddingPort):
+class PositionIdsPort(AddingPort):
     """h is the number of each token in the sequence, ``(rows, tokens)``; padding's stays its own.
 
     What the module does with the numbers, it does at every step of a cached sequence.
@@ -96,7 +96,7 @@ class NumbersPort(AddingPort):
 
     def rows(self, node: Node, signal: Signal) -> Tensor:
         """As for any site; the model may have numbered the tokens once for all rows."""
-        assert isinstance(node, Rows)
+        assert isinstance(node, PerRowNode)
         each = signal.stream.expand(len(node.choice), -1)
         return super().rows(node, Signal(each, each, each))
 
@@ -156,10 +156,10 @@ class Reader:
         return held
 
 
-class GatePort:
+class LayerDropPort:
     """Draws, once for every batch that is trained on, how many layers go without their deltas."""
 
-    def __init__(self, gates: tuple[Gate, ...]) -> None:
+    def __init__(self, gates: tuple[LayerDrop, ...]) -> None:
         self.gates = gates
 
     def __call__(self, module: nn.Module, args: Any) -> None:
@@ -180,38 +180,38 @@ class Removable(Protocol):
 def install(handle: Handle, node: Node) -> Iterable[Removable]:
     """Puts `node` at a site of the model, and says how to take it away again."""
     module = handle.module
-    match handle.tap:
-        case Tap.OUTPUT:
+    match handle.hook_kind:
+        case HookKind.OUTPUT:
             reader = None
             if handle.reader is not None and node.reads_input:
                 reader = Reader()
                 yield handle.reader.register_forward_pre_hook(reader, with_kwargs=True)
             port = OutputPort(handle, node, reader)
             yield module.register_forward_hook(port, with_kwargs=True)
-        case Tap.INPUT:
+        case HookKind.INPUT:
             yield module.register_forward_pre_hook(InputPort(node))
-        case Tap.NORM:
+        case HookKind.NORM:
             yield module.register_forward_hook(NormPort(module, node), with_kwargs=True)
-        case Tap.ATTENTION:
+        case HookKind.ATTENTION:
             switch = Switch(module, AttentionPort(node))
             yield switch
             yield module.register_forward_pre_hook(switch)
-        case Tap.NUMBERS:
-            numbers = NumbersPort(handle, node)
+        case HookKind.POSITION_IDS:
+            numbers = PositionIdsPort(handle, node)
             yield module.register_forward_pre_hook(numbers, with_kwargs=True)
-        case Tap.SEQUENCE:
-            tokens = SequencePort(handle, node)
+        case HookKind.INPUT_EMBEDS:
+            tokens = TokensPort(handle, node)
             yield module.register_forward_pre_hook(tokens.lengthen, with_kwargs=True)
             yield module.register_forward_hook(tokens.shorten, with_kwargs=True)
             if handle.reader is not None:
                 yield handle.reader.register_forward_pre_hook(tokens.widen, with_kwargs=True)
         case _:
-            assert_never(handle.tap)
+            assert_never(handle.hook_kind)
 
 
-def install_gates(model: nn.Module, gates: tuple[Gate, ...]) -> RemovableHandle:
+def install_gates(model: nn.Module, gates: tuple[LayerDrop, ...]) -> RemovableHandle:
     """Makes each batch that is trained on draw which layers take part."""
-    return model.register_forward_pre_hook(GatePort(gates))
+    return model.register_forward_pre_hook(LayerDropPort(gates))
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from deltakit.core.delta import (
-    ByRow,
+    BatchedRows,
     Combiner,
     Delta,
-    OnePass,
-    Positions,
+    ExtraPositions,
+    FusedAdd,
     compute_dtype,
-    has_shortcut,
+    overrides_both,
 )
 from deltakit.core.site import Insertion
 
@@ -52,11 +52,11 @@ class Port(ABC):
 
     @abstractmethod
     def rows(self, node: "Node", signal: Signal) -> Tensor:
-        """The change where each row has its own (`deltakit.runtime.batch_rows.Rows`)."""
+        """The change where each row has its own (`deltakit.runtime.batch_rows.PerRowNode`)."""
 
 
 @dataclass(eq=False)
-class Gate:
+class LayerDrop:
     """How many of the lowest layers go without their deltas in this forward pass.
 
     AdapterDrop draws the number anew for every batch that is trained on (Rücklé et al. 2021).
@@ -87,13 +87,15 @@ class Node(ABC):
 
     @property
     @abstractmethod
-    def leaves(self) -> "tuple[Leaf, ...]":
+    def leaves(self) -> "tuple[PlacedDelta, ...]":
         """The deltas that take part."""
 
     @property
     def length(self) -> int:
         """At a site of positions: how many it adds."""
-        return sum(leaf.delta.length for leaf in self.leaves if isinstance(leaf.delta, Positions))
+        return sum(
+            leaf.delta.length for leaf in self.leaves if isinstance(leaf.delta, ExtraPositions)
+        )
 
     @property
     def combiners(self) -> tuple[Combiner, ...]:
@@ -122,21 +124,21 @@ class Node(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Leaf(Node):
+class PlacedDelta(Node):
     """One delta of one placement: ``s · f(h)`` if sequential, ``s · f(x)`` if parallel."""
 
     delta: Delta
     insertion: Insertion
     scale: float = 1.0
-    gate: Gate | None = None
+    gate: LayerDrop | None = None
     layer: int = 0
-    one_pass: OnePass | None = field(init=False)
-    by_row: ByRow | None = field(init=False)
+    one_pass: FusedAdd | None = field(init=False)
+    by_row: BatchedRows | None = field(init=False)
 
     def __post_init__(self) -> None:
         delta, kind = self.delta, type(self.delta)
-        quick = isinstance(delta, OnePass) and has_shortcut(kind, "added")
-        rows = isinstance(delta, ByRow) and has_shortcut(kind, "by_row")
+        quick = isinstance(delta, FusedAdd) and overrides_both(kind, "added")
+        rows = isinstance(delta, BatchedRows) and overrides_both(kind, "by_row")
         object.__setattr__(self, "one_pass", delta if quick else None)
         object.__setattr__(self, "by_row", delta if rows else None)
 
@@ -159,7 +161,7 @@ class Leaf(Node):
         return signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
 
     @property
-    def leaves(self) -> "tuple[Leaf, ...]":
+    def leaves(self) -> "tuple[PlacedDelta, ...]":
         return (self,)
 
     @property
@@ -193,7 +195,7 @@ class Group(Node):
     parts: tuple[Node, ...]
 
     @property
-    def leaves(self) -> tuple[Leaf, ...]:
+    def leaves(self) -> tuple[PlacedDelta, ...]:
         return tuple(leaf for part in self.parts for leaf in part.leaves)
 
     @property
@@ -202,7 +204,7 @@ class Group(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Total(Group):
+class SumNode(Group):
     """Several deltas that all read the same signal: the changes are made at once."""
 
     weights: tuple[float, ...] | None = None
@@ -219,7 +221,7 @@ class Total(Group):
 
 
 @dataclass(frozen=True, eq=False)
-class Chain(Group):
+class SequentialNode(Group):
     """Deltas one after the other: each reads the signal as the one before has left it."""
 
     def change(self, signal: Signal, port: Port) -> Tensor:
@@ -237,7 +239,7 @@ class Chain(Group):
 
 
 @dataclass(frozen=True, eq=False)
-class Combined(Node):
+class CombinerNode(Node):
     """Deltas whose changes a combiner makes into one; the query is h."""
 
     combiner: Combiner
@@ -252,7 +254,7 @@ class Combined(Node):
         return self.combiner(signal.h.to(dtype), cast).to(signal.stream.dtype)
 
     @property
-    def leaves(self) -> tuple[Leaf, ...]:
+    def leaves(self) -> tuple[PlacedDelta, ...]:
         return tuple(leaf for member in self.members for leaf in member.leaves)
 
     @property

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltakit.runtime.batch_rows import Rows, change_of_rows
+from deltakit.runtime.batch_rows import PerRowNode, change_of_rows
 from deltakit.runtime.nodes import Node, Port, Signal
 
 
@@ -18,14 +18,14 @@ class AddingPort(Port, ABC):
         return sum(changes[1:], changes[0])
 
     def rows(self, node: Node, signal: Signal) -> Tensor:
-        assert isinstance(node, Rows)
+        assert isinstance(node, PerRowNode)
         flat = signal.stream.ndim == 2 and signal.stream.shape[0] > len(node.choice)
         if flat:  # some models run their feed-forward on (rows · tokens, d)
             signal = Signal(*(t.unflatten(0, (len(node.choice), -1)) for t in signal))
             return self._by_row(node, signal).flatten(0, 1)
         return self._by_row(node, signal)
 
-    def _by_row(self, node: Rows, signal: Signal) -> Tensor:
+    def _by_row(self, node: PerRowNode, signal: Signal) -> Tensor:
         groups = node.groups()
         if len(groups) == 1 and len(groups[0][1]) == len(node.choice):
             return change_of_rows(node, groups[0][0], signal, self)
@@ -58,7 +58,7 @@ class PositionsPort(Port, ABC):
         return torch.cat(tuple(changes), dim=-2)
 
     def rows(self, node: Node, signal: Signal) -> Tensor:
-        assert isinstance(node, Rows)
+        assert isinstance(node, PerRowNode)
         longest = max(node.lengths)
         changes = [part.change(signal, self) for part in node.parts if part.present]
         padded = [F.pad(c, (0, 0, 0, longest - c.shape[-2])) for c in changes]

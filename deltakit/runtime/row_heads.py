@@ -28,14 +28,14 @@ class RowsPort:
             )
 
 
-Head = tuple[dict[str, Tensor], tuple[int, ...]]
+RowHead = tuple[dict[str, Tensor], tuple[int, ...]]
 """Values by parameter, and the rows of the batch that use them."""
 
 
 class HeadPort:
     """Runs one module of the task head with the values that each row's delta has for it."""
 
-    def __init__(self, module: nn.Module, heads: list[Head]) -> None:
+    def __init__(self, module: nn.Module, heads: list[RowHead]) -> None:
         self.run = _Forward(module)
         self.heads = heads
 
@@ -69,7 +69,7 @@ def install_rows(model: nn.Module, rows: int) -> RemovableHandle:
     return model.register_forward_pre_hook(RowsPort(rows), with_kwargs=True)
 
 
-def install_heads(model: nn.Module, heads: list[Head]) -> Iterable[RemovableHandle]:
+def install_heads(model: nn.Module, heads: list[RowHead]) -> Iterable[RemovableHandle]:
     """Makes the modules of the task head use, for each row, the values given for it."""
     children = dict.fromkeys(name.partition(".")[0] for values, _ in heads for name in values)
     for child in children:

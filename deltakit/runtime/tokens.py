@@ -20,7 +20,7 @@ from deltakit.runtime.nodes import Node, Signal
 from deltakit.runtime.port_kinds import PositionsPort
 
 
-class SequencePort(PositionsPort):
+class TokensPort(PositionsPort):
     """The change is ``(l, d)``: embeddings, after the first `position` tokens of each row."""
 
     def __init__(self, handle: Handle, node: Node) -> None:

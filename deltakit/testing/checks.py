@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import deltakit as dk
-from deltakit.core.method import CombiningMethod, Start
+from deltakit.core.method import CombiningMethod, InitialOutput
 from deltakit.errors import DeltakitError, InvalidConfig, NotMergeable
-from deltakit.inject.attachments import Bank, head_names, need_bank
+from deltakit.inject.attachments import Attachments, head_names, need_attachments
 from deltakit.testing.case import (
     WITHIN,
     Case,
@@ -55,11 +55,11 @@ def check_start(case: Case) -> None:
     """At the start the output is the base's, exactly or nearly, as the method says it is."""
     found, base = run(case.attached(), case.inputs), case.base
     match case.method.starts:
-        case Start.IDENTITY:
+        case InitialOutput.IDENTITY:
             equal(found, base, "the method starts at the identity, the output does not")
-        case Start.NEAR:
+        case InitialOutput.NEAR:
             close(found, base, "the method starts near the identity", within=_NEAR)
-        case Start.ELSEWHERE:
+        case InitialOutput.ELSEWHERE:
             assert found.isfinite().all(), "the output at the start is not finite"
             assert not torch.equal(found, base), "the method starts elsewhere, the output does not"
 
@@ -78,8 +78,8 @@ def check_gradients(case: Case) -> None:
     case.trains()
     model = case.random().train()
     found = gradients(model, case.inputs)
-    bank = need_bank(model)
-    active = bank.attached["default"]
+    attachments = need_attachments(model)
+    active = attachments.attached["default"]
     stray = found.keys() - {*active.own} - {n for n in found if n.startswith(_child(model))}
     assert not stray, f"parameters of the base or of a member received gradients: {sorted(stray)}"
     assert all(g.isfinite().all() for g in found.values()), "a gradient is not finite"
@@ -256,16 +256,20 @@ def check_dropped_layers(case: Case) -> None:
     """With the lowest layer dropped, no gradient flows below the lowest layer that has a delta."""
     dropped = Case(method=_without_the_first(case), make=case.make, inputs=case.inputs)
     model = dropped.random()
-    bank = need_bank(model)
-    if bank.attached["default"].own.keys() - head_names(model):
+    attachments = need_attachments(model)
+    if attachments.attached["default"].own.keys() - head_names(model):
         raise NotApplicable("it trains parameters of the base as well")
-    if any(p.requires_grad for p in _before_all_layers(bank)):
+    if any(p.requires_grad for p in _before_all_layers(attachments)):
         raise NotApplicable("it has deltas before the first layer as well")
-    stack = next(h.stack for h in bank.handles.values() if h.in_a_layer)
-    handles = [handle for handle in bank.handles.values() if handle.stack == stack]
+    stack = next(h.stack for h in attachments.handles.values() if h.in_a_layer)
+    handles = [handle for handle in attachments.handles.values() if handle.stack == stack]
     flowing = _modules_with_gradient(model, case.inputs, {handle.module for handle in handles})
     layers = {handle.layer for handle in handles if handle.module in flowing}
-    having = {bank.handles[k].layer for k in bank.attached["default"].leaves if k.startswith(stack)}
+    having = {
+        attachments.handles[k].layer
+        for k in attachments.attached["default"].leaves
+        if k.startswith(stack)
+    }
     assert layers, "no layer receives a gradient"
     assert min(layers) == min(having), f"gradients down to {min(layers)}, deltas to {min(having)}"
 
@@ -312,7 +316,7 @@ def _one_line(error: Exception) -> None:
 
 def _child(model: Any) -> str:
     """What the names of the active delta's parameters begin with."""
-    module = need_bank(model).get_submodule("delta_default")
+    module = need_attachments(model).get_submodule("delta_default")
     return next(f"{name}." for name, each in model.named_modules() if each is module)
 
 
@@ -413,9 +417,9 @@ def _without_the_first(case: Case) -> dk.Method:
         raise NotApplicable(str(error)) from None
 
 
-def _before_all_layers(bank: Bank) -> Iterator[nn.Parameter]:
-    for key, module in bank.attached["default"].modules():
-        if not bank.handles[key.partition("#")[0]].in_a_layer:
+def _before_all_layers(attachments: Attachments) -> Iterator[nn.Parameter]:
+    for key, module in attachments.attached["default"].modules():
+        if not attachments.handles[key.partition("#")[0]].in_a_layer:
             yield from module.parameters()
 
 

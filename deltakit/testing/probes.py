@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltakit.inject.attachments import need_bank
+from deltakit.inject.attachments import need_attachments
 from deltakit.testing.models import generator
 
 
@@ -14,7 +14,7 @@ from deltakit.testing.models import generator
 def randomise_deltas(model: Any, label: str = "deltas", std: float = 0.2) -> None:
     """Random values for the parameters of every attached delta (the head is left alone)."""
     draw = generator(label)
-    for attached in need_bank(model).attached.values():
+    for attached in need_attachments(model).attached.values():
         for _, tensor in attached.tensors():
             tensor.copy_(torch.randn(tensor.shape, generator=draw) * std)
 

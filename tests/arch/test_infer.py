@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 import deltakit as dk
 from deltakit.arch.family import FAMILIES, input_of, output
 from deltakit.arch.resolve import family_of, handles_of
-from deltakit.core.site import INPUT_SITES, Site, Tap
+from deltakit.core.site import INPUT_SITES, HookKind, Site
 from deltakit.errors import UnknownArchitecture
 
 POST_LN = ("bert", "roberta", "electra", "distilbert", "albert", "mpnet", "deberta-v2", "bart")
@@ -40,7 +40,7 @@ def test_what_is_inferred_is_what_the_data_file_says(kit: SimpleNamespace, famil
     summands = (Site.ATTN_OUT, Site.FFN_OUT)
     facts = [
         {
-            (h.site, h.path, h.tap, h.d_in, h.d_out, h.columns)
+            (h.site, h.path, h.hook_kind, h.d_in, h.d_out, h.columns)
             for h in handles
             if h.site not in summands
         }
@@ -171,7 +171,7 @@ def test_a_model_of_ones_own_is_inferred() -> None:
     assert "blocks.*: attn.kv: left out, no call of transformers' attention interface is seen" in (
         inference.evidence
     )
-    assert handles["blocks.0.block.out"].tap is Tap.OUTPUT
+    assert handles["blocks.0.block.out"].hook_kind is HookKind.OUTPUT
     assert not any(module._forward_hooks for module in model.modules())
 
 

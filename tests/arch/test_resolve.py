@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import deltakit as dk
 from deltakit.arch.family import FAMILIES, output
 from deltakit.arch.resolve import family_of, linear_widths
-from deltakit.core.site import INPUT_SITES, LINEAR_SITES, Insertion, Site, Tap
+from deltakit.core.site import INPUT_SITES, LINEAR_SITES, HookKind, Insertion, Site
 from deltakit.errors import NameInUse, UnknownArchitecture
 
 MORE = (
@@ -121,7 +121,7 @@ def test_every_family_resolves(kit: SimpleNamespace, family: str, kind: str) -> 
     halves = [h.stack for h in handles if h.site is Site.EMBED]
     tokens += ["input.0.embed"] if halves == ["input"] else []
     assert set(halves) == TABLES.get(family, {"input"}) & {*stacks, "input"}
-    assert inputs == tokens + ([] if family in NO_POSITIONS else ["input.0.positions"])
+    assert inputs == tokens + ([] if family in NO_POSITIONS else ["input.0.position_ids"])
     assert len({h.key for h in handles}) == len(handles)
     for handle in handles:
         assert model.get_submodule(handle.path) is handle.module
@@ -151,7 +151,7 @@ def test_widths(kit: SimpleNamespace, family: str) -> None:
         Site.BLOCK_OUT: (16, 16),
         Site.TOKENS: (tokens, tokens),
         Site.EMBED: (64, tokens),
-        Site.POSITIONS: (1, 1),
+        Site.POSITION_IDS: (1, 1),
     }
     for handle in dk.resolve(kit.make_model(family)):
         assert (handle.d_in, handle.d_out) == widths[handle.site], handle.key
@@ -181,7 +181,7 @@ class Watch:
 
     def h(self, handle: dk.Handle) -> Tensor:
         """What is changed there; of a post-LN norm, the stream that it is given."""
-        if handle.tap is not Tap.OUTPUT:
+        if handle.hook_kind is not HookKind.OUTPUT:
             return self.given[handle.module]
         whole = self.returned[handle.module]
         return whole if handle.columns is None else handle.columns.read(whole)
@@ -213,7 +213,7 @@ def test_tokens_are_those_of_the_embeddings(kit: SimpleNamespace, family: str) -
             assert handle.embeddings.weight is model.get_input_embeddings().weight
             assert handle.embeddings in Watch(model, kit.make_inputs(family)).given
             assert handle.d_in == handle.d_out == handle.embeddings.embedding_dim
-            assert handle.tap is Tap.SEQUENCE and handle.position in (0, 1)
+            assert handle.hook_kind is HookKind.INPUT_EMBEDS and handle.position in (0, 1)
             assert (handle.reader is None) == (family not in STACKS)
 
 
@@ -253,8 +253,8 @@ def test_a_table_that_is_of_another_kind(kit: SimpleNamespace) -> None:
 def test_positions_are_numbers_that_something_reads(kit: SimpleNamespace, family: str) -> None:
     model, inputs = kit.make_model(family), kit.make_inputs(family)
     for handle in dk.resolve(model):
-        if handle.site is Site.POSITIONS:
-            assert handle.tap is Tap.NUMBERS and not handle.in_a_layer
+        if handle.site is Site.POSITION_IDS:
+            assert handle.hook_kind is HookKind.POSITION_IDS and not handle.in_a_layer
             learned = isinstance(handle.module, nn.Embedding)
             assert handle.limit == (40 if learned else None)
             assert handle.module in Watch(model, inputs).given
@@ -394,7 +394,7 @@ def check_stream(model: Any, seen: Watch) -> None:
         if attn.stack == "cross":
             continue
         block, ffn = layer[Site.BLOCK_OUT], layer[Site.FFN_OUT]
-        if block.tap is Tap.NORM:
+        if block.hook_kind is HookKind.NORM:
             summed = like(seen.x(ffn) + seen.h(ffn), seen.h(block))
             torch.testing.assert_close(summed, seen.h(block))
             total = seen.x(attn) + seen.h(attn)
@@ -428,8 +428,8 @@ def test_a_family_of_several_shapes(
 ) -> None:
     model = kit.make_model(family, **config)
     check_stream(model, Watch(model, kit.make_inputs(family)))
-    taps = {handle.tap for handle in dk.resolve(model) if handle.site is Site.BLOCK_OUT}
-    assert taps == {Tap.NORM if family == "opt" else Tap.OUTPUT}
+    hook_kinds = {handle.hook_kind for handle in dk.resolve(model) if handle.site is Site.BLOCK_OUT}
+    assert hook_kinds == {HookKind.NORM if family == "opt" else HookKind.OUTPUT}
     assert any(handle.site is Site.FFN_GATE for handle in dk.resolve(model)) == (family == "t5")
 
 
@@ -478,7 +478,7 @@ def test_model_types_that_share_a_layer(
     check_stream(model, seen)
     check_attention(model, inputs, monkeypatch)
     check_tables(dk.resolve(model), seen)
-    reads = [h.module for h in dk.resolve(model) if h.site is Site.POSITIONS]
+    reads = [h.module for h in dk.resolve(model) if h.site is Site.POSITION_IDS]
     assert len(reads) == (family.positions is not None) and set(reads) <= set(seen.given)
 
 

@@ -182,7 +182,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(
         two=write_task(root / "two", ("neg", "pos")),
         six=write_task(root / "six", tuple(WORDS), train=72, test=48),
-        shop=write_task(root / "shop", ("tech", "food")),
+        context=write_task(root / "shop", ("tech", "food")),
         trade=write_task(root / "trade", ("sport", "tech", "money")),
         pairs=write_pairs(root / "pairs"),
     )
@@ -211,7 +211,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "HANDLING_REPEATS", 1)
     monkeypatch.setattr(shapes, "REPEATS", 1)
     monkeypatch.setattr(diagnose, "REPEATS", 1)
-    monkeypatch.setattr(work, "clean_up", lambda: None)
+    monkeypatch.setattr(work, "free_memory", lambda: None)
     monkeypatch.setattr(engines, "DEFAULT", "local")  # other processes are not patched
 
 
@@ -274,7 +274,7 @@ def asked(bert: Path, tasks: SimpleNamespace) -> Callable[..., Request]:
         fields = {
             "model": str(bert),
             "task": str(tasks.two),
-            "source_tasks": (str(tasks.shop), str(tasks.trade)),
+            "source_tasks": (str(tasks.context), str(tasks.trade)),
             "budget": Budget(**{**vars(SMALL), **budget}),
             **changes,
         }

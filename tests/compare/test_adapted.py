@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare.api import run_plan
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.report import cost_views as views
 from deltakit.compare.report.pareto import Plot
 from deltakit.errors import InvalidConfig
@@ -121,12 +121,12 @@ def test_a_wrong_setting_is_told_before_anything_is_trained(
     method: str, message: str, asked_for: Asked
 ) -> None:
     with pytest.raises(InvalidConfig, match=message):
-        resolve(asked_for(method))
+        build_plan(asked_for(method))
     assert list(Path.cwd().iterdir()) == []
 
 
 def test_widths_are_solved_for_a_number_of_parameters(asked_for: Asked) -> None:
-    plan = resolve(asked_for("lora[alpha=8]", "peft:lora", "peft:ia3", match_params=512))
+    plan = build_plan(asked_for("lora[alpha=8]", "peft:lora", "peft:ia3", match_params=512))
     labels = [each.label for each in plan.cells]
     assert labels[-3:] == ["lora[rank=4,alpha=4.0]", "peft:lora[lora_alpha=4.0,r=4]", "peft:ia3"]
 
@@ -134,7 +134,7 @@ def test_widths_are_solved_for_a_number_of_parameters(asked_for: Asked) -> None:
 @pytest.mark.parametrize("base", ["int8", "nf4"])
 def test_on_other_bases(base: str, asked_for: Asked, tmp_path: Path, read: SimpleNamespace) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra 'quant')")
-    plan = resolve(asked_for(OURS, THEIRS, "peft:hra", bases=(base,)))
+    plan = build_plan(asked_for(OURS, THEIRS, "peft:hra", bases=(base,)))
     (failure,) = run_plan(plan, tmp_path / "run").failures
     assert failure.method == "peft:hra" and "no layers of it for quantised" in str(failure.reason)
     rows = read.results(tmp_path / "run")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import deltakit as dk
 from deltakit.compare import api as run
 from deltakit.compare.api import report_folder, run_plan
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.result import COLUMNS
 from deltakit.compare.run import cell
 from deltakit.compare.run.progress import Silent
@@ -82,7 +82,7 @@ def test_the_run_folder_holds_every_file_of_the_contract(finished: Any) -> None:
 def test_what_happens_inside_each_model_is_recorded_and_shown(finished: Any) -> None:
     folder = RunFolder(finished.folder)
     cells = folder.description()["plan"]["cells"]
-    found = {cell["method"]: folder.beside(cell["id"], "diagnostics") or {} for cell in cells}
+    found = {cell["method"]: folder.extras(cell["id"], "diagnostics") or {} for cell in cells}
     assert set(found["full"]) == {"texts", "moved"}
     assert set(found["lora"]) == {"texts", "moved", "changes", "by_dropped"}
     assert {key.split(".")[-1] for key in found["lora"]["changes"]} == {"q", "v"}
@@ -198,11 +198,11 @@ def test_the_targets_own_adapter_is_trained_once(finished: Any) -> None:
 def test_the_same_request_again_trains_nothing_and_writes_the_same_table(
     asked: Callable[..., Any], trainings: Any, tmp_path: Path
 ) -> None:
-    plan = resolve(asked("lora"))
+    plan = build_plan(asked("lora"))
     first = run_plan(plan, tmp_path / "run")
     before = (tmp_path / "run" / "results.csv").read_bytes()
     count = trainings.count
-    again = run_plan(resolve(asked("lora")), tmp_path / "run")
+    again = run_plan(build_plan(asked("lora")), tmp_path / "run")
     assert trainings.count == count == 3
     assert (first.reused, again.reused) == (0, 4)
     assert (tmp_path / "run" / "results.csv").read_bytes() == before
@@ -212,7 +212,7 @@ def test_the_same_request_again_trains_nothing_and_writes_the_same_table(
 def test_a_fresh_start_elsewhere_gives_the_same_scores_and_predictions(
     finished: Any, asked: Callable[..., Any], trainings: Any, tmp_path: Path, read: Any
 ) -> None:
-    run_plan(resolve(asked("adapter,lora,fusion")), tmp_path / "other")
+    run_plan(build_plan(asked("adapter,lora,fusion")), tmp_path / "other")
     assert trainings.count == 7
     same(tmp_path / "other", finished.folder, read)
 
@@ -226,7 +226,7 @@ def test_source_deltas_are_kept_between_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DELTAKIT_CACHE", str(finished.cache))
-    run_plan(resolve(asked("fusion")), tmp_path / "run")
+    run_plan(build_plan(asked("fusion")), tmp_path / "run")
     # head, full, the target's own adapter, the fusion
     assert trainings.count == 4
     here = read.results(tmp_path / "run")["fusion"]
@@ -239,11 +239,11 @@ def test_source_deltas_are_kept_between_runs(
 def test_without_an_out_folder_the_same_request_finds_its_own(
     asked: Callable[..., Any], trainings: Any
 ) -> None:
-    first = run_plan(resolve(asked("head")))
+    first = run_plan(build_plan(asked("head")))
     assert first.folder.parent == Path("runs")
-    again = run_plan(resolve(asked("head")))
+    again = run_plan(build_plan(asked("head")))
     assert again.folder == first.folder
-    other = run_plan(resolve(asked("head", lr=2e-2)))
+    other = run_plan(build_plan(asked("head", lr=2e-2)))
     assert other.folder != first.folder
 
 
@@ -259,13 +259,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     tmp_path: Path,
     read: Any,
 ) -> None:
-    plan, out = resolve(asked("adapter,lora,fusion")), tmp_path / "run"
+    plan, out = build_plan(asked("adapter,lora,fusion")), tmp_path / "run"
     trainings.bad[number] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run_plan(plan, out)
     done = {path.name: path.read_bytes() for path in (out / "cells").iterdir()}
     assert sum(name.endswith(".predictions.csv") for name in done) == min(number, 5)
-    run_plan(resolve(asked("adapter,lora,fusion")), out)
+    run_plan(build_plan(asked("adapter,lora,fusion")), out)
     assert trainings.count == 7 + 1
     assert all((out / "cells" / name).read_bytes() == content for name, content in done.items())
     same(out, finished.folder, read)
@@ -282,14 +282,14 @@ def test_a_training_that_is_over_is_not_repeated(
     read: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan, out = resolve(asked("fusion")), tmp_path / "run"
+    plan, out = build_plan(asked("fusion")), tmp_path / "run"
     with monkeypatch.context() as patch:
         calls = Stopping(getattr(cell, what), stop=3)  # the fusion, after head and full
         patch.setattr(cell, what, calls)
         with pytest.raises(KeyboardInterrupt):
             run_plan(plan, out)
     count = trainings.count
-    run_plan(resolve(asked("fusion")), out)
+    run_plan(build_plan(asked("fusion")), out)
     assert trainings.count == count == 6
     ours, theirs = read.results(out)["fusion"], finished.rows["fusion"]
     for column in (*SCORES, *COUNTS, "train_gradient_bytes", "train_optimizer_bytes"):
@@ -299,7 +299,7 @@ def test_a_training_that_is_over_is_not_repeated(
 def test_what_comes_from_the_store_is_measured_like_what_is_trained(
     asked: Callable[..., Any], llama: Path, tmp_path: Path, read: Any
 ) -> None:
-    plan, out = resolve(asked("head", model=str(llama))), tmp_path / "run"
+    plan, out = build_plan(asked("head", model=str(llama))), tmp_path / "run"
     run_plan(plan, out)
     first = read.results(out)["head"]
     shutil.rmtree(out / "cells")
@@ -328,7 +328,7 @@ class Stopping:
 def test_a_loss_that_is_not_finite_fails_its_cell_with_the_reason(
     asked: Callable[..., Any], tmp_path: Path, read: Any
 ) -> None:
-    outcome = run_plan(resolve(asked("lora", lr=1e30)), tmp_path / "run")
+    outcome = run_plan(build_plan(asked("lora", lr=1e30)), tmp_path / "run")
     rows = read.results(tmp_path / "run")
     assert rows["majority"]["status"] == "done"
     assert rows["full"]["status"] == "failed"
@@ -344,16 +344,16 @@ def test_a_failed_cell_is_recorded_and_runs_again_on_request(
 ) -> None:
     out = tmp_path / "run"
     trainings.bad[3] = MemoryError("no room for 3 GiB")  # adapter, after head and full
-    outcome = run_plan(resolve(asked("adapter,lora")), out)
+    outcome = run_plan(build_plan(asked("adapter,lora")), out)
     assert [(f.method, f.status, f.reason) for f in outcome.failures] == [
         ("adapter", "failed", "out of memory: no room for 3 GiB")
     ]
     before = read.results(out)
     assert [row["status"] for row in before.values()] == ["done"] * 3 + ["failed", "done"]
     assert trainings.count == 4
-    kept = run_plan(resolve(asked("adapter,lora")), out)
+    kept = run_plan(build_plan(asked("adapter,lora")), out)
     assert kept.results == outcome.results and kept.reused == 5 and trainings.count == 4
-    again = run_plan(resolve(asked("adapter,lora")), out, failures=Failures.RETRY)
+    again = run_plan(build_plan(asked("adapter,lora")), out, failures=Failures.RETRY)
     assert again.failures == () and again.reused == 4
     assert trainings.count == 5
     after = read.results(out)
@@ -380,14 +380,14 @@ def test_a_failed_cell_is_recorded_and_runs_again_on_request(
     ids=repr,
 )
 def test_a_reason_is_one_line(error: Exception, reason: str) -> None:
-    assert cell.reason(error).removesuffix(": ") == reason
+    assert cell.error_line(error).removesuffix(": ") == reason
 
 
 def test_a_failed_member_fails_the_fusion_and_nothing_else(
     asked: Callable[..., Any], trainings: Any, tmp_path: Path
 ) -> None:
     trainings.bad[4] = MemoryError("no room")  # the second source, after head, full and the first
-    outcome = run_plan(resolve(asked("fusion")), tmp_path / "run")
+    outcome = run_plan(build_plan(asked("fusion")), tmp_path / "run")
     assert [failure.method for failure in outcome.failures] == ["fusion"]
     assert outcome.failures[0].reason == "out of memory: no room"
 
@@ -398,13 +398,13 @@ def test_a_failed_member_fails_the_fusion_and_nothing_else(
 def test_a_decoder_without_a_padding_token(
     asked: Callable[..., Any], llama: Path, tmp_path: Path
 ) -> None:
-    outcome = run_plan(resolve(asked("adapter,lora,fusion", model=str(llama))), tmp_path / "run")
+    outcome = run_plan(build_plan(asked("adapter,lora,fusion", model=str(llama))), tmp_path / "run")
     assert outcome.failures == ()
     assert [result.method for result in outcome.results] == ROWS
 
 
 def test_six_classes(asked: Callable[..., Any], tasks: SimpleNamespace, tmp_path: Path) -> None:
-    outcome = run_plan(resolve(asked("adapter", task=str(tasks.six))), tmp_path / "run")
+    outcome = run_plan(build_plan(asked("adapter", task=str(tasks.six))), tmp_path / "run")
     assert outcome.failures == ()
     majority, head = outcome.results[:2]
     assert majority.score == pytest.approx(1 / 6)
@@ -422,13 +422,13 @@ def test_pairs_with_columns_of_ones_own(
         pair_column="second",
         label_column="verdict",
     )
-    plan = resolve(request)
+    plan = build_plan(request)
     assert plan.task.has_pairs
     assert run_plan(plan, tmp_path / "run").failures == ()
 
 
 def test_several_seeds_are_several_cells(asked: Callable[..., Any], tmp_path: Path) -> None:
-    outcome = run_plan(resolve(asked("head", seeds=2)), tmp_path / "run")
+    outcome = run_plan(build_plan(asked("head", seeds=2)), tmp_path / "run")
     rows = [(result.method, result.seed) for result in outcome.results]
     assert sorted(rows) == [(m, seed) for m in ("full", "head", "majority") for seed in (0, 1)]
     assert [seed for _, seed in rows] == [0, 0, 0, 1, 1, 1]
@@ -441,10 +441,10 @@ def test_several_seeds_are_several_cells(asked: Callable[..., Any], tmp_path: Pa
 def test_a_source_delta_can_be_given_as_a_folder(
     finished: Any, asked: Callable[..., Any], trainings: Any, tmp_path: Path, bert: Path, read: Any
 ) -> None:
-    shop, trade = resolve(asked("fusion")).cells[-1].training.members[:2]
-    folder = finished.cache / "deltas" / shop.training.id
+    context, trade = build_plan(asked("fusion")).cells[-1].training.members[:2]
+    folder = finished.cache / "deltas" / context.training.id
     request = asked("fusion", source_tasks=(f"shop={folder}",))
-    run_plan(resolve(request), tmp_path / "run")
+    run_plan(build_plan(request), tmp_path / "run")
     row = read.results(tmp_path / "run")["fusion"]
     assert row["status"] == "done"
     assert row["stage1_seconds"] == ""  # nobody knows what the given one took
@@ -480,7 +480,7 @@ def toy() -> Iterator[str]:
             return (
                 dk.Placement(
                     site=dk.Site.FFN_OUT,
-                    form=lambda handle: Shift(handle.d_out),
+                    make_delta=lambda handle: Shift(handle.d_out),
                     insertion=dk.Insertion.SEQUENTIAL,
                     scale=self.scale,
                 ),
@@ -494,7 +494,7 @@ def toy() -> Iterator[str]:
 def test_a_method_from_outside_is_compared_like_any_other(
     toy: str, asked: Callable[..., Any], tmp_path: Path, deltakit: Callable[..., Any]
 ) -> None:
-    outcome = run_plan(resolve(asked("toy[scale=2.0],fusion[member=toy]")), tmp_path / "run")
+    outcome = run_plan(build_plan(asked("toy[scale=2.0],fusion[member=toy]")), tmp_path / "run")
     assert outcome.failures == ()
     row = next(result for result in outcome.results if result.method == "toy[scale=2.0]")
     assert row.trained_params == row.deployed_params == 2 * 16
@@ -533,7 +533,7 @@ class Told(Silent):
 
 def test_progress_is_told_every_cell_and_step(asked: Callable[..., Any], tmp_path: Path) -> None:
     told, opened = Told(), []
-    run_plan(resolve(asked("lora")), tmp_path / "run", told, opened=opened.append)
+    run_plan(build_plan(asked("lora")), tmp_path / "run", told, opened=opened.append)
     assert opened == [tmp_path / "run"]
     assert told.titles == ["majority", "head", "full", "lora"]
     assert all("% in" in outcome for outcome in told.outcomes)
@@ -564,7 +564,7 @@ def test_versions_that_are_not_installed_are_none() -> None:
 def test_a_comparison_on_several_bases(asked: Callable[..., Any], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     folder = tmp_path / "bases"
-    plan = resolve(asked("lora,ia3", bases=("fp32", "int8", "nf4")))
+    plan = build_plan(asked("lora,ia3", bases=("fp32", "int8", "nf4")))
     ended = run_plan(plan, folder, Silent())
     assert not ended.failures
     rows = {(row.method, row.base): row for row in ended.results}

@@ -43,7 +43,7 @@ def test_of_one_is_that_one(kit: SimpleNamespace, family: str, spec: str) -> Non
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_mean_of_a_delta_with_its_twin_is_it(kit: SimpleNamespace, family: str, spec: str) -> None:
     model, batch = two(kit, family, spec), kit.make_batch()
-    a, b = (dict(kit.bank(model).get(name).tensors()) for name in "ab")
+    a, b = (dict(kit.attachments(model).get(name).tensors()) for name in "ab")
     with torch.no_grad():
         for key, tensor in a.items():
             b[key].copy_(tensor)
@@ -114,17 +114,17 @@ def test_a_sum_is_both_placements(kit: SimpleNamespace, family: str, one: str, o
     model = kit.make_model(family)
     dk.attach(model, dk.parse_method(f"{one}+{other}"), name="sum")
     kit.randomise_deltas(model)
-    both = dict(kit.bank(model).get("sum").tensors())
+    both = dict(kit.attachments(model).get("sum").tensors())
     summed = kit.out(model, batch)
     dk.attach(model, dk.parse_method(one), name="one")
     dk.attach(model, dk.parse_method(other), name="other")
     count = 0
     with torch.no_grad():
-        first = dict(kit.bank(model).get("one").tensors())
+        first = dict(kit.attachments(model).get("one").tensors())
         for key, tensor in first.items():
             tensor.copy_(both[key])
             count += 1
-        for key, tensor in kit.bank(model).get("other").tensors():
+        for key, tensor in kit.attachments(model).get("other").tensors():
             site, _, name = key.rpartition(".lora_") if ".lora_" in key else (key, "", "")
             second = f"{site}#1.lora_{name}"
             tensor.copy_(both[second] if key in first else both[key])

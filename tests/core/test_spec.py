@@ -21,7 +21,7 @@ from deltakit.core.method import (
     method_to_dict,
     register_method,
 )
-from deltakit.core.provider import PROVIDERS, Foreign, Provider, settings_of
+from deltakit.core.provider import PROVIDERS, ExternalMethod, Provider, settings_of
 from deltakit.core.spec import format_method, parse_method, split_outside_brackets
 from deltakit.errors import DeltakitError, InvalidConfig, NameInUse, UnknownName
 
@@ -211,7 +211,7 @@ def test_bad_saved_methods(data: dict[str, Any], kind: Any, message: str) -> Non
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toy(Foreign):
+class Toy(ExternalMethod):
     """What another library would bring, without one."""
 
     provider: ClassVar[str] = "toy"

@@ -61,7 +61,7 @@ def test_a_plus_b_minus_b_is_a(kit: SimpleNamespace, spec: str) -> None:
     expected, other = alone(kit, model, "a"), alone(kit, model, "b")
     dk.task_arithmetic(model, {"a": 1, "b": 1}, name="both")
     dk.task_arithmetic(model, {"both": 1, "b": -1}, name="again")
-    assert kit.bank(model).active.names == ("again",)
+    assert kit.attachments(model).active.names == ("again",)
     again = kit.out(model, kit.make_batch())
     torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-4)
     assert (other - expected).abs().max() > 1e-3
@@ -138,7 +138,7 @@ def test_loras_change_of_the_weights_is_linear(
     a, b = changes(kit, model, "a"), changes(kit, model, "b")
     dk.task_arithmetic(model, dict(zip("ab", weights, strict=True)), name="ab")
     summed = changes(kit, model, "ab")
-    assert kit.bank(model).get("ab").method.rank == sum(ranks)
+    assert kit.attachments(model).get("ab").method.rank == sum(ranks)
     for key, change in summed.items():
         expected = weights[0] * a[key] + weights[1] * b[key]
         torch.testing.assert_close(change, expected, atol=1e-6, rtol=1e-6)
@@ -151,7 +151,7 @@ def test_rescaling_is_summed_as_deviations_from_one(
 ) -> None:
     model = two(kit, "ia3")
     dk.task_arithmetic(model, dict(zip("ab", weights, strict=True)), name="ab")
-    a, b, ab = (dict(kit.bank(model).get(name).tensors()) for name in ("a", "b", "ab"))
+    a, b, ab = (dict(kit.attachments(model).get(name).tensors()) for name in ("a", "b", "ab"))
     for key, tensor in ab.items():
         expected = 1 + weights[0] * (a[key] - 1) + weights[1] * (b[key] - 1)
         torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-6)
@@ -167,7 +167,7 @@ def test_own_values_are_summed_as_deviations_from_the_models(
     dk.task_arithmetic(model, dict(zip("ab", weights, strict=True)), name="ab")
     with dk.disabled(model):
         base = {key: p.detach().clone() for key, p in model.named_parameters()}
-        a, b, ab = (kit.bank(model).get(name).own for name in ("a", "b", "ab"))
+        a, b, ab = (kit.attachments(model).get(name).own for name in ("a", "b", "ab"))
     assert {"classifier.weight", "classifier.bias"} <= set(ab)
     for key, tensor in ab.items():
         start = base[key]
@@ -183,13 +183,13 @@ def test_truncation_is_the_best_approximation(kit: SimpleNamespace, rank: int) -
     kit.randomise_deltas(model)
     dk.task_arithmetic(model, {"a": 0.7, "b": -0.3}, name="exact")
     dk.task_arithmetic(model, {"a": 0.7, "b": -0.3}, name="cut", rank=rank)
-    bank = kit.bank(model)
-    assert bank.get("cut").method.rank == min(rank, 6)
-    for key, (leaf,) in bank.get("exact").leaves.items():
+    attachments = kit.attachments(model)
+    assert attachments.get("cut").method.rank == min(rank, 6)
+    for key, (leaf,) in attachments.get("exact").leaves.items():
         product = leaf.delta.weight_change()
         u, s, v = torch.linalg.svd(product)
         best = u[:, :rank] @ torch.diag(s[:rank]) @ v[:rank]
-        cut = bank.get("cut").leaves[key][0].delta.weight_change()
+        cut = attachments.get("cut").leaves[key][0].delta.weight_change()
         torch.testing.assert_close(cut, best, atol=1e-9, rtol=1e-9)
 
 
@@ -207,7 +207,7 @@ def test_truncation_beyond_the_width(kit: SimpleNamespace) -> None:
 def test_parts_of_a_sum_are_truncated_where_they_are_products(kit: SimpleNamespace) -> None:
     model = two(kit, "lora[rank=2]+parallel[bottleneck=3]", "lora[rank=4]+parallel[bottleneck=3]")
     dk.task_arithmetic(model, {"a": 1, "b": -1}, name="ab", rank=3)
-    lora, parallel = kit.bank(model).get("ab").method.parts
+    lora, parallel = kit.attachments(model).get("ab").method.parts
     assert (lora.rank, parallel.bottleneck) == (3, 3)
 
 
@@ -219,7 +219,7 @@ def test_prefix_is_summed_when_it_is_deployed(kit: SimpleNamespace) -> None:
     for name in "ab":
         dk.deploy(model, name)
     dk.task_arithmetic(model, {"a": 2, "b": 1}, name="ab")
-    a, b, ab = (dict(kit.bank(model).get(name).tensors()) for name in ("a", "b", "ab"))
+    a, b, ab = (dict(kit.attachments(model).get(name).tensors()) for name in ("a", "b", "ab"))
     key = "encoder.0.attn.kv.memory"
     torch.testing.assert_close(ab[key], 2 * a[key] + b[key])
 
@@ -228,7 +228,7 @@ def test_dtype_is_that_of_the_deltas(kit: SimpleNamespace) -> None:
     model = kit.make_model("bert").to(torch.bfloat16)
     dk.attach(model, dk.LoRA(), name="a", dtype=torch.float32)
     dk.task_arithmetic(model, {"a": -1}, name="b")
-    assert {t.dtype for _, t in kit.bank(model).get("b").tensors()} == {torch.float32}
+    assert {t.dtype for _, t in kit.attachments(model).get("b").tensors()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_refusals(
     kit.assert_same(before, kit.snapshot(model))
 
 
-class Broken(dk.Delta, dk.Additive):
+class Broken(dk.Delta, dk.CustomSum):
     """A form whose sum fails."""
 
     def __init__(self) -> None:
@@ -321,7 +321,7 @@ class Breaking(dk.Method):
     def placements(self) -> tuple[dk.Placement, ...]:
         form = lambda handle: Broken()  # noqa: E731
         site, insertion = dk.Site.BLOCK_OUT, dk.Insertion.SEQUENTIAL
-        return (dk.Placement(site=site, form=form, insertion=insertion),)
+        return (dk.Placement(site=site, make_delta=form, insertion=insertion),)
 
 
 def test_a_form_that_fails_leaves_the_model_as_it_was(kit: SimpleNamespace) -> None:

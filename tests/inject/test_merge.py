@@ -336,7 +336,7 @@ def test_wider_in_half_precision_is_rounded_once(kit: SimpleNamespace) -> None:
     method = dk.ParallelAdapter(bottleneck=3, activation="gelu_new", scale=0.3)
     dk.attach(model, method, dtype=torch.float32)
     kit.randomise_deltas(model)
-    up = dict(kit.bank(model).get("default").tensors())["decoder.0.ffn.out.up.weight"]
+    up = dict(kit.attachments(model).get("default").tensors())["decoder.0.ffn.out.up.weight"]
     dk.merge(model)
     weight = model.h[0].mlp.c_proj.weight
     assert weight.dtype is torch.bfloat16 and weight.is_contiguous()

@@ -44,8 +44,8 @@ def test_it_is_what_the_site_returns_with_deltas_and_without(
     dk.attach(model, method)
     kit.randomise_deltas(model)
     # What enters the lowest layer does not depend on the deltas.
-    (key,) = (key for key in kit.bank(model).handles if key.endswith(f".0.{site}"))
-    handle = kit.bank(model).handles[key]
+    (key,) = (key for key in kit.attachments(model).handles if key.endswith(f".0.{site}"))
+    handle = kit.attachments(model).handles[key]
     seen: list[torch.Tensor] = []
     with torch.no_grad(), outputs(handle.module, seen):
         model(**batch)
@@ -61,7 +61,7 @@ def test_a_site_that_is_an_input_is_seen_too(kit: SimpleNamespace) -> None:
     model, batch = kit.make_model("bert"), kit.make_inputs("bert")
     dk.attach(model, dk.IA3())
     with torch.no_grad():
-        for _, module in kit.bank(model).get("default").modules():
+        for _, module in kit.attachments(model).get("default").modules():
             assert isinstance(module, Scaling)
             for parameter in module.parameters():
                 parameter += 0.25 - (module.factor() - 1)
@@ -99,10 +99,10 @@ def test_several_passes_are_one_mean(kit: SimpleNamespace) -> None:
 def test_a_fusion_is_pruned_inside_alone(kit: SimpleNamespace) -> None:
     model, batch = kit.make_model("bert"), kit.make_batch()
     kit.attach_fusion(model, ("a", "b", "c"))
-    sites = tuple(kit.bank(model).get("fused").combiners)
+    sites = tuple(kit.attachments(model).get("fused").combiners)
     usage = {site: {"a": 0.5, "b": 0.3, "c": 0.2} for site in sites}
     dk.prune(model, {**usage, sites[0]: {"a": 0.1, "b": 0.3, "c": 0.2}}, "fused", keep=2)
-    attached = kit.bank(model).get("fused")
+    attached = kit.attachments(model).get("fused")
     before = (attached.method, attached.members, attached.kept)
     expected = kit.out(model, batch)
     with pytest.raises(ZeroDivisionError), pruned(model, usage, "fused", keep=1):

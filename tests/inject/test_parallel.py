@@ -53,7 +53,7 @@ class Beside(dk.Method):
         return tuple(
             dk.Placement(
                 site=site,
-                form=lambda handle: Toy(handle.d_in, handle.d_out),
+                make_delta=lambda handle: Toy(handle.d_in, handle.d_out),
                 insertion=dk.Insertion.PARALLEL,
                 scale=self.scale,
             )
@@ -71,7 +71,7 @@ def attached(kit: SimpleNamespace, family: str, kind: str = "bare") -> Any:
 def by_hand(kit: SimpleNamespace, model: Any, family: str, kind: str = "bare") -> Any:
     """A plain model whose sub-modules add 0.5 · tanh(x W), by hooks of this test's own."""
     other = kit.make_model(family, kind)
-    weights = {k: t.detach().clone() for k, t in kit.bank(model).get("default").tensors()}
+    weights = {k: t.detach().clone() for k, t in kit.attachments(model).get("default").tensors()}
     stack = next(iter(weights)).partition(".")[0]
     root = other.base_model
     for layer in (0, 1):

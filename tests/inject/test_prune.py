@@ -24,9 +24,9 @@ def fused(kit: SimpleNamespace, kind: str = "bare") -> Any:
 
 def copy_combiners(kit: SimpleNamespace, model: Any, source: str, target: str) -> None:
     """Gives the fusion `target` the matrices of `source`."""
-    ours = dict(kit.bank(model).get(source).tensors())
+    ours = dict(kit.attachments(model).get(source).tensors())
     with torch.no_grad():
-        for key, tensor in kit.bank(model).get(target).tensors():
+        for key, tensor in kit.attachments(model).get(target).tensors():
             tensor.copy_(ours[key])
 
 
@@ -40,9 +40,9 @@ def test_what_is_left_is_the_fusion_of_the_members_kept(kit: SimpleNamespace) ->
     dk.activate(model, "fused")
     dk.prune(model, {site: {"a": 0.4, "b": 0.1, "c": 0.5} for site in USAGE}, "fused", keep=2)
     assert torch.equal(kit.out(model, batch), expected)
-    pruned = kit.bank(model).get("fused")
+    pruned = kit.attachments(model).get("fused")
     assert (pruned.members, pruned.kept) == (("a", "c"), {})
-    assert pruned.method == kit.bank(model).get("pair").method
+    assert pruned.method == kit.attachments(model).get("pair").method
 
 
 def test_one_member_and_no_value_matrix_is_that_adapter(kit: SimpleNamespace) -> None:
@@ -59,7 +59,7 @@ def test_one_member_and_no_value_matrix_is_that_adapter(kit: SimpleNamespace) ->
 def test_sites_keep_different_members(kit: SimpleNamespace) -> None:
     model, batch = fused(kit), kit.make_batch()
     dk.prune(model, USAGE, name="fused", keep=2)
-    pruned = kit.bank(model).get("fused")
+    pruned = kit.attachments(model).get("fused")
     assert pruned.members == ("a", "b", "c")
     assert pruned.kept == {FIRST: ("a", "c"), SECOND: ("b", "c")}
     output = kit.out(model, batch)
@@ -95,7 +95,7 @@ def test_a_member_left_nowhere_can_be_detached(kit: SimpleNamespace) -> None:
         plain = kit.out(model, batch)
     usage = {FIRST: {"a": 2, "b": 0, "c": 1}, SECOND: {"a": 1, "b": 0, "c": 2}}
     dk.prune(model, usage, name="fused", keep=1)
-    assert kit.bank(model).get("fused").members == ("a", "c")
+    assert kit.attachments(model).get("fused").members == ("a", "c")
     output = kit.out(model, batch)
     with pytest.raises(IncompatibleDeltas, match="'a' is a member of 'fused'"):
         dk.detach(model, "a")
@@ -114,7 +114,7 @@ def test_saved_and_loaded(kit: SimpleNamespace, tmp_path: Path, keep: int) -> No
     dk.save(model, tmp_path, name="fused")
     other = kit.make_model("bert", "classify")
     dk.load(other, tmp_path, name="again")
-    ours, theirs = kit.bank(model).get("fused"), kit.bank(other).get("again")
+    ours, theirs = kit.attachments(model).get("fused"), kit.attachments(other).get("again")
     assert (ours.members, ours.kept, ours.method) == (theirs.members, theirs.kept, theirs.method)
     assert torch.equal(kit.out(other, kit.make_batch()), expected)
     with dk.fusion_attention(other) as seen:

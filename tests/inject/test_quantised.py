@@ -482,7 +482,7 @@ def test_the_error_is_the_one_that_is_there(
     kit.randomise_deltas(model, std=0.3)
     path = "model.layers.0.mlp.up_proj"
     plain = weight(linear_of(model, path))
-    delta = kit.bank(model).attached["default"].leaves["decoder.0.ffn.up"][0].delta
+    delta = kit.attachments(model).attached["default"].leaves["decoder.0.ffn.up"][0].delta
     change = delta.weight_change().float()
     report = dk.merge(model, dequantise=dequantise, tolerance=float("inf"))
     row = next(each for each in report.linears if each.path == path)

@@ -24,7 +24,7 @@ class Other(Format):
     """One delta a folder, under the paths of the model's modules. It has no words for sums."""
 
     title = "Other"
-    signs = WEIGHTS
+    markers = WEIGHTS
 
     def recognises(self, folder: Path) -> bool:
         return (folder / WEIGHTS).is_file()

@@ -23,7 +23,7 @@ import deltakit as dk
 from deltakit.core.composition import One
 from deltakit.core.site import Site
 from deltakit.errors import CheckpointError
-from deltakit.inject.transfer import snapshot
+from deltakit.inject.transfer import to_checkpoint
 from deltakit.interop.adapterhub import bottleneck
 from deltakit.interop.adapterhub.layout import Term, host_of
 from deltakit.interop.adapterhub.methods import config_of, method_of
@@ -163,11 +163,11 @@ def test_golden(case: str, library: Library, tmp_path: Path) -> None:
     dk.load(model, library.saved(case))
     assert library.deviation(case, model) < 1e-5
     composition = model.deltakit.active
-    before = snapshot(model, composition)
+    before = to_checkpoint(model, composition)
     dk.save(model, tmp_path / "ours", composition, format="adapterhub")
     again = library.model(case)
     dk.load(again, tmp_path / "ours")
-    after = snapshot(again, composition)
+    after = to_checkpoint(again, composition)
     assert (after.parts, after.composition) == (before.parts, before.composition)
     assert_equal(after.tensors, before.tensors)
     assert library.deviation(case, again) < 1e-5
@@ -235,7 +235,7 @@ METHODS = {
 def test_methods(case: str, library: Library) -> None:
     model = library.model(case)
     dk.load(model, library.saved(case))
-    (part,) = snapshot(model, "a").parts
+    (part,) = to_checkpoint(model, "a").parts
     assert part.method == METHODS[case]
 
 
@@ -353,7 +353,7 @@ def test_ours_comes_back_bit_for_bit(
     dk.save(model, tmp_path, "mine", format="adapterhub")
     again = kit.make_model(family)
     dk.load(again, tmp_path)
-    before, after = snapshot(model, "mine"), snapshot(again, "mine")
+    before, after = to_checkpoint(model, "mine"), to_checkpoint(again, "mine")
     assert before.parts == after.parts and after.parts[0].method == method
     assert_equal(before.tensors, after.tensors)
     assert torch.equal(kit.out(model, inputs), kit.out(again, inputs))
@@ -381,7 +381,7 @@ def test_ours_of_several_comes_back_bit_for_bit(
     dk.save(model, tmp_path, what, format="adapterhub")
     again = made()
     dk.load(again, tmp_path)
-    before, after = snapshot(model, what), snapshot(again, what)
+    before, after = to_checkpoint(model, what), to_checkpoint(again, what)
     assert (before.composition, before.tensors.keys()) == (after.composition, after.tensors.keys())
     assert {part.name: part for part in before.parts} == {part.name: part for part in after.parts}
     assert_equal(before.tensors, after.tensors)

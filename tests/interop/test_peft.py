@@ -31,7 +31,7 @@ import deltakit as dk
 from deltakit.arch.family import FAMILIES
 from deltakit.core.method import Method
 from deltakit.errors import CheckpointError
-from deltakit.inject.transfer import snapshot
+from deltakit.inject.transfer import to_checkpoint
 from deltakit.interop.files import METADATA
 from deltakit.interop.formats import FORMATS
 from deltakit.interop.peft import defaults
@@ -196,7 +196,7 @@ def test_theirs_become_ours_and_theirs_again(case: Any, tmp_path: Path) -> None:
     equal(tensors_of(tmp_path / "again"), before)
     again = loaded(tmp_path / "again", family, kind)
     assert method_of(again) == method_of(ours)
-    equal(snapshot(again).tensors, snapshot(ours).tensors)
+    equal(to_checkpoint(again).tensors, to_checkpoint(ours).tensors)
 
 
 # ----------------------------------------------------------------------------- ours -> PEFT -> ours
@@ -263,7 +263,7 @@ def test_ours_become_theirs_and_ours_again(family: str, method: Method, tmp_path
     close(found[:, -expected.shape[1] :], expected)
     again = loaded(tmp_path, family, kind)
     assert method_of(again, "mine") == method
-    equal(snapshot(again, "mine").tensors, snapshot(model, "mine").tensors)
+    equal(to_checkpoint(again, "mine").tensors, to_checkpoint(model, "mine").tensors)
     assert torch.equal(out(again, inputs), expected)
 
 
@@ -275,7 +275,7 @@ def test_a_prefix_leaves_its_network_behind(tmp_path: Path) -> None:
     dk.deploy(model)
     again = loaded(tmp_path, "llama", "causal")
     assert method_of(again) == method_of(model)
-    equal(snapshot(again).tensors, snapshot(model).tensors)
+    equal(to_checkpoint(again).tensors, to_checkpoint(model).tensors)
     sizes = {"num_virtual_tokens": 3, "num_layers": 2, "token_dim": 8, "num_attention_heads": 2}
     config = config_of(tmp_path)
     assert {key: config[key] for key in sizes} == sizes
@@ -321,7 +321,7 @@ def test_sites_of_one_module(tmp_path: Path) -> None:
     assert A.shape == (4, 16) and B.shape == (48, 4)
     assert not B[:16, 2:].any() and not B[16:32].any() and not B[32:, :2].any()
     assert (config_of(tmp_path / "own")["r"], config_of(tmp_path / "own")["lora_alpha"]) == (4, 6)
-    own = snapshot(model).tensors
+    own = to_checkpoint(model).tensors
     for layer in range(2):
         shared = f"default/decoder.{layer}.attn.{{}}.lora_A"
         dict(model.deltakit.attached["default"].tensors())[
@@ -499,7 +499,7 @@ def test_any_sum_of_ours_goes_there_and_back(
     close(out(peft_loaded(folder, family, "bare"), inputs), out(model, inputs))
     again = loaded(folder, family, "bare")
     assert method_of(again) == method
-    equal(snapshot(again).tensors, snapshot(model).tensors)
+    equal(to_checkpoint(again).tensors, to_checkpoint(model).tensors)
 
 
 # ---------------------------------------------------------------------------------- what is refused

@@ -39,9 +39,9 @@ def test_golden(golden: Any, kit: SimpleNamespace, attention: str) -> None:
 
     made = golden.model(attention)
     dk.attach(made, dk.AdapterDrop(dk.SequentialAdapter(reduction=4), layers=0), name="a")
-    theirs = dict(kit.bank(whole).get("a").tensors())
+    theirs = dict(kit.attachments(whole).get("a").tensors())
     with torch.no_grad():
-        for key, tensor in kit.bank(made).get("a").tensors():
+        for key, tensor in kit.attachments(made).get("a").tensors():
             tensor.copy_(theirs[key])
     torch.testing.assert_close(kit.out(made, golden.batch), expected, atol=1e-5, rtol=0)
 
@@ -81,9 +81,9 @@ def test_dropping_later_is_never_having_had_them(kit: SimpleNamespace, method: d
     made = deep(kit, dk.AdapterDrop(method, first=1, layers=(2,)))
     dk.deploy(whole)  # so that the network of a prefix, which is one for all, is out of the way
     dk.deploy(made)
-    theirs = dict(kit.bank(whole).get("default").tensors())
+    theirs = dict(kit.attachments(whole).get("default").tensors())
     with torch.no_grad():
-        for key, tensor in kit.bank(made).get("default").tensors():
+        for key, tensor in kit.attachments(made).get("default").tensors():
             tensor.copy_(theirs[key])
     torch.testing.assert_close(kit.out(whole, batch), dropped, atol=1e-6, rtol=1e-6)
     assert torch.equal(kit.out(made, batch), kit.out(whole, batch))
@@ -101,7 +101,7 @@ def test_a_prefix_whose_first_layer_is_dropped_trains_and_comes_back(
     fresh = kit.make_model("bert", "classify", num_hidden_layers=DEPTH)
     dk.load(fresh, tmp_path)
     assert torch.equal(kit.out(fresh, batch), kit.out(model, batch))
-    assert kit.bank(fresh).get("default").method == method
+    assert kit.attachments(fresh).get("default").method == method
     dk.deploy(fresh)
     torch.testing.assert_close(kit.out(fresh, batch), kit.out(model, batch), atol=1e-6, rtol=1e-5)
 
@@ -319,7 +319,7 @@ def test_in_every_stack(kit: SimpleNamespace) -> None:
     model, batch = kit.make_model("t5"), kit.make_inputs("t5")
     plain = kit.out(model, batch)
     dk.attach(model, dk.AdapterDrop(dk.PrefixTuning(length=3, bottleneck=None), first=1))
-    keys = set(kit.bank(model).get("default").leaves)
+    keys = set(kit.attachments(model).get("default").leaves)
     assert keys == {f"{stack}.1.attn.kv" for stack in ("encoder", "decoder", "cross")}
     dk.drop(model, first=2)
     assert torch.equal(kit.out(model, batch), plain)

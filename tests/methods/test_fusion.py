@@ -107,7 +107,7 @@ def test_equals_the_formula_as_written_in_single_precision() -> None:
 def test_one_member_and_identity_is_that_adapter(kit: SimpleNamespace) -> None:
     model, batch = kit.make_model("bert"), kit.make_batch()
     kit.attach_fusion(model, ("a",))
-    for key, tensor in kit.bank(model).get("fused").tensors():
+    for key, tensor in kit.attachments(model).get("fused").tensors():
         if "value" in key:
             torch.nn.init.eye_(tensor)
     fused = kit.out(model, batch)

@@ -19,7 +19,7 @@ def test_golden_ia3(golden: Any, kit: SimpleNamespace) -> None:
         "ffn.up": "intermediate.dense",
     }
     with torch.no_grad():
-        for key, tensor in kit.bank(model).get("a").tensors():
+        for key, tensor in kit.attachments(model).get("a").tensors():
             _, layer, site = key.removesuffix(".vector").split(".", 2)
             theirs = f"ia3.state.encoder.layer.{layer}.{places[site]}.loras.a.lora_B"
             tensor.copy_(golden.tensors[theirs].squeeze(-1))
@@ -34,9 +34,9 @@ def test_equals_live_peft(kit: SimpleNamespace, family: str) -> None:
     model, batch = kit.make_model(family), kit.make_batch()
     dk.attach(model, dk.IA3())
     kit.randomise_deltas(model)
-    handles = kit.bank(model).handles
+    handles = kit.attachments(model).handles
     vectors = {handles[k.removesuffix(".vector")].path: t.detach().clone()
-               for k, t in kit.bank(model).get("default").tensors()}  # fmt: skip
+               for k, t in kit.attachments(model).get("default").tensors()}  # fmt: skip
     ours = kit.out(model, batch)
     dk.detach(model)
     inner = [path for path in vectors if handles_input(path)]
@@ -95,8 +95,10 @@ def test_what_enters_the_last_projection_of_attention(kit: SimpleNamespace, fami
     dk.attach(model, dk.IA3(targets="attn.mid"))
     kit.randomise_deltas(model)
     scaled = kit.out(model, batch)
-    handles = kit.bank(model).handles
-    vectors = {k.removesuffix(".vector"): v for k, v in kit.bank(model).get("default").tensors()}
+    handles = kit.attachments(model).handles
+    vectors = {
+        k.removesuffix(".vector"): v for k, v in kit.attachments(model).get("default").tensors()
+    }
     for key, vector in vectors.items():
         weight = handles[key].module.weight
         across = vector if isinstance(handles[key].module, torch.nn.Linear) else vector[:, None]

@@ -221,9 +221,9 @@ def test_bad_settings(fields: dict[str, Any], kind: Any, message: str) -> None:
 
 def tables(kit: SimpleNamespace, model: Any, name: str = "default") -> dict[str, Any]:
     """The deltas of the tables, by the path of each."""
-    bank = kit.bank(model)
-    leaves = bank.get(name).leaves
-    handles = [h for h in bank.handles.values() if h.site is dk.Site.EMBED]
+    attachments = kit.attachments(model)
+    leaves = attachments.get(name).leaves
+    handles = [h for h in attachments.handles.values() if h.site is dk.Site.EMBED]
     return {h.path: leaves[h.key][0].delta for h in handles}
 
 
@@ -343,7 +343,10 @@ def test_layers_are_dropped_around_the_table(kit: SimpleNamespace) -> None:
     method = dk.AdapterDrop(dk.LoRA(targets=("q", "embed")), first=1, random_up_to=2)
     model, inputs = kit.make_model("bert"), kit.make_inputs("bert")
     dk.attach(model, method)
-    assert set(kit.bank(model).get("default").leaves) == {"encoder.1.attn.q", "input.0.embed"}
+    assert set(kit.attachments(model).get("default").leaves) == {
+        "encoder.1.attn.q",
+        "input.0.embed",
+    }
     kit.randomise_deltas(model)
     (delta,) = tables(kit, model).values()
     seen: list[Tensor] = []
@@ -385,7 +388,7 @@ def test_the_authors_code_has_a_zero_in_the_table(kit: SimpleNamespace) -> None:
 def test_all_leaves_the_table_out(kit: SimpleNamespace) -> None:
     model = kit.make_model("bert")
     dk.attach(model, dk.LoRA(targets="all"))
-    assert "input.0.embed" not in kit.bank(model).get("default").leaves
+    assert "input.0.embed" not in kit.attachments(model).get("default").leaves
 
 
 @pytest.mark.parametrize("family", ["vit", "clip_vision_model"])

@@ -35,12 +35,14 @@ def test_it_is_the_sum_and_the_two_at_once(kit: SimpleNamespace, family: str) ->
     model = kit.make_model(family)
     dk.attach(model, prefix, name="p")
     dk.attach(model, parallel, name="a")
-    tensors = dict(kit.bank(model).get("p").tensors()) | dict(kit.bank(model).get("a").tensors())
+    tensors = dict(kit.attachments(model).get("p").tensors()) | dict(
+        kit.attachments(model).get("a").tensors()
+    )
     whole = kit.make_model(family)
     dk.attach(whole, mam)
     kit.randomise_deltas(whole)
     with torch.no_grad():
-        for key, tensor in kit.bank(whole).get("default").tensors():
+        for key, tensor in kit.attachments(whole).get("default").tensors():
             tensors.pop(key).copy_(tensor)
     assert not tensors
     dk.activate(model, dk.Stack("p", "a"))

@@ -21,7 +21,7 @@ def test_golden_par_bn(golden: Any, kit: SimpleNamespace) -> None:
 def test_golden_scaled_par_bn(golden: Any, kit: SimpleNamespace) -> None:
     model = golden.model()
     dk.attach(model, dk.ParallelAdapter(reduction=4, learned_scale=True), name="a")
-    ours = dict(kit.bank(model).get("a").tensors())
+    ours = dict(kit.attachments(model).get("a").tensors())
     with torch.no_grad():
         for layer in (0, 1):
             theirs = f"scaled_par_bn.state.encoder.layer.{layer}.output.adapters.a"
@@ -64,7 +64,7 @@ def test_what_it_reads_in_a_pre_ln_model(
     handle = model.layers[0].mlp.register_forward_hook(hook)
     kit.out(model, batch)
     handle.remove()
-    w = {k.partition(f"{site}.")[2]: t for k, t in kit.bank(model).get("default").tensors()
+    w = {k.partition(f"{site}.")[2]: t for k, t in kit.attachments(model).get("default").tensors()
          if k.startswith("decoder.0")}  # fmt: skip
     inner = torch.tanh(seen["x"] @ w["down.weight"].T + w["down.bias"])
     expected = plain + 2.0 * (inner @ w["up.weight"].T + w["up.bias"])

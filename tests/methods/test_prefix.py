@@ -57,7 +57,7 @@ def pair(kit: SimpleNamespace, family: str, bottleneck: int | None) -> tuple[Any
         parameter.normal_(std=0.5)
     ours = kit.make_model(family, "causal")
     dk.attach(ours, dk.PrefixTuning(length=LENGTH, bottleneck=bottleneck))
-    mine = dict(kit.bank(ours).get("default").tensors())
+    mine = dict(kit.attachments(ours).get("default").tensors())
     kv = "decoder.{}.attn.kv."
     if bottleneck is None:
         whole = encoder.embedding.weight.view(LENGTH, 2, 2, -1).permute(1, 2, 0, 3)
@@ -128,7 +128,7 @@ def shifted_pair(kit: SimpleNamespace, family: str, kind: str) -> tuple[Any, Any
     whole = theirs.prompt_encoder["default"].embedding.weight.normal_(std=0.5)
     dk.attach(ours, dk.PrefixTuning(length=LENGTH, bottleneck=None, positions="shifted"))
     layers = whole.view(LENGTH, 2, 2, -1).permute(1, 2, 0, 3)
-    tensors = kit.bank(ours).get("default").tensors()
+    tensors = kit.attachments(ours).get("default").tensors()
     for (_, memory), values in zip(tensors, layers, strict=True):
         memory.copy_(values)
     return ours, theirs
@@ -152,7 +152,7 @@ def test_shifted_positions_are_pefts(
         mine, other = kit.out(ours, inputs), kit.out(theirs, inputs)
         torch.testing.assert_close(mine[where], other[where], atol=1e-5, rtol=1e-5)
     kept = copy.deepcopy(ours)
-    del kept.deltakit.attached["default"].leaves["input.0.positions"]
+    del kept.deltakit.attached["default"].leaves["input.0.position_ids"]
     dk.activate(kept, "default")
     assert (kit.out(kept, batch) - kit.out(ours, batch)).abs().max() > 1e-3
 
@@ -189,7 +189,7 @@ def test_shifted_is_kept_with_other_position_ids(kit: SimpleNamespace, family: s
     model, ids = kit.make_model(family), kit.make_batch()["input_ids"].clamp(min=3)
     dk.attach(model, shifted(4))
     found = kit.out(model, {"input_ids": ids})
-    del kit.bank(model).get("default").leaves["input.0.positions"]
+    del kit.attachments(model).get("default").leaves["input.0.position_ids"]
     dk.activate(model, "default")
     numbers = 4 + torch.arange(ids.shape[1]).expand(len(ids), -1)
     assert torch.equal(kit.out(model, {"input_ids": ids, "position_ids": numbers}), found)
@@ -219,13 +219,15 @@ def test_shifts_add_up_and_differ_by_row(kit: SimpleNamespace, family: str) -> N
     with dk.disabled(model):
         assert torch.equal(numbers, seen_numbers(model, batch) + 8)
         assert torch.equal(kit.out(model, batch), base)
-    with pytest.raises(dk.DeltakitError, match="'input.0.positions' are positions of a sequence"):
+    with pytest.raises(
+        dk.DeltakitError, match="'input.0.position_ids' are positions of a sequence"
+    ):
         dk.activate(model, dk.Mean("a", "b"))
 
 
 def seen_numbers(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """What the model makes vectors or rotations of, of the first row, which has no padding."""
-    (handle,) = (h for h in dk.resolve(model) if h.site is dk.Site.POSITIONS)
+    (handle,) = (h for h in dk.resolve(model) if h.site is dk.Site.POSITION_IDS)
     seen: list[Any] = []
     hook = handle.module.register_forward_hook(
         lambda _, args, kwargs, __: seen.extend((*kwargs.values(), *args)), with_kwargs=True
@@ -356,7 +358,7 @@ def test_the_trunk_is_one_and_counted_once(kit: SimpleNamespace) -> None:
     assert dk.summary(model).trained_params == expected
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
     assert sum(isinstance(module, Trunk) for module in model.modules()) == 3
-    names = [key for key, _ in kit.bank(model).get("default").tensors() if "trunk" in key]
+    names = [key for key, _ in kit.attachments(model).get("default").tensors() if "trunk" in key]
     assert len(names) == len(set(names)) == 9
 
 
@@ -365,7 +367,7 @@ def test_it_starts_from_a_normal_embedding(kit: SimpleNamespace) -> None:
     dk.attach(model, dk.PrefixTuning(length=500, bottleneck=4), name="network")
     dk.attach(model, dk.PrefixTuning(length=500, bottleneck=None), name="plain")
     for name, key in (("network", "trunk.embedding"), ("plain", "memory")):
-        tensor = dict(kit.bank(model).get(name).tensors())[f"encoder.0.attn.kv.{key}"]
+        tensor = dict(kit.attachments(model).get(name).tensors())[f"encoder.0.attn.kv.{key}"]
         assert abs(tensor.mean()) < 0.05 and abs(tensor.std() - 1) < 0.05
 
 

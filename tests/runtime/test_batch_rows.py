@@ -11,7 +11,7 @@ import deltakit as dk
 from deltakit.core.composition import composition_from_plain
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.switch import active_nodes
-from deltakit.runtime.batch_rows import Rows
+from deltakit.runtime.batch_rows import PerRowNode
 
 METHODS: dict[str, dk.Method] = {
     "lora": dk.LoRA(rank=3),
@@ -37,7 +37,7 @@ def attached(kit: SimpleNamespace, family: str, kind: str, names: list[str]) -> 
         dk.attach(model, METHODS[name], name=name)
     kit.randomise_deltas(model)
     if kind == "classify":
-        for index, entry in enumerate(kit.bank(model).attached.values()):
+        for index, entry in enumerate(kit.attachments(model).attached.values()):
             for key, value in entry.own.items():
                 entry.own[key] = value + 0.1 * (index + 1)
     return model
@@ -72,7 +72,7 @@ def test_heads_are_used_row_by_row_and_given_back(kit: SimpleNamespace) -> None:
     before, plain = kit.snapshot(model), kit.out(model, batch)
     for name in ("a", "b"):
         dk.attach(model, dk.HeadOnly(), name=name)
-        entry = kit.bank(model).get(name)
+        entry = kit.attachments(model).get(name)
         dk.activate(model, None)
         entry.own = {k: v + torch.randn_like(v) for k, v in entry.own.items()}
     single = alone(kit, model, batch, ["a", None, "b"])
@@ -97,21 +97,21 @@ def test_rows_train_their_own_deltas(kit: SimpleNamespace) -> None:
     dk.activate(model, dk.PerRow(["lora2", "seq", None]))
     model(**batch).loss.backward()
     for name in names:
-        reached = {p.grad is not None for p in kit.bank(model).get(name).parameters()}
+        reached = {p.grad is not None for p in kit.attachments(model).get(name).parameters()}
         assert reached == {name in ("lora2", "seq")}, name
     wanted = {
         (n, k): p.grad.clone()
         for n in ("lora2", "seq")
-        for k, p in kit.bank(model).get(n).tensors()
+        for k, p in kit.attachments(model).get(n).tensors()
     }
     for row, name in enumerate(("lora2", "seq")):
         model.zero_grad()
         dk.activate(model, name)
-        for parameter, value in kit.bank(model).displaced.items():
+        for parameter, value in kit.attachments(model).displaced.items():
             model.get_parameter(parameter).data = value[1]
         loss = model(**{k: v[row : row + 1] for k, v in batch.items()}).loss / 3
         loss.backward()
-        for key, parameter in kit.bank(model).get(name).tensors():
+        for key, parameter in kit.attachments(model).get(name).tensors():
             torch.testing.assert_close(parameter.grad, wanted[name, key], atol=1e-6, rtol=1e-4)
 
 
@@ -121,8 +121,8 @@ def test_many_rows_are_a_few_products(kit: SimpleNamespace) -> None:
         dk.attach(model, dk.LoRA(rank=3, alpha=index + 1), name=f"d{index}")
     kit.randomise_deltas(model)
     dk.activate(model, dk.PerRow([f"d{i}" for i in (3, 0, 0, 5, 1, 2, 4, 4)]))
-    node = active_nodes(kit.bank(model))["encoder.0.attn.q"]
-    assert isinstance(node, Rows) and len(node.groups()) == 1
+    node = active_nodes(kit.attachments(model))["encoder.0.attn.q"]
+    assert isinstance(node, PerRowNode) and len(node.groups()) == 1
 
 
 def test_a_batch_of_another_size(kit: SimpleNamespace) -> None:
@@ -208,8 +208,8 @@ def test_every_composition_trains_saves_and_loads(
     dk.save(model, tmp_path, composition)
     fresh = kit.make_model("bert", "classify")
     dk.load(fresh, tmp_path)
-    assert kit.bank(fresh).active == composition
-    assert set(kit.bank(fresh).attached) == set(composition.names)
+    assert kit.attachments(fresh).active == composition
+    assert set(kit.attachments(fresh).attached) == set(composition.names)
     assert torch.equal(kit.out(fresh, batch), trained)
     with pytest.raises(dk.DeltakitError, match="keep their names; load it without name='x'"):
         dk.load(fresh, tmp_path, name="x")

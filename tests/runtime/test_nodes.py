@@ -13,7 +13,7 @@ from deltakit.core.composition import One
 from deltakit.core.site import Insertion
 from deltakit.errors import InvalidConfig
 from deltakit.runtime.compile import compile_composition
-from deltakit.runtime.nodes import Chain, Leaf, Signal, Total
+from deltakit.runtime.nodes import PlacedDelta, SequentialNode, Signal, SumNode
 from deltakit.runtime.port_kinds import AddingPort
 
 
@@ -41,8 +41,10 @@ SIGNAL = Signal(X, H, H)
 FACTORS = st.lists(st.floats(-2, 2), min_size=1, max_size=5)
 
 
-def leaf(factor: float, insertion: Insertion = Insertion.SEQUENTIAL, scale: float = 1.0) -> Leaf:
-    return Leaf(Times(factor), insertion, scale)
+def leaf(
+    factor: float, insertion: Insertion = Insertion.SEQUENTIAL, scale: float = 1.0
+) -> PlacedDelta:
+    return PlacedDelta(Times(factor), insertion, scale)
 
 
 def test_a_leaf_reads_what_its_insertion_says() -> None:
@@ -55,14 +57,14 @@ def test_a_leaf_reads_what_its_insertion_says() -> None:
 def test_a_leaf_answers_in_the_dtype_of_the_stream() -> None:
     form = torch.nn.Linear(1, 1)
     half = Signal(*(t.to(torch.bfloat16) for t in SIGNAL))
-    changed = Leaf(form, Insertion.SEQUENTIAL).change(half, Plain())  # type: ignore[arg-type]
+    changed = PlacedDelta(form, Insertion.SEQUENTIAL).change(half, Plain())  # type: ignore[arg-type]
     assert changed.dtype is torch.bfloat16
     torch.testing.assert_close(changed, form(H.float()).bfloat16())
 
 
 @given(FACTORS)
 def test_a_chain_multiplies(factors: list[float]) -> None:
-    change = Chain(tuple(leaf(f) for f in factors)).change(SIGNAL, Plain())
+    change = SequentialNode(tuple(leaf(f) for f in factors)).change(SIGNAL, Plain())
     expected = 3.0 * torch.tensor([1 + f for f in factors], dtype=torch.float64).prod() - 3.0
     torch.testing.assert_close(change.squeeze(), expected, atol=1e-9, rtol=1e-9)
 
@@ -70,14 +72,16 @@ def test_a_chain_multiplies(factors: list[float]) -> None:
 @given(FACTORS)
 def test_a_chain_of_parallel_deltas_adds(factors: list[float]) -> None:
     parts = tuple(leaf(f, Insertion.PARALLEL) for f in factors)
-    assert Chain(parts).change(SIGNAL, Plain()).item() == pytest.approx(2 * sum(factors), abs=1e-9)
+    assert SequentialNode(parts).change(SIGNAL, Plain()).item() == pytest.approx(
+        2 * sum(factors), abs=1e-9
+    )
 
 
 @given(FACTORS, st.data())
 def test_a_total_is_linear_in_its_weights(factors: list[float], data: Any) -> None:
     size = {"min_size": len(factors), "max_size": len(factors)}
     weights = data.draw(st.lists(st.floats(-3, 3), **size))
-    node = Total(tuple(leaf(f) for f in factors), tuple(weights))
+    node = SumNode(tuple(leaf(f) for f in factors), tuple(weights))
     expected = 3 * sum(w * f for w, f in zip(weights, factors, strict=True))
     assert node.change(SIGNAL, Plain()).item() == pytest.approx(expected, abs=1e-9)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import deltakit as dk
-from deltakit.core.method import CLASSES, METHODS, Start
+from deltakit.core.method import CLASSES, METHODS, InitialOutput
 from deltakit.testing import checks
 from deltakit.testing.case import Case, NotApplicable
 from deltakit.testing.fresh import check_loads_elsewhere
@@ -62,12 +62,12 @@ class Wrong(dk.Method):
     learning_rate: ClassVar[float] = 1e-3
 
     @property
-    def starts(self) -> Start:  # type: ignore[override]
-        return Start.NEAR if self.fault == "near" else Start.IDENTITY
+    def starts(self) -> InitialOutput:  # type: ignore[override]
+        return InitialOutput.NEAR if self.fault == "near" else InitialOutput.IDENTITY
 
     def placements(self) -> tuple[dk.Placement, ...]:
         site = dk.Site.ATTN_Q
-        return (dk.Placement(site=site, form=self.form, insertion=dk.Insertion.PARALLEL),)
+        return (dk.Placement(site=site, make_delta=self.form, insertion=dk.Insertion.PARALLEL),)
 
     def form(self, handle: dk.Handle) -> dk.Delta:
         return Faulty(handle.d_in, handle.d_out, self.fault, handle.module)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from deltakit._files import weights_bytes
-from deltakit.compare.measure import timing as measure
+from deltakit.compare.measure import timing
 from deltakit.compare.measure.hardware import device_peak
 from deltakit.compare.measure.memory import inference_memory, training_memory
 from deltakit.compare.measure.timing import Batch, Step
-from deltakit.core.provider import Subject
+from deltakit.core.provider import AdaptedModel
 
 STEP_REPEATS = 11
 LATENCY_REPEATS = {1: 30, 8: 12}
@@ -20,23 +20,23 @@ HANDLING_REPEATS = 3
 
 
 def training_cost(
-    subject: Subject, batch: Batch, reference: Step | None, device: torch.device
+    adapted: AdaptedModel, batch: Batch, reference: Step | None, device: torch.device
 ) -> dict[str, Any]:
     """Time and memory of a training step; nothing where there is nothing to train.
 
     Args:
-        subject: a model with its method.
+        adapted: a model with its method.
         batch: what a step is made with.
         reference: a step of full fine-tuning on that batch, where there is one. Where it is the
             subject's own, the ratio is 1.
         device: where the model is.
     """
-    if not any(parameter.requires_grad for parameter in subject.model.parameters()):
+    if not any(parameter.requires_grad for parameter in adapted.model.parameters()):
         return {}
-    step = Step(subject.model, batch)
+    step = Step(adapted.model, batch)
     memory = training_memory(step)
     steps = [step] if reference is None else [step, reference]
-    own, *others = measure.alternate(steps, repeats=STEP_REPEATS, warmup=1)
+    own, *others = timing.interleave(steps, repeats=STEP_REPEATS, warmup=1)
     return {
         "train_step_ms": own.median_ms,
         "train_step_iqr_ms": own.iqr_ms,
@@ -50,31 +50,31 @@ def training_cost(
     }
 
 
-def inference_cost(subject: Subject, one: Batch, eight: Batch) -> dict[str, Any]:
+def inference_cost(adapted: AdaptedModel, one: Batch, eight: Batch) -> dict[str, Any]:
     """Time and memory of a forward pass of one text, and of eight."""
-    single = measure.latency(subject, one, repeats=LATENCY_REPEATS[1])
-    batched = measure.latency(subject, eight, repeats=LATENCY_REPEATS[8])
+    single = timing.latency(adapted, one, repeats=LATENCY_REPEATS[1])
+    batched = timing.latency(adapted, eight, repeats=LATENCY_REPEATS[8])
     return {
-        "infer_peak_bytes": inference_memory(subject.model, eight),
+        "infer_peak_bytes": inference_memory(adapted.model, eight),
         "latency_ms_b1": single.timing.median_ms,
         "latency_b1_iqr_ms": single.timing.iqr_ms,
         "latency_vs_base_b1": single.vs_base,
         "latency_ms_b8": batched.timing.median_ms,
         "latency_vs_base_b8": batched.vs_base,
-        "merged_latency_vs_base_b1": measure.merged_latency_vs_base(
-            subject, one, repeats=LATENCY_REPEATS[1]
+        "merged_latency_vs_base_b1": timing.merged_latency_vs_base(
+            adapted, one, repeats=LATENCY_REPEATS[1]
         ),
     }
 
 
-def handling_cost(subject: Subject) -> dict[str, Any]:
+def handling_cost(adapted: AdaptedModel) -> dict[str, Any]:
     """What the method weighs on disk, and how long loading, switching and merging take."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subject.save(folder)
-        handled = measure.handling(subject, folder, repeats=HANDLING_REPEATS)
+        adapted.save(folder)
+        handled = timing.load_and_swap(adapted, folder, repeats=HANDLING_REPEATS)
         return {
             "delta_bytes": weights_bytes(folder),
             **dataclasses.asdict(handled),
-            "merge_ms": measure.merge_ms(subject, repeats=HANDLING_REPEATS),
+            "merge_ms": timing.merge_ms(adapted, repeats=HANDLING_REPEATS),
         }

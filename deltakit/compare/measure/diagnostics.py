@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 import deltakit as dk
-from deltakit.compare.measure import timing as measure
+from deltakit.compare.measure import timing
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.attachments import bank_of, need_bank
+from deltakit.inject.attachments import attachments_of, need_attachments
 from deltakit.inject.change import pruned
 from deltakit.inject.observe import site_changes
 from deltakit.inject.switch import active_nodes
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 REPEATS = 7
 
 
-def diagnose(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, Any]:
+def diagnose(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, Any]:
     """All that can be said of the active deltas; nothing where there are none.
 
     Args:
         model: it is left as it was, in evaluation mode.
         batch: texts of the test split, without labels. The first of them is what times are of.
     """
-    if bank_of(model) is None:
+    if attachments_of(model) is None:
         return {}
     model.eval()
     one = {name: value[:1] for name, value in batch.items()}
@@ -58,14 +58,14 @@ def diagnose(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, Any]:
     return {"texts": len(next(iter(batch.values()))), **found} if found else {}
 
 
-def changed(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, float]:
+def changed(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, float]:
     """By site, the root mean square of Δh over that of h."""
     with site_changes(model) as seen, torch.inference_mode():
         model(**batch)
     return seen.relative()
 
 
-def moved(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, float]:
+def moved(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, float]:
     """By block, how far its output is from the base's, over the base's, as root mean squares.
 
     It holds all changes up to there, those of the base's own parameters too.
@@ -81,11 +81,11 @@ def moved(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, float]:
     return found if any(found.values()) else {}
 
 
-def _states(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, Tensor]:
+def _states(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, Tensor]:
     """What leaves each block, by stack and layer."""
     with torch.inference_mode():
         output = model(**batch, output_hidden_states=True)
-    first = next(handle for handle in need_bank(model).handles.values() if handle.in_a_layer)
+    first = next(handle for handle in need_attachments(model).handles.values() if handle.in_a_layer)
     end = "hidden_states"
     return {
         f"{name.removesuffix(end).rstrip('_') or first.stack}.{layer}": states.float()
@@ -95,7 +95,7 @@ def _states(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, Tensor]
     }
 
 
-def attended(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, dict[str, float]]:
+def attended(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, dict[str, float]]:
     """By site and member, the mean attention over the batch's tokens; nothing without a fusion."""
     try:
         with dk.fusion_attention(model) as seen, torch.inference_mode():
@@ -108,10 +108,10 @@ def attended(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, dict[s
 # -------------------------------------------------------------- what layers and members cost
 
 
-def latency_by_dropped(model: "PreTrainedModel", batch: measure.Batch) -> dict[str, float]:
+def latency_by_dropped(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, float]:
     """By n, a forward pass without the deltas of the lowest n layers over one with all."""
-    bank = need_bank(model)
-    handles = [bank.handles[key] for key in active_nodes(bank)]
+    attachments = need_attachments(model)
+    handles = [attachments.handles[key] for key in active_nodes(attachments)]
     layers = sorted({handle.layer for handle in handles if handle.in_a_layer})
     if len(layers) < 2:
         return {}
@@ -129,7 +129,7 @@ def _dropped(model: "PreTrainedModel", first: int) -> Iterator[None]:
 
 
 def latency_by_members(
-    model: "PreTrainedModel", batch: measure.Batch, usage: Mapping[str, Mapping[str, float]]
+    model: "PreTrainedModel", batch: timing.Batch, usage: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float]:
     """By n, a forward pass with the n members that are used most over one with a single member.
 
@@ -139,7 +139,7 @@ def latency_by_members(
         usage: as `attended` returns it; empty where nothing is combined.
     """
     members = min((len(each) for each in usage.values()), default=0)
-    active = need_bank(model).active
+    active = need_attachments(model).active
     if members < 2 or active is None:
         return {}
     (name,) = active.names
@@ -150,7 +150,7 @@ def latency_by_members(
 
 
 def _alternated(
-    model: "PreTrainedModel", batch: measure.Batch, states: Mapping[str, Any]
+    model: "PreTrainedModel", batch: timing.Batch, states: Mapping[str, Any]
 ) -> dict[str, float]:
     """By state, the shortest time over the first state's, the states in turn.
 
@@ -165,7 +165,7 @@ def _alternated(
     for _ in range(REPEATS):
         for name, state in states.items():
             with state():
-                (timing,) = measure.alternate([forward], repeats=1, warmup=1)
-            shortest[name] = min(shortest[name], timing.median_ms)
+                (timed,) = timing.interleave([forward], repeats=1, warmup=1)
+            shortest[name] = min(shortest[name], timed.median_ms)
     first = next(iter(shortest.values()))
     return {name: time / first for name, time in shortest.items()}

@@ -13,8 +13,8 @@ import torch
 
 from deltakit.compare.measure.timing import (
     Batch,
-    Run,
-    State,
+    Call,
+    ModelState,
     Timing,
     forward,
     in_states,
@@ -22,7 +22,7 @@ from deltakit.compare.measure.timing import (
     unmerged,
 )
 from deltakit.compare.records.latency import Shape, ShapeTime
-from deltakit.core.provider import Subject
+from deltakit.core.provider import AdaptedModel
 from deltakit.models.heads import Head, LanguageHead
 
 if TYPE_CHECKING:
@@ -43,21 +43,25 @@ def filled(data: "Dataset", shape: Shape, device: torch.device) -> Batch:
 
 
 def by_shape(
-    subject: Subject, head: Head, data: "Dataset", shapes: Sequence[Shape], device: torch.device
+    adapted: AdaptedModel,
+    head: Head,
+    data: "Dataset",
+    shapes: Sequence[Shape],
+    device: torch.device,
 ) -> tuple[ShapeTime, ...]:
     """Times every phase of every shape, unmerged and, where that exists, merged.
 
     Args:
-        subject: a model with its method.
+        adapted: a model with its method.
         head: what it was loaded for; it decides the phases.
         data: an encoded split, for tokens that occur.
         shapes: what is asked for.
         device: where the model is.
     """
-    subject.model.eval()
-    states: list[State] = [subject.disabled, unmerged(subject)]
-    if shapes and merge_ms(subject) is not None:
-        states.append(subject.merged)
+    adapted.model.eval()
+    states: list[ModelState] = [adapted.disabled, unmerged(adapted)]
+    if shapes and merge_ms(adapted) is not None:
+        states.append(adapted.merged)
     return tuple(
         _row(shape, phase, timings)
         for shape in shapes
@@ -65,7 +69,9 @@ def by_shape(
     )
 
 
-def _timed(head: Head, states: Sequence[State], batch: Batch) -> Iterator[tuple[str, list[Timing]]]:
+def _timed(
+    head: Head, states: Sequence[ModelState], batch: Batch
+) -> Iterator[tuple[str, list[Timing]]]:
     if not isinstance(head, LanguageHead):
         yield "forward", in_states(states, forward(batch), repeats=REPEATS)
         return
@@ -80,7 +86,7 @@ def _each(first: Timing, whole: Timing) -> Timing:
     return Timing(times_ms=tuple((time - first.median_ms) / GENERATED for time in whole.times_ms))
 
 
-def _generation(batch: Batch, tokens: int) -> Run:
+def _generation(batch: Batch, tokens: int) -> Call:
     def run(model: Any) -> None:
         model.generate(
             **batch,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from deltakit.models.quantised import held
+from deltakit.models.quantised import stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ class TrainingMemory:
 
 def training_memory(step: Step) -> TrainingMemory:
     """Runs two steps and counts. Activations are what the forward pass keeps for the backward."""
-    weights = _bytes(held(step.model))
+    weights = _bytes(stored_tensors(step.model))
     saved = _SavedBytes(step.model)
     with torch.autograd.graph.saved_tensors_hooks(saved, _same):
         loss = step.forward()
@@ -60,7 +60,7 @@ def inference_memory(model: "PreTrainedModel", batch: Batch) -> int:
     live = LiveBytes()
     with torch.no_grad(), live:
         model(**batch)
-    return _bytes(held(model)) + live.peak
+    return _bytes(stored_tensors(model)) + live.peak
 
 
 class LiveBytes(TorchDispatchMode):
@@ -101,7 +101,7 @@ class _SavedBytes:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen = {storage.data_ptr() for storage in _storages(held(model))}
+        self._seen = {storage.data_ptr() for storage in _storages(stored_tensors(model))}
         self.total = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:

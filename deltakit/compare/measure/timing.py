@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from deltakit.core.provider import Subject
+from deltakit.core.provider import AdaptedModel
 from deltakit.errors import NotMergeable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Timing:
         return statistics.median(own / other for own, other in pairs)
 
 
-def alternate(actions: Sequence[Callable[[], None]], *, repeats: int, warmup: int) -> list[Timing]:
+def interleave(actions: Sequence[Callable[[], None]], *, repeats: int, warmup: int) -> list[Timing]:
     """Times the actions in turn, `repeats` times each after `warmup` rounds that do not count."""
     times: list[list[float]] = [[] for _ in actions]
     for turn in range(warmup + repeats):
@@ -105,33 +105,33 @@ class Latency:
     vs_base: float
 
 
-def latency(subject: Subject, batch: Batch, *, repeats: int) -> Latency:
+def latency(adapted: AdaptedModel, batch: Batch, *, repeats: int) -> Latency:
     """Forward passes of a model with its method against those of the base without it."""
-    subject.model.eval()
-    own, base = in_states((unmerged(subject), subject.disabled), forward(batch), repeats=repeats)
+    adapted.model.eval()
+    own, base = in_states((unmerged(adapted), adapted.disabled), forward(batch), repeats=repeats)
     return Latency(timing=own, vs_base=own.over(base))
 
 
-def merged_latency_vs_base(subject: Subject, batch: Batch, *, repeats: int) -> float | None:
+def merged_latency_vs_base(adapted: AdaptedModel, batch: Batch, *, repeats: int) -> float | None:
     """The same ratio with the method merged into the weights; None where it does not merge."""
-    if merge_ms(subject) is None:
+    if merge_ms(adapted) is None:
         return None
-    own, base = in_states((subject.merged, subject.disabled), forward(batch), repeats=repeats)
+    own, base = in_states((adapted.merged, adapted.disabled), forward(batch), repeats=repeats)
     return own.over(base)
 
 
-State = Callable[[], AbstractContextManager[nn.Module]]
+ModelState = Callable[[], AbstractContextManager[nn.Module]]
 """Puts a model into a state, gives what to call, and puts it back."""
-Run = Callable[[Any], None]
+Call = Callable[[Any], None]
 """What is timed, given the model."""
 
 
-def unmerged(subject: Subject) -> State:
+def unmerged(adapted: AdaptedModel) -> ModelState:
     """The subject's model as it is."""
-    return lambda: nullcontext(subject.model)
+    return lambda: nullcontext(adapted.model)
 
 
-def forward(batch: Batch) -> Run:
+def forward(batch: Batch) -> Call:
     """A forward pass of a batch."""
 
     def run(model: Any) -> None:
@@ -140,7 +140,7 @@ def forward(batch: Batch) -> Run:
     return run
 
 
-def in_states(states: Sequence[State], run: Run, *, repeats: int) -> list[Timing]:
+def in_states(states: Sequence[ModelState], run: Call, *, repeats: int) -> list[Timing]:
     """As `alternate`, with the model in one state after the other.
 
     Changing the state is not part of a time, and one run before each that is timed warms the
@@ -156,7 +156,7 @@ def in_states(states: Sequence[State], run: Run, *, repeats: int) -> list[Timing
     return [Timing(times_ms=tuple(each)) for each in times]
 
 
-def _warm_ms(model: nn.Module, run: Run) -> float:
+def _warm_ms(model: nn.Module, run: Call) -> float:
     with torch.inference_mode():
         run(model)
         _synchronise()
@@ -170,14 +170,14 @@ def _warm_ms(model: nn.Module, run: Run) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Handling:
+class LoadAndSwap:
     """What it takes to put a stored delta beside the active one, and to switch between the two."""
 
     load_ms: float
     swap_ms: float
 
 
-def handling(subject: Subject, folder: Path, *, repeats: int) -> Handling:
+def load_and_swap(adapted: AdaptedModel, folder: Path, *, repeats: int) -> LoadAndSwap:
     """Loads the method a second time from `folder`, so often, and switches there and back.
 
     The files are in the system's cache, as those of a delta are that is used every day.
@@ -185,25 +185,25 @@ def handling(subject: Subject, folder: Path, *, repeats: int) -> Handling:
     loads, swaps = [], []
     for _ in range(repeats):
         start = time.perf_counter()
-        with subject.second(folder) as swap:
+        with adapted.second_copy(folder) as swap:
             _synchronise()
             loads.append(1e3 * (time.perf_counter() - start))
             swaps += [_took_ms(swap), _took_ms(swap)]
-    return Handling(load_ms=statistics.median(loads), swap_ms=statistics.median(swaps))
+    return LoadAndSwap(load_ms=statistics.median(loads), swap_ms=statistics.median(swaps))
 
 
-def merge_ms(subject: Subject, *, repeats: int = 1) -> float | None:
+def merge_ms(adapted: AdaptedModel, *, repeats: int = 1) -> float | None:
     """How long folding the method into the weights takes; None where it does not fold."""
-    subject.model.eval()
+    adapted.model.eval()
     try:
-        return statistics.median(_merge_once_ms(subject) for _ in range(repeats))
+        return statistics.median(_merge_once_ms(adapted) for _ in range(repeats))
     except NotMergeable:
         return None
 
 
-def _merge_once_ms(subject: Subject) -> float:
+def _merge_once_ms(adapted: AdaptedModel) -> float:
     with contextlib.ExitStack() as stack:
-        return _took_ms(lambda: stack.enter_context(subject.merged()))
+        return _took_ms(lambda: stack.enter_context(adapted.merged()))
 
 
 def _took_ms(action: Callable[[], object]) -> float:

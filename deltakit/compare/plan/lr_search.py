@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from deltakit.compare.records.trial import Choice, Trial
-from deltakit.compare.stats.metrics import Better
+from deltakit.compare.stats.metrics import Direction
 from deltakit.errors import DeltakitError, InvalidConfig
 
 GRID = (3e-5, 3e-2)
@@ -44,17 +44,17 @@ def rates(trials: int, grid: tuple[float, float] = GRID) -> tuple[float, ...]:
     return tuple(float(f"{math.exp(math.log(low) + n * step):.2g}") for n in range(trials))
 
 
-def choose(trials: Sequence[Trial], better: Better = Better.HIGHER) -> Choice:
+def choose(trials: Sequence[Trial], direction: Direction = Direction.HIGHER) -> Choice:
     """The rate of the best trial; of equal ones the lowest, which is the safer one.
 
     Args:
         trials: all that were tried.
-        better: which scores are the better ones.
+        direction: which scores are the better ones.
 
     Raises:
         SearchFailed: none of them has a score.
     """
-    scored = [(better.rank(t.score), -t.lr, t) for t in trials if t.score is not None]
+    scored = [(direction.rank(t.score), -t.lr, t) for t in trials if t.score is not None]
     if not scored:
         reasons = "; ".join(f"{trial.lr:g}: {trial.reason}" for trial in trials)
         raise SearchFailed(f"every learning rate failed ({reasons}).")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
-from deltakit.compare.adapted import subject_of
+from deltakit.compare.adapted import adapted_model
 from deltakit.compare.plan.lr_search import TUNING_SEED
 from deltakit.compare.plan.request import Budget, Request
 from deltakit.core.method import Method, method_to_dict
-from deltakit.core.provider import Subject
+from deltakit.core.provider import AdaptedModel
 from deltakit.models.source import BaseChoice, ModelSource
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def given_folder(member: Member) -> Path | None:
 
 def attach_all(
     model: Any, training: Training, folder_of: Callable[[Member], Path | None]
-) -> Subject:
+) -> AdaptedModel:
     """Attaches a training's method over its members.
 
     Args:
@@ -220,6 +220,6 @@ def attach_all(
             dk.load(model, folder, member.name, head=False)
         elif member.training is not None:
             dk.attach(model, member.training.method, member.name)
-    subject = subject_of(model, training.method)
-    subject.attach()
-    return subject
+    adapted = adapted_model(model, training.method)
+    adapted.attach()
+    return adapted

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
-from deltakit.compare.adapted import subject_of
+from deltakit.compare.adapted import adapted_model
 from deltakit.compare.plan.lr_search import GRID, rates
 from deltakit.compare.plan.match_params import described, matched, matched_label
 from deltakit.compare.plan.plan import (
@@ -35,10 +35,10 @@ from deltakit.models.weights import Floating
 
 if TYPE_CHECKING:
     from deltakit.compare.tasks.task import TaskData
-    from deltakit.models.weights import Base
+    from deltakit.models.weights import WeightFormat
 
 
-def resolve(request: Request) -> Plan:
+def build_plan(request: Request) -> Plan:
     """Finds the model and the tasks, reads the methods, and tries them on an empty model.
 
     Raises:
@@ -108,9 +108,9 @@ def _matched(
     check_whole(request, match_params=target)
 
     def trained(method: Method) -> int:
-        subject = subject_of(copy.deepcopy(skeleton), method)
-        subject.attach()
-        return subject.counts().trained_params
+        adapted = adapted_model(copy.deepcopy(skeleton), method)
+        adapted.attach()
+        return adapted.counts().trained_params
 
     sized: dict[str, Method] = {}
     notes: list[str] = []
@@ -154,11 +154,11 @@ def _rates(request: Request, method: Method) -> tuple[float, ...]:
     return (request.budget.lr or method.learning_rate,)
 
 
-def _bases(request: Request, model: ModelSource) -> dict[BaseChoice, "Base"]:
+def _bases(request: Request, model: ModelSource) -> dict[BaseChoice, "WeightFormat"]:
     """The asked bases, each checked to be had here."""
     if not request.bases:
         raise InvalidConfig("--bases is empty. Name at least one, for example --bases fp32.")
-    bases: dict[BaseChoice, Base] = {}
+    bases: dict[BaseChoice, WeightFormat] = {}
     for name in request.bases:
         if name in {choice.name for choice in bases}:
             raise InvalidConfig(f"--bases names {name!r} twice.")
@@ -179,12 +179,14 @@ def _default_dtype() -> str:
     return "float32" if device().type == "cpu" else "bfloat16"
 
 
-def _has_row(method: Method, base: "Base") -> bool:
+def _has_row(method: Method, base: "WeightFormat") -> bool:
     """Whether the method can train on the base: what trains all weights needs them as numbers."""
     return method.role is not Role.CEILING or isinstance(base, Floating)
 
 
-def _notes(methods: Mapping[str, Method], bases: Mapping[BaseChoice, "Base"]) -> tuple[str, ...]:
+def _notes(
+    methods: Mapping[str, Method], bases: Mapping[BaseChoice, "WeightFormat"]
+) -> tuple[str, ...]:
     missing = {
         label: [choice.name for choice, base in bases.items() if not _has_row(method, base)]
         for label, method in methods.items()
@@ -225,7 +227,7 @@ def _scored(data: "TaskData", metric: str | None) -> "TaskData":
         fit = ", ".join(data.kind.metrics)
         raise InvalidConfig(
             f"--metric {METRICS.get(metric).name} does not fit the task {data.name!r}, which is "
-            f"{data.kind.name} ({data.kind.words}). Fitting: {fit}."
+            f"{data.kind.name} ({data.kind.description}). Fitting: {fit}."
         )
     return dataclasses.replace(data, metric=metric)
 
@@ -262,7 +264,7 @@ def _cells(
     request: Request,
     methods: Mapping[str, Method],
     model: ModelSource,
-    bases: Mapping[BaseChoice, "Base"],
+    bases: Mapping[BaseChoice, "WeightFormat"],
     target: "TaskData",
     sources: Mapping[str, "TaskData"],
     folders: Mapping[str, str],

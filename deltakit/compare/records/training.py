@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class EvalPoint:
     """How good a training was at one moment.
 
     Attributes:
@@ -18,7 +18,7 @@ class Checkpoint:
     score: float
 
 
-Pace = tuple[Checkpoint, ...]
+LearningCurve = tuple[EvalPoint, ...]
 """The checkpoints of one training, in order."""
 
 
@@ -37,4 +37,4 @@ class TrainingRecord:
     losses: tuple[float, ...]
     joules: float | None = None
     machine: str | None = None
-    pace: Pace = ()
+    pace: LearningCurve = ()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltakit.compare.records.result import Row
-from deltakit.compare.records.training import Pace
+from deltakit.compare.records.training import LearningCurve
 from deltakit.compare.records.trial import Choice, Edge, Trial
-from deltakit.compare.report.number_format import duration, percent, shorten
+from deltakit.compare.report.number_format import format_duration, format_percent, shorten
 from deltakit.compare.stats.metrics import Metric
 
 # ------------------------------------------------------------------- the search for learning rates
@@ -146,12 +146,12 @@ def _mark(
         x=at,
         y=y(metric.unit.shown(trial.score)),
         kind="chosen" if trial.lr == choice.lr else "tried",
-        tip=f"{trial.lr:g}: {metric.said(trial.score)}",
+        tip=f"{trial.lr:g}: {metric.format(trial.score)}",
     )
 
 
 def paces(
-    of: Mapping[Row, Pace], names: Mapping[Row, str], target: float | None, metric: Metric
+    of: Mapping[Row, LearningCurve], names: Mapping[Row, str], target: float | None, metric: Metric
 ) -> Curves | None:
     """One curve for each training, against its seconds; None where none was judged on the way.
 
@@ -178,7 +178,7 @@ def paces(
 
 def _pace_curve(
     name: str,
-    pace: Pace,
+    pace: LearningCurve,
     x: Callable[[float], float],
     y: Callable[[float], float],
     metric: Metric,
@@ -188,16 +188,21 @@ def _pace_curve(
             x=x(moment.seconds),
             y=y(metric.unit.shown(moment.score)),
             kind="chosen" if moment is pace[-1] else "tried",
-            tip=f"{duration(moment.seconds)}, step {moment.step}: {metric.said(moment.score)}",
+            tip=(
+                f"{format_duration(moment.seconds)}, step {moment.step}: "
+                f"{metric.format(moment.score)}"
+            ),
         )
         for moment in pace
     )
     line = " ".join(f"{mark.x},{mark.y}" for mark in marks)
-    return Curve(title=name, chosen=duration(pace[-1].seconds), edge="", line=line, marks=marks)
+    return Curve(
+        title=name, chosen=format_duration(pace[-1].seconds), edge="", line=line, marks=marks
+    )
 
 
 def _better_on_top(scores: Sequence[float], metric: Metric) -> Callable[[float], float]:
-    lowest, highest = sorted((HEIGHT - _BOTTOM, _TOP), key=metric.better.rank, reverse=True)
+    lowest, highest = sorted((HEIGHT - _BOTTOM, _TOP), key=metric.direction.rank, reverse=True)
     return _scale(scores, lowest, highest)
 
 
@@ -271,7 +276,7 @@ def changes(found: Mapping[Row, Found], names: Mapping[Row, str], part: str) -> 
         for row, each in found.items()
         for key, value in each.get(part, {}).items()
     }
-    return _layers(values, lambda value: percent(100 * value), _by_line) if values else None
+    return _layers(values, lambda value: format_percent(100 * value), _by_line) if values else None
 
 
 def attention(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Layers | None:

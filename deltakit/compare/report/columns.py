@@ -1,7 +1,7 @@
 """The table that people read: its columns, and what stands under it.
 
 It is one tuple, `COLUMNS_FOR_PEOPLE`: a column is a title, an explanation and a function from a
-`Summary` to a `Cell`. Markdown, LaTeX, HTML, the terminal and the page all draw from it.
+`RowSummary` to a `TableCell`. Markdown, LaTeX, HTML, the terminal and the page all draw from it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 
 from deltakit.compare.report.number_format import (
     MISSING,
-    count,
-    duration,
-    milliseconds,
-    percent,
-    probability,
-    ratio,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_milliseconds,
+    format_p_value,
+    format_percent,
+    format_ratio,
     shorten,
-    size,
 )
-from deltakit.compare.report.summary import Summary, machines_of, metric_of, role
-from deltakit.compare.stats.metrics import Better, Metric, Unit
+from deltakit.compare.report.summary import RowSummary, machines_of, metric_of, role
+from deltakit.compare.stats.metrics import Direction, Metric, Unit
 from deltakit.compare.stats.significance import Difference
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TableCell:
     """One field of a table.
 
     Attributes:
@@ -46,7 +46,7 @@ class Cell:
         return f"{self.text} ({self.note})" if self.note else self.text
 
 
-ABSENT = Cell(text=MISSING)
+ABSENT = TableCell(text=MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,34 +55,34 @@ class Column:
 
     title: str
     help: str
-    cell: Callable[[Summary], Cell]
+    cell: Callable[[RowSummary], TableCell]
 
 
-def _method_cell(summary: Summary) -> Cell:
-    return Cell(text=summary.method, sort=summary.method)
+def _method_cell(summary: RowSummary) -> TableCell:
+    return TableCell(text=summary.method, sort=summary.method)
 
 
-def _base_cell(summary: Summary) -> Cell:
-    return Cell(text=summary.base, sort=summary.base)
+def _base_cell(summary: RowSummary) -> TableCell:
+    return TableCell(text=summary.base, sort=summary.base)
 
 
-def _score_cell(summary: Summary) -> Cell:
+def _score_cell(summary: RowSummary) -> TableCell:
     if summary.failure is not None:
-        return Cell(text=shorten(summary.failure))
+        return TableCell(text=shorten(summary.failure))
     if summary.score is None:
         return ABSENT
     words = f"{summary.score} {summary.group}".rstrip()
-    return Cell(text=words, note=summary.seeds_done, sort=summary.score.mean)
+    return TableCell(text=words, note=summary.seeds_done, sort=summary.score.mean)
 
 
-def _difference_cell(difference: Difference | None, summary: Summary) -> Cell:
+def _difference_cell(difference: Difference | None, summary: RowSummary) -> TableCell:
     if difference is None or summary.score is None:
         return ABSENT
     unit = summary.score.unit
     low, high = (_signed(points, unit) for points in (difference.low, difference.high))
-    return Cell(
+    return TableCell(
         text=_signed(difference.points, unit),
-        note=f"p {probability(difference.p)}",
+        note=f"p {format_p_value(difference.p)}",
         detail=f"{low} to {high}{_findable(difference, unit)}",
         sort=difference.points,
     )
@@ -104,43 +104,43 @@ def _of_points(points: float, unit: Unit) -> str:
     return unit.words(unit.shown(points / 100))[0]
 
 
-def _trained_cell(summary: Summary) -> Cell:
+def _trained_cell(summary: RowSummary) -> TableCell:
     trained, share = summary.mean("trained_params"), summary.mean("trained_pct")
     if trained is None:
         return ABSENT
-    note = "" if share is None else percent(share)
-    return Cell(text=count(trained), note=note, sort=trained)
+    note = "" if share is None else format_percent(share)
+    return TableCell(text=format_count(trained), note=note, sort=trained)
 
 
 _EDGES = {"low": " ↓", "high": " ↑"}
 
 
-def _rate_cell(summary: Summary) -> Cell:
+def _rate_cell(summary: RowSummary) -> TableCell:
     rates = {(row.lr, row.lr_edge) for row in summary.done if row.lr is not None}
     if not rates:
         return ABSENT
     words = (f"{lr:g}{_EDGES.get(edge or '', '')}" for lr, edge in sorted(rates, key=str))
-    return Cell(text=", ".join(words), sort=min(lr for lr, _ in rates))
+    return TableCell(text=", ".join(words), sort=min(lr for lr, _ in rates))
 
 
-def measured(column: str, words: Callable[[float], str]) -> Callable[[Summary], Cell]:
+def measured(column: str, words: Callable[[float], str]) -> Callable[[RowSummary], TableCell]:
     """The cell of a column of ``results.csv``: its mean over seeds, put into `words`."""
 
-    def cell(summary: Summary) -> Cell:
+    def cell(summary: RowSummary) -> TableCell:
         value = summary.mean(column)
-        return ABSENT if value is None else Cell(text=words(value), sort=value)
+        return ABSENT if value is None else TableCell(text=words(value), sort=value)
 
     return cell
 
 
-def timed(column: str, words: Callable[[float], str]) -> Callable[[Summary], Cell]:
+def timed(column: str, words: Callable[[float], str]) -> Callable[[RowSummary], TableCell]:
     """As `measured`, for times, which do not compare between machines."""
 
-    def cell(summary: Summary) -> Cell:
+    def cell(summary: RowSummary) -> TableCell:
         value = summary.mean(column)
         if value is None:
             return ABSENT
-        return Cell(text=f"{words(value)} {summary.mark}".rstrip(), sort=value)
+        return TableCell(text=f"{words(value)} {summary.mark}".rstrip(), sort=value)
 
     return cell
 
@@ -181,50 +181,50 @@ COLUMNS_FOR_PEOPLE = (
     Column(
         title="Deployed params",
         help="Parameters that must be kept beside the base to run it, the task head left out.",
-        cell=measured("deployed_params", count),
+        cell=measured("deployed_params", format_count),
     ),
     Column(
         title="Delta on disk",
         help="Size of the saved delta, the task head included.",
-        cell=measured("delta_bytes", size),
+        cell=measured("delta_bytes", format_bytes),
     ),
     Column(
         title="Train step × full",
         help="Median time of one training step over that of full fine-tuning in fp32, measured "
         "in alternation. Below 1 is faster.",
-        cell=measured("train_step_vs_full", ratio),
+        cell=measured("train_step_vs_full", format_ratio),
     ),
     Column(
         title="Train memory peak",
         help="The most memory that a training step needs.",
-        cell=measured("train_peak_bytes", size),
+        cell=measured("train_peak_bytes", format_bytes),
     ),
     Column(
         title="Latency × base, b1",
         help="Median time of a forward pass over that of the bare base, measured in alternation, "
         "for one text at a time.",
-        cell=measured("latency_vs_base_b1", ratio),
+        cell=measured("latency_vs_base_b1", format_ratio),
     ),
     Column(
         title="Latency × base, b8",
         help="The same for eight texts at a time.",
-        cell=measured("latency_vs_base_b8", ratio),
+        cell=measured("latency_vs_base_b8", format_ratio),
     ),
     Column(
         title="Merged × base, b1",
         help="The same for one text, after the delta was folded into the weights of the base; "
         "absent where it does not fold.",
-        cell=measured("merged_latency_vs_base_b1", ratio),
+        cell=measured("merged_latency_vs_base_b1", format_ratio),
     ),
     Column(
         title="Train time",
         help="The whole of this row's own training.",
-        cell=timed("train_seconds", duration),
+        cell=timed("train_seconds", format_duration),
     ),
     Column(
         title="Stage 1 time",
         help="Training of the deltas that this row composes, whether in this run or before.",
-        cell=timed("stage1_seconds", duration),
+        cell=timed("stage1_seconds", format_duration),
     ),
 )
 """The table, as people read it."""
@@ -253,28 +253,28 @@ COSTS_OF_BASES = (
     Column(
         title="Base size",
         help="Bytes of the base's weights as they are held, statistics of quantisation included.",
-        cell=measured("base_bytes", size),
+        cell=measured("base_bytes", format_bytes),
     ),
     Column(
         title="Train step",
         help="Median time of one training step.",
-        cell=timed("train_step_ms", milliseconds),
+        cell=timed("train_step_ms", format_milliseconds),
     ),
     Column(
         title="Latency, b1",
         help="Median time of a forward pass for one text.",
-        cell=timed("latency_ms_b1", milliseconds),
+        cell=timed("latency_ms_b1", format_milliseconds),
     ),
     Column(
         title="Inference memory peak",
         help="The most memory that a forward pass for eight texts needs.",
-        cell=measured("infer_peak_bytes", size),
+        cell=measured("infer_peak_bytes", format_bytes),
     ),
 )
 """What ratios to the same base do not show."""
 
 
-def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
+def columns_for(summaries: Sequence[RowSummary]) -> tuple[Column, ...]:
     """The columns of a run's table: several bases and a search for rates add theirs."""
     method, score, *rest = COLUMNS_FOR_PEOPLE
     score = replace(score, title=score_title(summaries))
@@ -287,13 +287,13 @@ def columns_for(summaries: Sequence[Summary]) -> tuple[Column, ...]:
     return (method, BASE, score, VS_FULL, *rest, *COSTS_OF_BASES)
 
 
-def score_title(summaries: Sequence[Summary]) -> str:
+def score_title(summaries: Sequence[RowSummary]) -> str:
     """What stands over the scores: their unit, and an arrow where lower ones are better."""
     metric = metric_of(row for summary in summaries for row in summary.done)
-    return f"Score{metric.unit.value}{metric.better.value}"
+    return f"Score{metric.unit.value}{metric.direction.value}"
 
 
-def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, ...]:
+def legend(summaries: Sequence[RowSummary], run: Mapping[str, Any]) -> tuple[str, ...]:
     """The sentences that stand under a table."""
     ends = [(name, role(run, name.lower())) for name in ("Floor", "Ceiling", "Baseline")]
     rows = [row for summary in summaries for row in summary.done]
@@ -308,7 +308,8 @@ def legend(summaries: Sequence[Summary], run: Mapping[str, Any]) -> tuple[str, .
 
 def _scale(metric: Metric) -> str:
     unit = " in per cent" if metric.unit is Unit.PERCENT else ""
-    return f"{metric.title}{unit}{', lower is better,' if metric.better is Better.LOWER else ''}"
+    order = ", lower is better," if metric.direction is Direction.LOWER else ""
+    return f"{metric.title}{unit}{order}"
 
 
 def _places(machines: Sequence[str]) -> Iterator[str]:
@@ -317,7 +318,7 @@ def _places(machines: Sequence[str]) -> Iterator[str]:
         yield f"Times are of {named}: they do not compare, their ratios do."
 
 
-def _how_sure(summaries: Sequence[Summary], unit: Unit) -> Iterator[str]:
+def _how_sure(summaries: Sequence[RowSummary], unit: Unit) -> Iterator[str]:
     """What the differences are about, and how small a one this run could have found."""
     found = [
         difference

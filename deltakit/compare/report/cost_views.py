@@ -6,9 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deltakit.compare.report.number_format import count, duration, ratio, size
+from deltakit.compare.report.number_format import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_ratio,
+)
 from deltakit.compare.report.pareto import PARAMETERS, Axis, Plot, Point, pareto_front, pareto_plot
-from deltakit.compare.report.summary import Summary
+from deltakit.compare.report.summary import RowSummary
 from deltakit.compare.stats.metrics import Metric
 
 _BYTES = ((1.0, "B"), (2.0**10, "KiB"), (2.0**20, "MiB"), (2.0**30, "GiB"))
@@ -29,9 +34,9 @@ class Cost:
     """
 
     title: str
-    of: Callable[[Summary], float | None]
+    of: Callable[[RowSummary], float | None]
     words: Callable[[float], str]
-    parts: Callable[[Summary], str] = lambda summary: ""
+    parts: Callable[[RowSummary], str] = lambda summary: ""
     units: tuple[tuple[float, str], ...] = ((1.0, ""),)
     axis: Axis | None = None
 
@@ -43,36 +48,36 @@ class Cost:
         return self.axis or Axis(title=title, unit=size)
 
 
-def _measured(column: str) -> Callable[[Summary], float | None]:
+def _measured(column: str) -> Callable[[RowSummary], float | None]:
     return lambda summary: summary.mean(column)
 
 
-def _training_seconds(summary: Summary) -> float | None:
+def _training_seconds(summary: RowSummary) -> float | None:
     own = summary.mean("train_seconds")
     return None if own is None else own + (summary.mean("stage1_seconds") or 0.0)
 
 
-def _training_parts(summary: Summary) -> str:
+def _training_parts(summary: RowSummary) -> str:
     named = (
         ("own", "train_seconds"),
         ("stage 1", "stage1_seconds"),
         ("beside it the search for a rate", "trials_seconds"),
     )
     known = [(name, summary.mean(column)) for name, column in named]
-    words = [f"{name}: {duration(value)}" for name, value in known if value is not None]
+    words = [f"{name}: {format_duration(value)}" for name, value in known if value is not None]
     return ", ".join(words) if len(words) > 1 else ""
 
 
 DEPLOYED = Cost(
     title="Deployed parameters",
     of=_measured("deployed_params"),
-    words=count,
+    words=format_count,
     axis=PARAMETERS,
 )
 TIME = Cost(
     title="Training time",
     of=_training_seconds,
-    words=duration,
+    words=format_duration,
     parts=_training_parts,
     units=_SECONDS,
 )
@@ -81,21 +86,21 @@ COSTS = (
     Cost(
         title="Training memory peak",
         of=_measured("train_peak_bytes"),
-        words=size,
+        words=format_bytes,
         units=_BYTES,
     ),
     TIME,
     Cost(
         title="Latency × base, one text",
         of=_measured("latency_vs_base_b1"),
-        words=ratio,
+        words=format_ratio,
     ),
 )
 """The costs that a page draws, each with a front of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spot:
+class PlotPoint:
     """A point in words.
 
     Attributes:
@@ -114,15 +119,15 @@ class Spot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class CostView:
     """One picture, and its points in words, the cheapest first."""
 
     title: str
     svg: str
-    spots: tuple[Spot, ...]
+    spots: tuple[PlotPoint, ...]
 
 
-def points(summaries: Sequence[Summary], cost: Cost = DEPLOYED) -> tuple[Point, ...]:
+def points(summaries: Sequence[RowSummary], cost: Cost = DEPLOYED) -> tuple[Point, ...]:
     """The rows that have a score, with one of their costs."""
     return tuple(
         Point(
@@ -138,12 +143,12 @@ def points(summaries: Sequence[Summary], cost: Cost = DEPLOYED) -> tuple[Point, 
     )
 
 
-def picture(summaries: Sequence[Summary], *, title: str, metric: Metric) -> Plot:
+def picture(summaries: Sequence[RowSummary], *, title: str, metric: Metric) -> Plot:
     """The picture that stands alone: score against deployed parameters."""
     return pareto_plot(points(summaries), title=title, metric=metric)
 
 
-def views(summaries: Sequence[Summary], metric: Metric) -> tuple[View, ...]:
+def views(summaries: Sequence[RowSummary], metric: Metric) -> tuple[CostView, ...]:
     """One view for each cost that any row has; times of several machines have no front."""
     comparable = [cost for cost in COSTS if cost is not TIME or not any(s.mark for s in summaries)]
     return tuple(
@@ -153,13 +158,13 @@ def views(summaries: Sequence[Summary], metric: Metric) -> tuple[View, ...]:
     )
 
 
-def _view(summaries: Sequence[Summary], metric: Metric, cost: Cost) -> View:
+def _view(summaries: Sequence[RowSummary], metric: Metric, cost: Cost) -> CostView:
     found = points(summaries, cost)
-    front = pareto_front(found, metric.better)
+    front = pareto_front(found, metric.direction)
     several = len({point.base for point in found}) > 1
     scored = [summary for summary in summaries if summary.score is not None]
     spots = [
-        Spot(
+        PlotPoint(
             row=f"{point.label} on {point.base}" if several else point.label,
             score=f"{summary.score}{metric.unit.value}",
             cost="" if point.cost is None else cost.words(point.cost),
@@ -174,10 +179,10 @@ def _view(summaries: Sequence[Summary], metric: Metric, cost: Cost) -> View:
     axis = cost.axis_for(max(point.cost or 0.0 for point in found))
     plot = pareto_plot(tipped, title="", metric=metric, axis=axis)
     order = sorted(range(len(found)), key=lambda n: (found[n].cost is None, found[n].cost or 0.0))
-    return View(title=cost.title, svg=plot.svg, spots=tuple(spots[n] for n in order))
+    return CostView(title=cost.title, svg=plot.svg, spots=tuple(spots[n] for n in order))
 
 
-def _tip(spot: Spot) -> str:
+def _tip(spot: PlotPoint) -> str:
     parts = f" ({spot.parts})" if spot.parts else ""
     front = " On the front." if spot.on_front else ""
     return f"{spot.row}: {spot.score}, {spot.cost}{parts}.{front}"

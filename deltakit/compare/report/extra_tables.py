@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import Row
-from deltakit.compare.records.training import Pace
-from deltakit.compare.report.number_format import MISSING, duration, milliseconds, ratio
-from deltakit.compare.report.summary import Summary, role
-from deltakit.compare.report.time_to_score import Race, mean_pace, race
+from deltakit.compare.records.training import LearningCurve
+from deltakit.compare.report.number_format import (
+    MISSING,
+    format_duration,
+    format_milliseconds,
+    format_ratio,
+)
+from deltakit.compare.report.summary import RowSummary, role
+from deltakit.compare.report.time_to_score import TimeToScore, mean_curve, time_to_score
 from deltakit.compare.stats.metrics import Metric
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
+class TextTable:
     """A small table in words; the first column names the row."""
 
     titles: tuple[str, ...]
@@ -37,11 +42,11 @@ class Sheet:
 # --------------------------------------------------------------------------------------- latency
 
 
-def latency_sheet(
+def latency_table(
     times: Mapping[Key, Sequence[ShapeTime]],
-    summaries: Sequence[Summary],
+    summaries: Sequence[RowSummary],
     names: Mapping[Row, str],
-) -> Sheet | None:
+) -> TextTable | None:
     """One line a row, one column a shape and phase; None where no shape was asked for.
 
     Args:
@@ -53,7 +58,7 @@ def latency_sheet(
     if not columns:
         return None
     words = [_latency_line(times, summary, list(columns)) for summary in summaries]
-    return Sheet(
+    return TextTable(
         titles=("Row", *(f"{shape}, {phase}" for shape, phase in columns)),
         lines=tuple(
             (names[summary.method, summary.base], *line)
@@ -65,7 +70,7 @@ def latency_sheet(
 
 def _latency_line(
     times: Mapping[Key, Sequence[ShapeTime]],
-    summary: Summary,
+    summary: RowSummary,
     columns: Sequence[tuple[str, str]],
 ) -> list[str]:
     own = [
@@ -85,9 +90,9 @@ def _latency_words(several: Sequence[ShapeTime], mark: str) -> str:
     if not several:
         return MISSING
     merged = [each.merged_vs_base for each in several if each.merged_vs_base is not None]
-    folded = f" (merged {ratio(fmean(merged))})" if merged else ""
-    took = f"{milliseconds(fmean(each.ms for each in several))} {mark}".rstrip()
-    return f"{took}, {ratio(fmean(each.vs_base for each in several))}{folded}"
+    folded = f" (merged {format_ratio(fmean(merged))})" if merged else ""
+    took = f"{format_milliseconds(fmean(each.ms for each in several))} {mark}".rstrip()
+    return f"{took}, {format_ratio(fmean(each.vs_base for each in several))}{folded}"
 
 
 def latency_csv(times: Mapping[Key, Sequence[ShapeTime]]) -> str:
@@ -104,13 +109,15 @@ def latency_csv(times: Mapping[Key, Sequence[ShapeTime]]) -> str:
 # ------------------------------------------------------------------------------------------ pace
 
 
-def mean_paces(paces: Mapping[Key, Pace], summaries: Sequence[Summary]) -> dict[Row, Pace]:
+def mean_curves(
+    paces: Mapping[Key, LearningCurve], summaries: Sequence[RowSummary]
+) -> dict[Row, LearningCurve]:
     """The mean pace of every row that has one, stage 1 before it."""
-    of: dict[Row, list[Pace]] = {}
+    of: dict[Row, list[LearningCurve]] = {}
     for (method, base, _), pace in paces.items():
         of.setdefault((method, base), []).append(pace)
     return {
-        (summary.method, summary.base): mean_pace(
+        (summary.method, summary.base): mean_curve(
             of[summary.method, summary.base], summary.mean("stage1_seconds") or 0.0
         )
         for summary in summaries
@@ -118,7 +125,9 @@ def mean_paces(paces: Mapping[Key, Pace], summaries: Sequence[Summary]) -> dict[
     }
 
 
-def race_of(paces: Mapping[Row, Pace], run: Mapping[str, Any], metric: Metric) -> Race | None:
+def time_to_score_of(
+    paces: Mapping[Row, LearningCurve], run: Mapping[str, Any], metric: Metric
+) -> TimeToScore | None:
     """What the rows' mean paces say of each other; the ends are those in full precision, if any."""
     full = run.get("full_precision")
     rows = sorted(paces, key=lambda row: row[1] != full)
@@ -127,36 +136,36 @@ def race_of(paces: Mapping[Row, Pace], run: Mapping[str, Any], metric: Metric) -
         label = role(run, name)
         return next((row for row in rows if row[0] == label), None)
 
-    return race(paces, first("floor"), first("ceiling"), metric.better)
+    return time_to_score(paces, first("floor"), first("ceiling"), metric.direction)
 
 
-def pace_sheet(
-    paces: Mapping[Row, Pace], found: Race, names: Mapping[Row, str], metric: Metric
-) -> Sheet:
+def curve_table(
+    paces: Mapping[Row, LearningCurve], found: TimeToScore, names: Mapping[Row, str], metric: Metric
+) -> TextTable:
     """One line a row: when it reached the target, and where it stood when the first was done."""
-    goal = "the target" if found.target is None else metric.said(found.target)
-    return Sheet(
+    goal = "the target" if found.target is None else metric.format(found.target)
+    return TextTable(
         titles=(
             "Row",
             f"Time to {goal}",
-            f"Score after {duration(found.equal)}",
+            f"Score after {format_duration(found.equal)}",
             "Whole training",
             "Score at its end",
         ),
         lines=tuple(
             (
                 names[row],
-                _or_missing(found.to_target[row], duration),
-                _or_missing(found.at_equal[row], metric.said),
-                duration(pace[-1].seconds),
-                metric.said(pace[-1].score),
+                _or_missing(found.to_target[row], format_duration),
+                _or_missing(found.at_equal[row], metric.format),
+                format_duration(pace[-1].seconds),
+                metric.format(pace[-1].score),
             )
             for row, pace in paces.items()
         ),
     )
 
 
-def pace_csv(paces: Mapping[Key, Pace]) -> str:
+def curve_csv(paces: Mapping[Key, LearningCurve]) -> str:
     """``pace.csv``: one line for each moment at which a cell's training was judged."""
     return _csv(
         [{**_cell(key), **dataclasses.asdict(each)} for key, pace in paces.items() for each in pace]

@@ -9,18 +9,18 @@ from typing import Any
 
 from deltakit.compare.report import pareto as plots
 from deltakit.compare.report.charts import HEIGHT, WIDTH, Curves, Layers
-from deltakit.compare.report.columns import Cell, Column
-from deltakit.compare.report.cost_views import View
-from deltakit.compare.report.extra_tables import Sheet
+from deltakit.compare.report.columns import Column, TableCell
+from deltakit.compare.report.cost_views import CostView
+from deltakit.compare.report.extra_tables import TextTable
 from deltakit.compare.report.number_format import MISSING
 from deltakit.compare.report.published import Claim, Figure
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TableRow:
     """One row of the page's main table; a failed one has a reason and no measured cells."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     failure: str | None
 
 
@@ -35,7 +35,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Map:
+class LayerMap:
     """A map of layers, with what it shows."""
 
     title: str
@@ -44,11 +44,11 @@ class Map:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaceView:
+class CurveView:
     """How good each training was on the way: curves, and what they say in figures."""
 
     curves: Curves
-    sheet: Sheet
+    sheet: TextTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +80,14 @@ class Page:
     title: str
     facts: Sequence[str]
     columns: Sequence[Column]
-    lines: Sequence[Line]
+    lines: Sequence[TableRow]
     legend: Sequence[str]
-    views: Sequence[View]
+    views: Sequence[CostView]
     claims: Sequence[tuple[Claim, Sequence[Figure]]]
     curves: Curves | None
-    pace: PaceView | None
-    latency: Sheet | None
-    maps: Sequence[Map]
+    pace: CurveView | None
+    latency: TextTable | None
+    maps: Sequence[LayerMap]
     limits: Sequence[str]
     notes: Sequence[str]
     protocol: Mapping[str, Any]

@@ -13,17 +13,17 @@ def shorten(text: str, width: int = 120) -> str:
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"
 
 
-def count(value: float) -> str:
+def format_count(value: float) -> str:
     """A number of things: 1,234,567 is ``1.23 M``."""
     return _scaled(value, 1000, ("", "k", "M", "B", "T"))
 
 
-def size(value: float) -> str:
+def format_bytes(value: float) -> str:
     """A number of bytes: 4,718,592 is ``4.50 MiB``."""
     return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A number of seconds: 80 is ``1 m 20 s``."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
@@ -34,22 +34,22 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} m"
 
 
-def milliseconds(value: float) -> str:
+def format_milliseconds(value: float) -> str:
     """A number of milliseconds, to three digits."""
     return f"{_digits(value)} ms"
 
 
-def ratio(value: float) -> str:
+def format_ratio(value: float) -> str:
     """A ratio: 1.084 is ``1.08×``."""
     return f"{value:.2f}×"
 
 
-def percent(value: float) -> str:
+def format_percent(value: float) -> str:
     """A number of per cent, to three digits: 0.4321 is ``0.432 %``."""
     return f"{_digits(value)} %"
 
 
-def probability(value: float) -> str:
+def format_p_value(value: float) -> str:
     """A p value, to two digits: 0.02345 is ``0.023``."""
     if value < 0.001:
         return "< 0.001"

@@ -8,26 +8,31 @@ from typing import Any
 
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import COLUMNS, CellResult, Row
-from deltakit.compare.records.training import Pace
+from deltakit.compare.records.training import LearningCurve
 from deltakit.compare.records.trial import Choice
 from deltakit.compare.report import charts, html
 from deltakit.compare.report.charts import Found, Layers
 from deltakit.compare.report.columns import BASE, Column, columns_for, legend
 from deltakit.compare.report.cost_views import views
-from deltakit.compare.report.extra_tables import latency_sheet, mean_paces, pace_sheet, race_of
+from deltakit.compare.report.extra_tables import (
+    curve_table,
+    latency_table,
+    mean_curves,
+    time_to_score_of,
+)
 from deltakit.compare.report.number_format import shorten
-from deltakit.compare.report.published import CLAIMS, Evidence
-from deltakit.compare.report.summary import Summary, metric_of, reason_of
+from deltakit.compare.report.published import CLAIMS, ClaimInput
+from deltakit.compare.report.summary import RowSummary, metric_of, reason_of
 from deltakit.compare.stats.metrics import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
-class Insights:
+class CellExtras:
     """What finished cells recorded beside their results, by method, base and seed."""
 
     searches: Mapping[tuple[str, str, int], Choice] = field(default_factory=dict)
     found: Mapping[tuple[str, str, int], Found] = field(default_factory=dict)
-    paces: Mapping[tuple[str, str, int], Pace] = field(default_factory=dict)
+    paces: Mapping[tuple[str, str, int], LearningCurve] = field(default_factory=dict)
     latencies: Mapping[tuple[str, str, int], tuple[ShapeTime, ...]] = field(default_factory=dict)
 
     def choices(self, rows: Iterable[Row]) -> dict[Row, Choice]:
@@ -44,17 +49,17 @@ class Insights:
 
 
 def page_of(
-    summaries: Sequence[Summary],
+    summaries: Sequence[RowSummary],
     rows: Sequence[CellResult],
     run: Mapping[str, Any],
-    insights: Insights,
+    insights: CellExtras,
 ) -> html.Page:
     """The page of a run."""
     columns = columns_for(summaries)
     shown = _columns_with_values(rows)
     names, metric = _names(summaries), metric_of(rows)
     found, choices = insights.means(names), insights.choices(names)
-    evidence = Evidence(summaries=summaries, found=found, names=names, run=run)
+    evidence = ClaimInput(summaries=summaries, found=found, names=names, run=run)
     return html.Page(
         title=title_of(rows, run),
         facts=_facts(summaries, rows, run),
@@ -65,7 +70,7 @@ def page_of(
         claims=[(claim, claim.figures(evidence)) for claim in CLAIMS],
         curves=charts.curves(choices, names, metric),
         pace=_pace(summaries, run, insights, names, metric),
-        latency=latency_sheet(insights.latencies, summaries, names),
+        latency=latency_table(insights.latencies, summaries, names),
         maps=list(_maps(found, names)),
         limits=list(_limits(summaries, rows, run)),
         notes=_sequence(run.get("notes")),
@@ -91,7 +96,7 @@ def _name(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _names(summaries: Sequence[Summary]) -> dict[Row, str]:
+def _names(summaries: Sequence[RowSummary]) -> dict[Row, str]:
     """What the page calls each row: its method, and its base where there are several."""
     several = len({summary.base for summary in summaries}) > 1
     return {
@@ -100,11 +105,11 @@ def _names(summaries: Sequence[Summary]) -> dict[Row, str]:
     }
 
 
-def _line(summary: Summary, columns: Sequence[Column]) -> html.Line:
+def _line(summary: RowSummary, columns: Sequence[Column]) -> html.TableRow:
     """A failed row keeps its name only, so where there are several bases the reason says which."""
     where = f"on {summary.base}, " if BASE in columns else ""
     failure = None if summary.failure is None else shorten(where + summary.failure, 300)
-    return html.Line(cells=tuple(column.cell(summary) for column in columns), failure=failure)
+    return html.TableRow(cells=tuple(column.cell(summary) for column in columns), failure=failure)
 
 
 def _failure(row: CellResult) -> html.Failure:
@@ -112,7 +117,7 @@ def _failure(row: CellResult) -> html.Failure:
 
 
 def _failed(
-    summaries: Sequence[Summary], rows: Sequence[CellResult], choices: Mapping[Row, Choice]
+    summaries: Sequence[RowSummary], rows: Sequence[CellResult], choices: Mapping[Row, Choice]
 ) -> str:
     """How many cells and trials failed, and how many cells collapsed."""
     collapsed = sum(summary.collapsed for summary in summaries)
@@ -126,7 +131,7 @@ def _failed(
 
 
 def _facts(
-    summaries: Sequence[Summary], rows: Sequence[CellResult], run: Mapping[str, Any]
+    summaries: Sequence[RowSummary], rows: Sequence[CellResult], run: Mapping[str, Any]
 ) -> list[str]:
     seeds = len({row.seed for row in rows})
     failed = sum(row.status == "failed" for row in rows)
@@ -156,24 +161,24 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _pace(
-    summaries: Sequence[Summary],
+    summaries: Sequence[RowSummary],
     run: Mapping[str, Any],
-    insights: Insights,
+    insights: CellExtras,
     names: Mapping[Row, str],
     metric: Metric,
-) -> html.PaceView | None:
-    paces = mean_paces(insights.paces, summaries)
-    found = race_of(paces, run, metric)
+) -> html.CurveView | None:
+    paces = mean_curves(insights.paces, summaries)
+    found = time_to_score_of(paces, run, metric)
     curves = None if found is None else charts.paces(paces, names, found.target, metric)
     if found is None or curves is None:
         return None
-    return html.PaceView(curves=curves, sheet=pace_sheet(paces, found, names, metric))
+    return html.CurveView(curves=curves, sheet=curve_table(paces, found, names, metric))
 
 
 # ------------------------------------------------------------------------- inside, and the limits
 
 
-def _maps(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Iterator[html.Map]:
+def _maps(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Iterator[html.LayerMap]:
     maps: tuple[tuple[str, str, Layers | None], ...] = (
         (
             "How far each block’s output moves",
@@ -198,11 +203,11 @@ def _maps(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Iterator[html
     )
     for title, text, layers in maps:
         if layers is not None:
-            yield html.Map(title=title, text=text, layers=layers)
+            yield html.LayerMap(title=title, text=text, layers=layers)
 
 
 def _limits(
-    summaries: Sequence[Summary], rows: Sequence[CellResult], run: Mapping[str, Any]
+    summaries: Sequence[RowSummary], rows: Sequence[CellResult], run: Mapping[str, Any]
 ) -> Iterator[str]:
     """What a reader must not take from this run."""
     seeds = len({row.seed for row in rows})

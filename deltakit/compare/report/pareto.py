@@ -16,7 +16,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from deltakit.compare.report.label_placement import Stretch, clip, label, place, stacked
-from deltakit.compare.stats.metrics import Better, Metric, Unit
+from deltakit.compare.stats.metrics import Direction, Metric, Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,20 +102,22 @@ PARAMETERS = Axis(
 )
 
 
-def pareto_front(points: Sequence[Point], better: Better = Better.HIGHER) -> tuple[Point, ...]:
+def pareto_front(
+    points: Sequence[Point], direction: Direction = Direction.HIGHER
+) -> tuple[Point, ...]:
     """The points that no other beats: none has at most their cost and a better score.
 
     Args:
         points: the rows that have a score.
-        better: which scores are the better ones.
+        direction: which scores are the better ones.
 
     Returns:
         The front, cheapest first. Points of which no cost is known are not on it.
     """
     known = [point for point in points if point.cost is not None]
     front: list[Point] = []
-    for point in sorted(known, key=lambda p: (p.cost or 0, -better.rank(p.score))):
-        if not front or better.rank(point.score) > better.rank(front[-1].score):
+    for point in sorted(known, key=lambda p: (p.cost or 0, -direction.rank(p.score))):
+        if not front or direction.rank(point.score) > direction.rank(front[-1].score):
             front.append(point)
     return tuple(front)
 
@@ -142,7 +144,7 @@ def pareto_plot(
         figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        points = [_raised(point, metric.better) for point in points]
+        points = [_raised(point, metric.direction) for point in points]
         bases = tuple(dict.fromkeys(point.base for point in points))
         lines = [point for point in points if not point.cost]
         placed = [_scaled(point, axis) for point in points if point.cost]
@@ -189,9 +191,9 @@ def _bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
 # ------------------------------------------------------------------------------- what is drawn
 
 
-def _raised(point: Point, better: Better) -> Point:
+def _raised(point: Point, direction: Direction) -> Point:
     """The point as high as it is good: drawn below zero where lower scores are better."""
-    if better is Better.HIGHER:
+    if direction is Direction.HIGHER:
         return point
     low, high = (None if end is None else -end for end in (point.high, point.low))
     return dataclasses.replace(point, score=-point.score, low=low, high=high)
@@ -216,9 +218,9 @@ def _frame(
     else:
         _linear(axes, placed, axis)
     axes.set_ylim(*_score_limits(placed, lines, metric.unit))
-    if metric.better is Better.LOWER:
+    if metric.direction is Direction.LOWER:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{0.0 - y:g}"))
-    unit = ", %" if metric.unit is Unit.PERCENT else metric.better.value
+    unit = ", %" if metric.unit is Unit.PERCENT else metric.direction.value
     axes.set_ylabel(f"{clip(metric.title, 30)} on the test split{unit}")
     axes.grid(visible=True, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -281,7 +283,7 @@ def _draw_lines(
         for line in _highest(shown)
     ]
     if hidden:
-        far = ((clip(line.label), metric.better.rank(line.score)) for line in hidden)
+        far = ((clip(line.label), metric.direction.rank(line.score)) for line in hidden)
         words = (f"{name} {metric.unit.words(y)[0]}{metric.unit.value}" for name, y in far)
         text = "below: " + ", ".join(words)
         labels.append(label(axes, text, (0.0, 0.0), SOFT, across=axes.transAxes))

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from deltakit.compare.records.result import Row
 from deltakit.compare.report.charts import Found
-from deltakit.compare.report.number_format import ratio
-from deltakit.compare.report.summary import Summary, role
+from deltakit.compare.report.number_format import format_ratio
+from deltakit.compare.report.summary import RowSummary, role
 
 NOISE = 0.1
 """How far from 1 a ratio of two equal times may lie: what such ratios vary by between runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class ClaimInput:
     """What a claim may look at.
 
     Attributes:
@@ -30,7 +30,7 @@ class Evidence:
         run: what ``run.json`` holds.
     """
 
-    summaries: Sequence[Summary]
+    summaries: Sequence[RowSummary]
     found: Mapping[Row, Found]
     names: Mapping[Row, str]
     run: Mapping[str, object]
@@ -67,20 +67,20 @@ class Claim:
     text: str
     published: tuple[Published, ...]
     caveat: str
-    figures: Callable[[Evidence], tuple[Figure, ...]]
+    figures: Callable[[ClaimInput], tuple[Figure, ...]]
 
 
 def _ratios(
     column: str, agrees: Callable[[float], bool]
-) -> Callable[[Evidence], tuple[Figure, ...]]:
+) -> Callable[[ClaimInput], tuple[Figure, ...]]:
     """One figure for each row that has something to deploy and a value in the column."""
 
-    def figures(evidence: Evidence) -> tuple[Figure, ...]:
+    def figures(evidence: ClaimInput) -> tuple[Figure, ...]:
         ceiling = role(evidence.run, "ceiling")
         return tuple(
             Figure(
                 row=evidence.names[summary.method, summary.base],
-                words=ratio(value),
+                words=format_ratio(value),
                 agrees=agrees(value),
             )
             for summary in evidence.summaries
@@ -94,15 +94,16 @@ def _ratios(
 
 def _steps(
     part: str, what: str, agrees: Callable[[float], bool]
-) -> Callable[[Evidence], tuple[Figure, ...]]:
+) -> Callable[[ClaimInput], tuple[Figure, ...]]:
     """One figure for each row of which latencies were found by the number of something."""
 
-    def figures(evidence: Evidence) -> tuple[Figure, ...]:
+    def figures(evidence: ClaimInput) -> tuple[Figure, ...]:
         found = {row: each[part] for row, each in evidence.found.items() if part in each}
         return tuple(
             Figure(
                 row=evidence.names[row],
-                words=", ".join(f"{ratio(steps[n])} with {n}" for n in list(steps)[1:]) + what,
+                words=", ".join(f"{format_ratio(steps[n])} with {n}" for n in list(steps)[1:])
+                + what,
                 agrees=agrees(list(steps.values())[-1]),
             )
             for row, steps in found.items()

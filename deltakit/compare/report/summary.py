@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltakit.compare.records.result import CellResult, Predictions, Row
-from deltakit.compare.stats.contrasts import Seeds, contrasts, letters
+from deltakit.compare.stats.contrasts import Seeds, contrasts, letter_display
 from deltakit.compare.stats.metrics import METRICS, Metric, Unit
-from deltakit.compare.stats.significance import Difference, across_seeds, collapsed
+from deltakit.compare.stats.significance import Difference, across_seeds, is_constant
 from deltakit.errors import InvalidConfig
 
 PredictionsOf = Mapping[tuple[str, str, int], Predictions]
@@ -45,7 +45,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class RowSummary:
     """One method on one base, over its seeds."""
 
     method: str
@@ -94,8 +94,8 @@ def reason_of(row: CellResult) -> str:
 
 def summarise(
     rows: Sequence[CellResult], predictions: PredictionsOf, run: Mapping[str, Any]
-) -> tuple[Summary, ...]:
-    """One `Summary` for each method and base, in the order of first appearance, by method.
+) -> tuple[RowSummary, ...]:
+    """One `RowSummary` for each method and base, in the order of first appearance, by method.
 
     Args:
         rows: the cells of one run.
@@ -116,12 +116,12 @@ def summarise(
     full = str(run.get("full_precision"))
     scores = {key: _score(_done(group)) for key, group in groups.items()}
     ranked = sorted(groups, key=lambda key: -_rank(scores[key], metric))
-    group_of = letters(seeds, ranked, metric)
+    group_of = letter_display(seeds, ranked, metric)
     versus = {name: _versus(seeds, role(run, name), full, metric) for name in _REFERENCES}
     vs_full = contrasts(seeds, {key: (key[0], full) for key in seeds}, metric)
     machines = machines_of(rows)
     return tuple(
-        Summary(
+        RowSummary(
             method=method,
             base=base,
             done=_done(group),
@@ -177,12 +177,12 @@ def _predictions(rows: Sequence[CellResult], predictions: PredictionsOf) -> Seed
 
 
 def _rank(score: Score | None, metric: Metric) -> float:
-    return -math.inf if score is None else metric.better.rank(score.mean)
+    return -math.inf if score is None else metric.direction.rank(score.mean)
 
 
 def _collapsed(method: str, run: Mapping[str, Any], seeds: Seeds) -> int:
     """The constant prediction is one class for everything by design."""
-    return 0 if method == run.get("constant") else sum(map(collapsed, seeds.values()))
+    return 0 if method == run.get("constant") else sum(map(is_constant, seeds.values()))
 
 
 def _score(done: Sequence[CellResult]) -> Score | None:

@@ -10,7 +10,7 @@ from deltakit.compare.records import result as schema
 from deltakit.compare.records.result import CellResult
 from deltakit.compare.report.columns import columns_for, legend
 from deltakit.compare.report.number_format import MISSING
-from deltakit.compare.report.summary import Summary
+from deltakit.compare.report.summary import RowSummary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ def _cells_frame(rows: Sequence[CellResult]) -> pd.DataFrame:
     return pd.DataFrame([row.to_dict() for row in rows], columns=list(schema.COLUMNS), dtype=object)
 
 
-def table_md(summaries: Sequence[Summary], run: Mapping[str, Any]) -> str:
+def table_md(summaries: Sequence[RowSummary], run: Mapping[str, Any]) -> str:
     """``table.md``: the table and its legend."""
     frame = _frame(summaries, _markdown)
     align = ["left", *["right"] * (frame.shape[1] - 1)]
@@ -36,7 +36,7 @@ def table_md(summaries: Sequence[Summary], run: Mapping[str, Any]) -> str:
     return "\n\n".join([table, *map(_markdown, legend(summaries, run))]) + "\n"
 
 
-def table_tex(summaries: Sequence[Summary]) -> str:
+def table_tex(summaries: Sequence[RowSummary]) -> str:
     r"""``table.tex``: a tabular to ``\input``; it needs the package booktabs."""
     frame = _frame(summaries, _latex)
     body = frame.to_latex(index=False, escape=False, column_format="l" + "r" * (frame.shape[1] - 1))
@@ -44,12 +44,12 @@ def table_tex(summaries: Sequence[Summary]) -> str:
     return head + body
 
 
-def table_html(summaries: Sequence[Summary]) -> str:
+def table_html(summaries: Sequence[RowSummary]) -> str:
     """``table.html``: a bare table element."""
     return _frame(summaries, str).to_html(index=False, border=0, na_rep=MISSING) + "\n"
 
 
-def _frame(summaries: Sequence[Summary], escape: Callable[[str], str]) -> pd.DataFrame:
+def _frame(summaries: Sequence[RowSummary], escape: Callable[[str], str]) -> pd.DataFrame:
     import pandas as pd
 
     columns = columns_for(summaries)

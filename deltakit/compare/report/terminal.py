@@ -10,7 +10,7 @@ from deltakit.compare.records.result import CellResult
 from deltakit.compare.report.columns import (
     BASE,
     VS_FULL,
-    Cell,
+    TableCell,
     columns_for,
     legend,
     measured,
@@ -18,51 +18,51 @@ from deltakit.compare.report.columns import (
 )
 from deltakit.compare.report.number_format import (
     MISSING,
-    count,
-    duration,
-    percent,
-    probability,
-    ratio,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_p_value,
+    format_percent,
+    format_ratio,
     shorten,
-    size,
 )
-from deltakit.compare.report.summary import PredictionsOf, Summary, reason_of, summarise
+from deltakit.compare.report.summary import PredictionsOf, RowSummary, reason_of, summarise
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def _p_cell(summary: Summary) -> Cell:
+def _p_cell(summary: RowSummary) -> TableCell:
     difference = summary.vs_floor
-    return Cell(text=MISSING if difference is None else probability(difference.p))
+    return TableCell(text=MISSING if difference is None else format_p_value(difference.p))
 
 
-def _time_cell(summary: Summary) -> Cell:
+def _time_cell(summary: RowSummary) -> TableCell:
     own, before = summary.mean("train_seconds"), summary.mean("stage1_seconds")
-    parts = [duration(value) for value in (own, before) if value is not None]
+    parts = [format_duration(value) for value in (own, before) if value is not None]
     mark = f"\n{summary.mark}" if parts and summary.mark else ""
-    return Cell(text=("\n+ ".join(parts) or MISSING) + mark)
+    return TableCell(text=("\n+ ".join(parts) or MISSING) + mark)
 
 
-def _terminal_score(summary: Summary) -> Cell:
+def _terminal_score(summary: RowSummary) -> TableCell:
     if summary.failure is not None:
-        return Cell(text="failed")
+        return TableCell(text="failed")
     note = f"\n{summary.seeds_done}" if summary.seeds_done else ""
     score = MISSING if summary.score is None else f"{summary.score} {summary.group}".rstrip()
-    return Cell(text=score + note)
+    return TableCell(text=score + note)
 
 
-def _vs_full_cell(summary: Summary) -> Cell:
-    return Cell(text=str(VS_FULL.cell(summary)).replace(" (", "\n("))
+def _vs_full_cell(summary: RowSummary) -> TableCell:
+    return TableCell(text=str(VS_FULL.cell(summary)).replace(" (", "\n("))
 
 
-_TERMINAL: tuple[tuple[str, Callable[[Summary], Cell]], ...] = (
+_TERMINAL: tuple[tuple[str, Callable[[RowSummary], TableCell]], ...] = (
     ("vs floor\np", _p_cell),
-    ("Trained", measured("trained_params", count)),
-    ("%", measured("trained_pct", lambda value: percent(value).removesuffix(" %"))),
-    ("Step\n× full", measured("train_step_vs_full", ratio)),
-    ("Latency\n×base b1", measured("latency_vs_base_b1", ratio)),
-    ("Disk", measured("delta_bytes", size)),
+    ("Trained", measured("trained_params", format_count)),
+    ("%", measured("trained_pct", lambda value: format_percent(value).removesuffix(" %"))),
+    ("Step\n× full", measured("train_step_vs_full", format_ratio)),
+    ("Latency\n×base b1", measured("latency_vs_base_b1", format_ratio)),
+    ("Disk", measured("delta_bytes", format_bytes)),
     ("Time\n+ stage 1", _time_cell),
 )
 
@@ -99,7 +99,7 @@ def terminal_table(
     return table
 
 
-def _terminal_table(summaries: Sequence[Summary], caption: str, dropped: Sequence[str]) -> Table:
+def _terminal_table(summaries: Sequence[RowSummary], caption: str, dropped: Sequence[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from deltakit.compare.records.result import Row
-from deltakit.compare.records.training import Checkpoint, Pace
-from deltakit.compare.stats.metrics import Better
+from deltakit.compare.records.training import EvalPoint, LearningCurve
+from deltakit.compare.stats.metrics import Direction
 
 
-def mean_pace(paces: Sequence[Pace], before: float = 0.0) -> Pace:
+def mean_curve(paces: Sequence[LearningCurve], before: float = 0.0) -> LearningCurve:
     """The mean over seeds.
 
     Args:
@@ -18,7 +18,7 @@ def mean_pace(paces: Sequence[Pace], before: float = 0.0) -> Pace:
         before: seconds of what had to be trained first.
     """
     return tuple(
-        Checkpoint(
+        EvalPoint(
             step=several[0].step,
             seconds=before + fmean(each.seconds for each in several),
             score=fmean(each.score for each in several),
@@ -28,7 +28,7 @@ def mean_pace(paces: Sequence[Pace], before: float = 0.0) -> Pace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Race:
+class TimeToScore:
     """What the paces of a run's rows say of each other.
 
     Attributes:
@@ -45,16 +45,16 @@ class Race:
     at_equal: Mapping[Row, float | None]
 
 
-def race(
-    paces: Mapping[Row, Pace], floor: Row | None, ceiling: Row | None, better: Better
-) -> Race | None:
+def time_to_score(
+    paces: Mapping[Row, LearningCurve], floor: Row | None, ceiling: Row | None, direction: Direction
+) -> TimeToScore | None:
     """What the rows' mean paces say; None where there is nothing but the floor.
 
     Args:
         paces: of the rows.
         floor: the row that trains the head alone, where there is one.
         ceiling: the row that trains everything, likewise.
-        better: which scores are the better ones.
+        direction: which scores are the better ones.
     """
     # On every base the floor is done first, and has least to show for it.
     ends = [p[-1].seconds for row, p in paces.items() if floor is None or row[0] != floor[0]]
@@ -63,20 +63,20 @@ def race(
     equal = min(ends)
     known = [paces[row][-1].score for row in (floor, ceiling) if row is not None and row in paces]
     target = fmean(known) if len(known) == 2 else None
-    return Race(
+    return TimeToScore(
         target=target,
         equal=equal,
-        to_target={row: _reaches(pace, target, better) for row, pace in paces.items()},
+        to_target={row: _reaches(pace, target, direction) for row, pace in paces.items()},
         at_equal={row: _score_at(pace, equal) for row, pace in paces.items()},
     )
 
 
-def _reaches(pace: Pace, target: float | None, better: Better) -> float | None:
+def _reaches(pace: LearningCurve, target: float | None, direction: Direction) -> float | None:
     """Seconds until a pace is at the target for the first time, on straight lines between marks."""
     if target is None:
         return None
-    ranks = [better.rank(each.score) for each in pace]
-    goal = better.rank(target)
+    ranks = [direction.rank(each.score) for each in pace]
+    goal = direction.rank(target)
     first = next((n for n, rank in enumerate(ranks) if rank >= goal), None)
     if first is None or first == 0:
         return None if first is None else pace[0].seconds
@@ -85,7 +85,7 @@ def _reaches(pace: Pace, target: float | None, better: Better) -> float | None:
     return before.seconds + part * (after.seconds - before.seconds)
 
 
-def _score_at(pace: Pace, seconds: float) -> float | None:
+def _score_at(pace: LearningCurve, seconds: float) -> float | None:
     """The score of a pace at a moment, on straight lines between marks."""
     after = bisect_left([each.seconds for each in pace], seconds)
     if after == len(pace):

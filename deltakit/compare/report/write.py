@@ -10,8 +10,8 @@ from deltakit._files import atomic_path, write_text
 from deltakit.compare.records.result import CellResult
 from deltakit.compare.report import html
 from deltakit.compare.report.cost_views import picture
-from deltakit.compare.report.extra_tables import latency_csv, pace_csv
-from deltakit.compare.report.page import Insights, page_of, title_of
+from deltakit.compare.report.extra_tables import curve_csv, latency_csv
+from deltakit.compare.report.page import CellExtras, page_of, title_of
 from deltakit.compare.report.summary import PredictionsOf, metric_of, summarise
 from deltakit.compare.report.tables import results_csv, table_html, table_md, table_tex
 
@@ -24,7 +24,7 @@ def write_reports(
     rows: Sequence[CellResult],
     predictions: PredictionsOf,
     run: Mapping[str, Any],
-    insights: Insights | None = None,
+    insights: CellExtras | None = None,
 ) -> None:
     """Writes every file of the report, each whole or not at all.
 
@@ -45,10 +45,10 @@ def write_reports(
     write_text(out / "table.md", table_md(summaries, run))
     write_text(out / "table.tex", table_tex(summaries))
     write_text(out / "table.html", table_html(summaries))
-    insights = insights or Insights()
+    insights = insights or CellExtras()
     for name, text in (
         ("latency.csv", latency_csv(insights.latencies)),
-        ("pace.csv", pace_csv(insights.paces)),
+        ("pace.csv", curve_csv(insights.paces)),
     ):
         if text.strip():
             write_text(out / name, text)

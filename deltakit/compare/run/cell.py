@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deltakit.compare.adapted import subject_of
+from deltakit.compare.adapted import adapted_model
 from deltakit.compare.measure import hardware as machine
 from deltakit.compare.measure.costs import handling_cost, inference_cost, training_cost
 from deltakit.compare.measure.diagnostics import diagnose
@@ -19,15 +19,15 @@ from deltakit.compare.records.latency import shape_of
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.records.training import TrainingRecord
 from deltakit.compare.records.trial import Choice, Trial
-from deltakit.compare.run.context import Workshop
-from deltakit.compare.run.learning_curve import JUDGED
+from deltakit.compare.run.context import RunContext
+from deltakit.compare.run.learning_curve import EVALUATED_ROWS
 from deltakit.compare.run.predict import predict, score
 from deltakit.compare.run.train import TrainingFailed, steps_of, train
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.locks import free_first
-from deltakit.compare.tasks.kinds import truths
+from deltakit.compare.tasks.kinds import references
 from deltakit.core.method import Role
-from deltakit.core.provider import Subject
+from deltakit.core.provider import AdaptedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,12 +36,12 @@ MEASURE_UNITS = 30
 """What measuring a cell takes, in training steps, for the time left."""
 
 
-def units(plan: Plan, training: Training) -> int:
+def step_count(plan: Plan, training: Training) -> int:
     """Steps of a training."""
     return steps_of(len(plan.tasks[training.task].train), training.budget)
 
 
-def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
+def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
     """Everything that one row of the results says.
 
     Raises:
@@ -49,164 +49,170 @@ def run_cell(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
         Exception: whatever went wrong; the caller records it.
     """
     if cell.training is None:
-        return _constant(shop, cell)
-    training, choice = resolved(shop, cell.training)
-    subject, record = trained(shop, training)
-    shop.desk.alone()
-    shop.progress.note("evaluating")
-    predictions = shop.predictions(subject.model, cell.task, "test")
-    shop.progress.note("measuring")
+        return _constant(context, cell)
+    training, choice = with_chosen_rate(context, cell.training)
+    adapted, record = get_trained(context, training)
+    context.device_lock.upgrade()
+    context.progress.note("evaluating")
+    predictions = context.predictions(adapted.model, cell.task, "test")
+    context.progress.note("measuring")
     result = dataclasses.replace(
-        _scored(shop, cell, predictions),
+        _scored(context, cell, predictions),
         lr=training.lr if record.steps else None,
         lr_edge=choice.edge.value or None if record.steps else None,
         trials=len(choice.trials) or None,
         trials_seconds=choice.seconds if choice.trials else None,
         train_seconds=record.seconds,
         train_joules=record.joules,
-        stage1_seconds=_stage1_seconds(shop, training),
+        stage1_seconds=_stage1_seconds(context, training),
         train_steps=record.steps,
         train_examples=record.examples,
         final_loss=_mean(record.losses[-10:]),
         machine=machine.joined(record.machine, machine.name()),
-        **dataclasses.asdict(subject.counts()),
-        **_costs(shop, subject, training),
+        **dataclasses.asdict(adapted.counts()),
+        **_costs(context, adapted, training),
     )
     beside = {"search": choice.to_plain() if choice.trials else None, **_pace(record)}
-    for kind, content in {**beside, **_beside(shop, cell, subject)}.items():
-        shop.folder.write_beside(cell, kind, content)
+    for kind, content in {**beside, **_extras(context, cell, adapted)}.items():
+        context.folder.write_extra(cell, kind, content)
     if training.method.role is Role.CEILING:
         # As large as the base itself, and what it costs on disk is in the result.
-        with shop.only_here(shop.folder.deltas().lock(training)):
-            shop.folder.deltas().discard(training)
+        with context.only_here(context.folder.deltas().lock(training)):
+            context.folder.deltas().discard(training)
     return result, predictions
 
 
-def resolved(shop: Workshop, training: Training) -> tuple[Training, Choice]:
+def with_chosen_rate(context: RunContext, training: Training) -> tuple[Training, Choice]:
     """The training and its members with the rates that trials chose, and the choice.
 
     Raises:
         SearchFailed: every rate failed.
     """
-    members = (m.with_training(lambda its: resolved(shop, its)[0]) for m in training.members)
+    members = (
+        m.with_training(lambda its: with_chosen_rate(context, its)[0]) for m in training.members
+    )
     training = dataclasses.replace(training, members=tuple(members))
     if len(training.rates) == 1:
         return training, Choice(lr=training.lr, trials=())
-    trials = [resolved(shop, trial)[0] for trial in shop.plan.trials(training)]
-    found = (_tried(shop, trial) for trial in free_first(trials, shop.folder.trial_lock))
-    better = METRICS.get(shop.plan.task.metric).better
-    choice = choose(sorted(found, key=lambda trial: trial.lr), better)
+    trials = [with_chosen_rate(context, trial)[0] for trial in context.plan.trials(training)]
+    found = (
+        _trial_locked(context, trial) for trial in free_first(trials, context.folder.trial_lock)
+    )
+    direction = METRICS.get(context.plan.task.metric).direction
+    choice = choose(sorted(found, key=lambda trial: trial.lr), direction)
     return dataclasses.replace(training, rates=(choice.lr,)), choice
 
 
-def _tried(shop: Workshop, training: Training) -> Trial:
+def _trial_locked(context: RunContext, training: Training) -> Trial:
     """The trial: run now, or taken from the store."""
-    with shop.only_here(shop.folder.trial_lock(training)):
-        return _trial(shop, training)
+    with context.only_here(context.folder.trial_lock(training)):
+        return _run_trial(context, training)
 
 
-def _trial(shop: Workshop, training: Training) -> Trial:
+def _run_trial(context: RunContext, training: Training) -> Trial:
     """A training that fails is a result."""
-    stored = shop.folder.trial(training)
+    stored = context.folder.trial(training)
     if stored is not None:
         return stored
     try:
-        subject, record = trained(shop, training)
+        adapted, record = get_trained(context, training)
     except TrainingFailed as error:
-        trial = Trial(lr=training.lr, score=None, reason=reason(error))
+        trial = Trial(lr=training.lr, score=None, reason=error_line(error))
     else:
-        predictions = shop.predictions(subject.model, training.task, "validation")
-        judged = METRICS.get(shop.plan.tasks[training.task].metric).value(predictions)
+        predictions = context.predictions(adapted.model, training.task, "validation")
+        judged = METRICS.get(context.plan.tasks[training.task].metric).value(predictions)
         trial = Trial(lr=training.lr, score=judged, seconds=record.seconds)
-    shop.folder.write_trial(training, trial)
+    context.folder.write_trial(training, trial)
     return trial
 
 
-def trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecord]:
+def get_trained(context: RunContext, training: Training) -> tuple[AdaptedModel, TrainingRecord]:
     """The model with a trained method on it: trained now, or taken from the store.
 
     Raises:
         TrainingFailed: the loss became infinite or NaN, or a member could not be trained.
     """
     members = [member.training for member in training.members if member.training is not None]
-    for member in free_first(members, lambda its: shop.store_for(its).lock(its)):
-        ensure(shop, member)
-    with shop.only_here(shop.store_for(training).lock(training)):
-        return _trained(shop, training)
+    for member in free_first(members, lambda its: context.store_for(its).lock(its)):
+        ensure_trained(context, member)
+    with context.only_here(context.store_for(training).lock(training)):
+        return _load_or_train(context, training)
 
 
-def _trained(shop: Workshop, training: Training) -> tuple[Subject, TrainingRecord]:
-    store = shop.store_for(training)
-    model = shop.base(training.task, training.seed, training.base)
+def _load_or_train(context: RunContext, training: Training) -> tuple[AdaptedModel, TrainingRecord]:
+    store = context.store_for(training)
+    model = context.base(training.task, training.seed, training.base)
     record = store.record(training)
     if record is not None:
-        subject = subject_of(model, training.method)
-        subject.load(store.folder(training))
-        return subject, record
-    shop.crew.announce(training)
-    subject, record = train_here(shop, training, model)
-    store.write(training, record, subject.save)
-    return subject, record
+        adapted = adapted_model(model, training.method)
+        adapted.load(store.folder(training))
+        return adapted, record
+    context.process_group.broadcast(training)
+    adapted, record = train_now(context, training, model)
+    store.write(training, record, adapted.save)
+    return adapted, record
 
 
-def train_here(
-    shop: Workshop, training: Training, model: "PreTrainedModel"
-) -> tuple[Subject, TrainingRecord]:
+def train_now(
+    context: RunContext, training: Training, model: "PreTrainedModel"
+) -> tuple[AdaptedModel, TrainingRecord]:
     """Trains a method on a fresh base, over members that are in the store.
 
     Raises:
         TrainingFailed: the loss became infinite or NaN.
     """
-    subject = attach_all(model, training, shop.member_folder)
-    for note in subject.notes:
-        shop.folder.note(note)
-    shop.progress.note("training")
+    adapted = attach_all(model, training, context.member_folder)
+    for note in adapted.notes:
+        context.folder.note(note)
+    context.progress.note("training")
     record = train(
-        subject.model,
-        shop.encoded(training.task, "train"),
-        shop.kind(training.task),
-        shop.tokenizer,
+        adapted.model,
+        context.encoded(training.task, "train"),
+        context.kind(training.task),
+        context.tokenizer,
         budget=training.budget,
         lr=training.lr,
         seed=training.seed,
-        progress=shop.progress,
-        callbacks=subject.callbacks(),
-        judge=_judge(shop, subject, training),
+        progress=context.progress,
+        callbacks=adapted.callbacks(),
+        judge=_judge(context, adapted, training),
     )
-    return subject, record
+    return adapted, record
 
 
-def _judge(shop: Workshop, subject: Subject, training: Training) -> Callable[[], float] | None:
+def _judge(
+    context: RunContext, adapted: AdaptedModel, training: Training
+) -> Callable[[], float] | None:
     """How good the target's model is on the way; trials are judged at their end alone."""
-    if training.task != shop.plan.task.name or training.seed == TUNING_SEED:
+    if training.task != context.plan.task.name or training.seed == TUNING_SEED:
         return None
-    metric = METRICS.get(shop.plan.task.metric)
-    whole = shop.encoded(training.task, "validation")
-    rows = whole.select(range(min(len(whole), JUDGED)))
-    kind = shop.kind(training.task)
-    return lambda: metric.value(predict(subject.model, rows, kind, shop.tokenizer))
+    metric = METRICS.get(context.plan.task.metric)
+    whole = context.encoded(training.task, "validation")
+    rows = whole.select(range(min(len(whole), EVALUATED_ROWS)))
+    kind = context.kind(training.task)
+    return lambda: metric.value(predict(adapted.model, rows, kind, context.tokenizer))
 
 
-def ensure(shop: Workshop, training: Training) -> TrainingRecord:
+def ensure_trained(context: RunContext, training: Training) -> TrainingRecord:
     """A first-stage delta in the store, trained if it is not there."""
-    record = shop.store_for(training).record(training)
-    return trained(shop, training)[1] if record is None else record
+    record = context.store_for(training).record(training)
+    return get_trained(context, training)[1] if record is None else record
 
 
 def _pace(record: TrainingRecord) -> dict[str, Any]:
     return {"pace": [dataclasses.asdict(each) for each in record.pace]}
 
 
-def _constant(shop: Workshop, cell: Cell) -> tuple[CellResult, Predictions]:
-    train, test = (shop.encoded(cell.task, split) for split in ("train", "test"))
-    constant = shop.kind(cell.task).constant(train, test, shop.tokenizer)
-    predictions = Predictions(labels=truths(test), predicted=tuple(constant))
-    shop.progress.advance(1)
-    return _scored(shop, cell, predictions), predictions
+def _constant(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
+    train, test = (context.encoded(cell.task, split) for split in ("train", "test"))
+    constant = context.kind(cell.task).majority_prediction(train, test, context.tokenizer)
+    predictions = Predictions(labels=references(test), predicted=tuple(constant))
+    context.progress.advance(1)
+    return _scored(context, cell, predictions), predictions
 
 
-def _scored(shop: Workshop, cell: Cell, predictions: Predictions) -> CellResult:
-    result = score(predictions, shop.plan.tasks[cell.task].metric)
+def _scored(context: RunContext, cell: Cell, predictions: Predictions) -> CellResult:
+    result = score(predictions, context.plan.tasks[cell.task].metric)
     return CellResult(
         method=cell.label,
         base=cell.base,
@@ -220,37 +226,37 @@ def _scored(shop: Workshop, cell: Cell, predictions: Predictions) -> CellResult:
     )
 
 
-def _stage1_seconds(shop: Workshop, training: Training) -> float | None:
+def _stage1_seconds(context: RunContext, training: Training) -> float | None:
     """None where nothing is composed, or where a member's training is not known."""
     trainings = [member.training for member in training.members]
-    records = [None if t is None else shop.store_for(t).record(t) for t in trainings]
+    records = [None if t is None else context.store_for(t).record(t) for t in trainings]
     known = [record.seconds for record in records if record is not None]
     return sum(known) if records and len(known) == len(records) else None
 
 
-def _costs(shop: Workshop, subject: Subject, training: Training) -> dict[str, Any]:
+def _costs(context: RunContext, adapted: AdaptedModel, training: Training) -> dict[str, Any]:
     """Everything that is measured, training first: in the end the method is as it is deployed."""
     ceiling = training.method.role is Role.CEILING
     own_reference = ceiling and training.base.name == FULL_PRECISION
-    reference = None if own_reference else shop.reference_step
-    found = training_cost(subject, shop.train_batch, reference, shop.device)
+    reference = None if own_reference else context.reference_step
+    found = training_cost(adapted, context.train_batch, reference, context.device)
     if own_reference:
         found["train_step_vs_full"] = 1.0
-    subject.deploy()
-    found |= inference_cost(subject, shop.inference_batch(1), shop.inference_batch(8))
+    adapted.deploy()
+    found |= inference_cost(adapted, context.inference_batch(1), context.inference_batch(8))
     if ceiling:  # loading it is loading a model
-        return {**found, "delta_bytes": shop.store_for(training).size(training)}
-    return found | handling_cost(subject)
+        return {**found, "delta_bytes": context.store_for(training).size(training)}
+    return found | handling_cost(adapted)
 
 
-def _beside(shop: Workshop, cell: Cell, subject: Subject) -> dict[str, Any]:
+def _extras(context: RunContext, cell: Cell, adapted: AdaptedModel) -> dict[str, Any]:
     """What is recorded of a deployed method beside its row."""
     shapes = [shape_of(text) for text in cell.latency]
-    head, data = shop.kind(cell.task).head, shop.encoded(cell.task, "test")
-    times = by_shape(subject, head, data, shapes, shop.device)
+    head, data = context.kind(cell.task).head, context.encoded(cell.task, "test")
+    times = by_shape(adapted, head, data, shapes, context.device)
     return {
         "latency": [dataclasses.asdict(each) for each in times],
-        "diagnostics": diagnose(subject.model, shop.inference_batch(8)),
+        "diagnostics": diagnose(adapted.model, context.inference_batch(8)),
     }
 
 
@@ -263,7 +269,7 @@ def failed(cell: Cell, error: Exception) -> CellResult:
         seed=cell.seed,
         lr=_given_rate(cell),
         status="failed",
-        reason=reason(error),
+        reason=error_line(error),
     )
 
 
@@ -274,7 +280,7 @@ def _given_rate(cell: Cell) -> float | None:
     return cell.training.lr
 
 
-def reason(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """One line that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
@@ -285,7 +291,7 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def clean_up() -> None:
+def free_memory() -> None:
     """Gives the memory of a finished cell back."""
     gc.collect()
     if torch.cuda.is_available():

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 import deltakit as dk
-from deltakit.compare.measure import timing as measure
+from deltakit.compare.measure import timing
 from deltakit.compare.plan.plan import Member, Plan, Training
 from deltakit.compare.plan.request import FULL_PRECISION
 from deltakit.compare.records.result import Predictions
-from deltakit.compare.run.device_lock import Desk, desk_of
-from deltakit.compare.run.distributed import Solo
+from deltakit.compare.run.device_lock import DeviceLock, device_lock_for
+from deltakit.compare.run.distributed import SingleProcess
 from deltakit.compare.run.predict import collate, predict
 from deltakit.compare.run.progress import Lane
 from deltakit.compare.store.locks import Lock
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Workshop:
+class RunContext:
     """What the cells of one run share: encoded data, the reference for step times, the stores."""
 
     plan: Plan
     folder: RunFolder
     progress: Lane
     shared: DeltaStore = field(default_factory=shared_deltas)
-    desk: Desk = field(default_factory=lambda: desk_of(device()))
-    crew: Solo = field(default_factory=Solo)
+    device_lock: DeviceLock = field(default_factory=lambda: device_lock_for(device()))
+    process_group: SingleProcess = field(default_factory=SingleProcess)
     _encoded: dict[tuple[str, str], "Dataset"] = field(default_factory=dict)
 
     @cached_property
@@ -84,23 +84,23 @@ class Workshop:
         return loaded.model
 
     @cached_property
-    def train_batch(self) -> measure.Batch:
+    def train_batch(self) -> timing.Batch:
         """A batch of typical rows of the training split, with labels."""
         return self._typical("train", self.plan.request.budget.batch_size)
 
-    def inference_batch(self, size: int) -> measure.Batch:
+    def inference_batch(self, size: int) -> timing.Batch:
         """A batch of typical rows of the test split, without labels."""
         batch = self._typical("test", size)
         del batch["labels"]
         return batch
 
-    def _typical(self, split: str, size: int) -> measure.Batch:
+    def _typical(self, split: str, size: int) -> timing.Batch:
         task = self.plan.task
         rows = middle(self.encoded(task.name, split), size)
         return collate(rows, task.kind, self.tokenizer, self.device)
 
     @cached_property
-    def reference_step(self) -> measure.Step | None:
+    def reference_step(self) -> timing.Step | None:
         """A training step of full fine-tuning on `train_batch`, in full precision.
 
         None where an accelerator has no room for it, as it may have for a large decoder in 4 bits.
@@ -108,7 +108,7 @@ class Workshop:
         try:
             model = self.base(self.plan.task.name, 0, BaseChoice(name=FULL_PRECISION))
             dk.attach(model, ceiling())
-            step = measure.Step(model, self.train_batch)
+            step = timing.Step(model, self.train_batch)
             step()
         except torch.OutOfMemoryError:
             self.folder.note(

@@ -15,14 +15,14 @@ import torch
 from deltakit._files import cache_folder
 from deltakit.compare.store.locks import Lock
 
-SEATS = 64
+SLOTS = 64
 
 
-class Occupied(Exception):
+class DeviceBusy(Exception):
     """Somebody trains on the device."""
 
 
-class Desk:
+class DeviceLock:
     """One device, as one process uses it.
 
     Args:
@@ -32,7 +32,7 @@ class Desk:
 
     def __init__(self, folder: Path, *, workers: int = 1) -> None:
         self._gate = Lock(folder / "gate.lock")
-        self._seats = [Lock(folder / f"seat-{number}.lock") for number in range(SEATS)]
+        self._seats = [Lock(folder / f"seat-{number}.lock") for number in range(SLOTS)]
         self._threads = torch.get_num_threads()
         self._share = max(1, self._threads // workers)
         self._held = contextlib.ExitStack()
@@ -49,7 +49,7 @@ class Desk:
             yield
 
     @contextlib.contextmanager
-    def reserved(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Has the device alone, once nobody trains and nobody measures."""
         with self._leaving():
             self._held.enter_context(self._gate.held())
@@ -59,18 +59,18 @@ class Desk:
             self._alone = True
             yield
 
-    def alone(self) -> None:
+    def upgrade(self) -> None:
         """Gives the seat back and has the device alone until the block ends.
 
         Raises:
-            Occupied: somebody else has a seat. Whoever measures is waited for.
+            DeviceBusy: somebody else has a seat. Whoever measures is waited for.
         """
         if self._alone:
             return
         self._held.close()
         self._held.enter_context(self._gate.held())
         if any(seat.taken() for seat in self._seats if seat.path.exists()):
-            raise Occupied
+            raise DeviceBusy
         torch.set_num_threads(self._threads)
         self._alone = True
 
@@ -84,9 +84,9 @@ class Desk:
             torch.set_num_threads(self._threads)
 
 
-def desk_of(device: torch.device, *, workers: int = 1) -> Desk:
+def device_lock_for(device: torch.device, *, workers: int = 1) -> DeviceLock:
     """The desk of a device of this machine."""
     name = device.type
     if device.type == "cuda":
         name = str(torch.cuda.get_device_properties(device).uuid)
-    return Desk(cache_folder() / "locks" / platform.node() / name, workers=workers)
+    return DeviceLock(cache_folder() / "locks" / platform.node() / name, workers=workers)

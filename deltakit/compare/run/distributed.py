@@ -25,69 +25,71 @@ LONGEST = timedelta(days=7)
 """How long a follower waits for the next training: others may be evaluated or measured first."""
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def follows() -> bool:
+def is_follower() -> bool:
     """Whether this process only takes part in trainings."""
-    return size() > 1 and os.environ.get("RANK", "0") != "0"
+    return world_size() > 1 and os.environ.get("RANK", "0") != "0"
 
 
-def share(budget: Budget) -> int:
+def per_rank_batch_size(budget: Budget) -> int:
     """Examples of a step that fall to one process.
 
     Raises:
         InvalidConfig: they cannot be divided evenly.
     """
-    part, rest = divmod(budget.batch_size, size())
+    part, rest = divmod(budget.batch_size, world_size())
     if rest or not part:
         raise InvalidConfig(
-            f"--batch-size {budget.batch_size} cannot be divided among {size()} processes. Give a "
-            f"multiple of {size()}, or start another number of them."
+            f"--batch-size {budget.batch_size} cannot be divided among {world_size()} "
+            "processes. Give a "
+            f"multiple of {world_size()}, or start another number of them."
         )
     return part
 
 
-class Solo:
+class SingleProcess:
     """A process that trains alone."""
 
-    def announce(self, training: Training) -> None:
+    def broadcast(self, training: Training) -> None:
         """Nobody has to know."""
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """Nobody waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leader(Solo):
+class RankZero(SingleProcess):
     """The first of several processes; tells the others what is trained next."""
 
     folder: Path
     group: "ProcessGroup" = field(default_factory=lambda: _group())
 
-    def announce(self, training: Training) -> None:
+    def broadcast(self, training: Training) -> None:
         """From here on all train it."""
         _broadcast((self.folder, training), self.group)
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """There is nothing more to train."""
         _broadcast(None, self.group)
 
 
-def crew_of(folder: "RunFolder") -> Solo:
+def process_group_of(folder: "RunFolder") -> SingleProcess:
     """Who trains with this process, which does not follow."""
-    if size() == 1:
-        return Solo()
+    if world_size() == 1:
+        return SingleProcess()
     folder.note(
-        f"Cells were trained by {size()} processes together, which divided each step's examples: "
+        f"Cells were trained by {world_size()} processes together, which "
+        "divided each step's examples: "
         "their batches are not composed as those of one process are."
     )
-    return Leader(folder=folder.path)
+    return RankZero(folder=folder.path)
 
 
-def follow(train: Callable[[Path, Training], None]) -> None:
+def run_follower(train: Callable[[Path, Training], None]) -> None:
     """Takes part in every training that the leader announces, until it dismisses.
 
     Args:

@@ -8,22 +8,22 @@ than what a training of that length would have ended with.
 from collections.abc import Callable
 
 from deltakit.compare.measure.hardware import Meter
-from deltakit.compare.records.training import Checkpoint
+from deltakit.compare.records.training import EvalPoint
 
-CHECKPOINTS = 6
+EVALUATIONS = 6
 """How often a training is judged; the last time is at its end."""
-JUDGED = 400
+EVALUATED_ROWS = 400
 """Rows of the validation split that it is judged on, at most."""
 
 
-def marks(steps: int) -> frozenset[int]:
+def eval_steps(steps: int) -> frozenset[int]:
     """The steps after which a training is judged, evenly over it."""
     return frozenset(
-        max(1, round(steps * part / CHECKPOINTS)) for part in range(1, 1 + CHECKPOINTS)
+        max(1, round(steps * part / EVALUATIONS)) for part in range(1, 1 + EVALUATIONS)
     )
 
 
-class Watch:
+class IntermediateEval:
     """Judges a training at its marks.
 
     Args:
@@ -33,8 +33,8 @@ class Watch:
     """
 
     def __init__(self, steps: int, judge: Callable[[], float], meter: Meter) -> None:
-        self._marks, self._judge, self._meter = marks(steps), judge, meter
-        self.pace: list[Checkpoint] = []
+        self._marks, self._judge, self._meter = eval_steps(steps), judge, meter
+        self.pace: list[EvalPoint] = []
 
     def after(self, step: int) -> None:
         """Told of every step that has been made."""
@@ -42,4 +42,4 @@ class Watch:
             seconds = self._meter.seconds()
             with self._meter.paused():
                 score = self._judge()
-            self.pace.append(Checkpoint(step=step, seconds=seconds, score=score))
+            self.pace.append(EvalPoint(step=step, seconds=seconds, score=score))

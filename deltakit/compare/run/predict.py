@@ -7,7 +7,7 @@ import torch
 
 from deltakit.compare.records.result import Predictions, Value
 from deltakit.compare.stats.metrics import METRICS
-from deltakit.compare.tasks.kinds import Kind, truths
+from deltakit.compare.tasks.kinds import Kind, references
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,10 +39,10 @@ def predict(
     for first in range(0, len(order), kind.batch_size):
         chosen = order[first : first + kind.batch_size]
         with torch.inference_mode():
-            judged = kind.judge(model, [rows[row] for row in chosen], tokenizer)
+            judged = kind.predict(model, [rows[row] for row in chosen], tokenizer)
         predicted.update(zip(chosen, judged, strict=True))
     return Predictions(
-        labels=truths(data), predicted=tuple(predicted[row] for row in range(len(rows)))
+        labels=references(data), predicted=tuple(predicted[row] for row in range(len(rows)))
     )
 
 

@@ -15,10 +15,17 @@ from pathlib import Path
 
 from deltakit.compare.plan.plan import Cell, Plan, Training
 from deltakit.compare.records.result import CellResult, Predictions
-from deltakit.compare.run.cell import MEASURE_UNITS, clean_up, failed, run_cell, train_here, units
-from deltakit.compare.run.context import Workshop
-from deltakit.compare.run.device_lock import Occupied
-from deltakit.compare.run.distributed import follow
+from deltakit.compare.run.cell import (
+    MEASURE_UNITS,
+    failed,
+    free_memory,
+    run_cell,
+    step_count,
+    train_now,
+)
+from deltakit.compare.run.context import RunContext
+from deltakit.compare.run.device_lock import DeviceBusy
+from deltakit.compare.run.distributed import run_follower
 from deltakit.compare.run.progress import Lane, Silent
 from deltakit.compare.run.train import TrainingFailed
 from deltakit.compare.stats.metrics import METRICS
@@ -30,16 +37,16 @@ CROWDED = (
 )
 
 
-class Fate(Enum):
+class Outcome(Enum):
     """What became of a cell that a worker turned to."""
 
-    ENDED = "it has a result"
-    TRAINED = "it is trained, and others trained on the device when it was to be measured"
-    TAKEN = "another worker has it"
+    DONE = "it has a result"
+    TRAINED_ONLY = "it is trained, and others trained on the device when it was to be measured"
+    LOCKED_ELSEWHERE = "another worker has it"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class WorkItem:
     """A cell that has to be run.
 
     Attributes:
@@ -65,16 +72,16 @@ class Job:
 
     plan: Plan
     folder: RunFolder
-    turns: tuple[Turn, ...]
+    items: tuple[WorkItem, ...]
 
-    def ended(self, turn: Turn) -> bool:
+    def ended(self, item: WorkItem) -> bool:
         """Whether the cell has a result of this run, whoever it is from."""
-        return self.folder.state(turn.cell.id) != turn.state
+        return self.folder.state(item.cell.id) != item.state
 
-    def give_up(self, turn: Turn, reason: str) -> None:
+    def give_up(self, item: WorkItem, reason: str) -> None:
         """Records that a cell came to nothing."""
-        with self.folder.lock("cell", turn.cell.id).held():
-            self.folder.write(turn.cell, failed(turn.cell, TrainingFailed(reason)), None)
+        with self.folder.lock("cell", item.cell.id).held():
+            self.folder.write(item.cell, failed(item.cell, TrainingFailed(reason)), None)
 
 
 class Failures(Enum):
@@ -87,8 +94,8 @@ class Failures(Enum):
 def job_of(plan: Plan, folder: RunFolder, failures: Failures) -> Job:
     """What is left of a plan."""
     stages = [(cell, first) for cell, first in plan.stages() if _is_left(folder, cell, failures)]
-    turns = (
-        Turn(
+    items = (
+        WorkItem(
             cell=cell,
             title=_title(plan, cell),
             units=_units(plan, folder, cell, first),
@@ -96,7 +103,7 @@ def job_of(plan: Plan, folder: RunFolder, failures: Failures) -> Job:
         )
         for cell, first in stages
     )
-    return Job(plan=plan, folder=folder, turns=tuple(turns))
+    return Job(plan=plan, folder=folder, items=tuple(items))
 
 
 def _is_left(folder: RunFolder, cell: Cell, failures: Failures) -> bool:
@@ -115,7 +122,7 @@ def _units(plan: Plan, folder: RunFolder, cell: Cell, first: tuple[Training, ...
         if folder.trial(training) is None
         and all(store.record(training) is None for store in stores)
     )
-    return MEASURE_UNITS + sum(units(plan, training) for training in left)
+    return MEASURE_UNITS + sum(step_count(plan, training) for training in left)
 
 
 def _title(plan: Plan, cell: Cell) -> str:
@@ -127,46 +134,48 @@ def _title(plan: Plan, cell: Cell) -> str:
 # ------------------------------------------------------------------------------------- one cell
 
 
-def attend(shop: Workshop, job: Job, turn: Turn) -> Fate:
+def process(context: RunContext, job: Job, item: WorkItem) -> Outcome:
     """Runs a cell and stores what comes of it, unless somebody else does."""
     folder = job.folder
-    with folder.lock("cell", turn.cell.id).offered() as mine:
+    with folder.lock("cell", item.cell.id).offered() as mine:
         if not mine:
-            return Fate.TAKEN
-        if job.ended(turn):
-            return Fate.ENDED
-        folder.sweep_cell(turn.cell.id)
-        return _run(shop, turn)
+            return Outcome.LOCKED_ELSEWHERE
+        if job.ended(item):
+            return Outcome.DONE
+        folder.sweep_cell(item.cell.id)
+        return _run(context, item)
 
 
-def _run(shop: Workshop, turn: Turn) -> Fate:
-    shop.progress.start(turn.title, turn.units)
+def _run(context: RunContext, item: WorkItem) -> Outcome:
+    context.progress.start(item.title, item.units)
     start = time.perf_counter()
     predictions: Predictions | None = None
     try:
-        with shop.desk.reserved() if turn.trained else shop.desk.shared():
-            result, predictions = run_cell(shop, turn.cell)
-    except Occupied:
-        shop.folder.note(CROWDED)
-        shop.progress.finish("trained, to be measured when nothing else runs here", MEASURE_UNITS)
-        return Fate.TRAINED
+        with context.device_lock.exclusive() if item.trained else context.device_lock.shared():
+            result, predictions = run_cell(context, item.cell)
+    except DeviceBusy:
+        context.folder.note(CROWDED)
+        context.progress.finish(
+            "trained, to be measured when nothing else runs here", MEASURE_UNITS
+        )
+        return Outcome.TRAINED_ONLY
     except Exception as error:  # a failed cell is a result; KeyboardInterrupt is not caught
-        result = failed(turn.cell, error)
-    shop.folder.write(turn.cell, result, predictions)
-    shop.progress.finish(said(result, f"in {time.perf_counter() - start:.0f} s"))
-    clean_up()
-    return Fate.ENDED
+        result = failed(item.cell, error)
+    context.folder.write(item.cell, result, predictions)
+    context.progress.finish(describe_result(result, f"in {time.perf_counter() - start:.0f} s"))
+    free_memory()
+    return Outcome.DONE
 
 
-def said(result: CellResult, how: str) -> str:
+def describe_result(result: CellResult, how: str) -> str:
     """What came of a cell, in a few words."""
     if result.score is None:
         return f"failed: {result.reason}"
     assert result.metric is not None
-    return f"{METRICS.get(result.metric).said(result.score)} {how}"
+    return f"{METRICS.get(result.metric).format(result.score)} {how}"
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """The libraries' progress bars and load reports would tear the comparison's own display."""
     import datasets
     import transformers
@@ -177,25 +186,25 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def take_part(plan: Plan) -> None:
+def follow(plan: Plan) -> None:
     """Trains what another process of this command leads, until it has come to the end."""
 
     def train(folder: Path, training: Training) -> None:
-        shop = Workshop(plan=plan, folder=RunFolder(folder), progress=Silent())
-        model = shop.base(training.task, training.seed, training.base)
+        context = RunContext(plan=plan, folder=RunFolder(folder), progress=Silent())
+        model = context.base(training.task, training.seed, training.base)
         with contextlib.suppress(TrainingFailed):  # the leader records it
-            train_here(shop, training, model)
+            train_now(context, training, model)
         del model
-        clean_up()
+        free_memory()
 
-    quiet()
-    follow(train)
+    silence_libraries()
+    run_follower(train)
 
 
 # ----------------------------------------------------------------------------------- whose turn
 
 
-class Turns:
+class WorkQueue:
     """The cells that are left, for whoever hands them to workers.
 
     New cells come first, those that only have to be measured after them, one at a time and alone.
@@ -208,16 +217,16 @@ class Turns:
 
     def __init__(self, job: Job, lane: Lane) -> None:
         self._job, self._lane = job, lane
-        self._new = deque(job.turns)
-        self._trained: deque[Turn] = deque()
-        self._taken: list[Turn] = []
+        self._new = deque(job.items)
+        self._trained: deque[WorkItem] = deque()
+        self._taken: list[WorkItem] = []
 
     @property
     def over(self) -> bool:
         """Whether nobody has to be given a turn any more."""
         return not (self._new or self._trained or self._taken)
 
-    def next(self, *, busy: int) -> Turn | None:
+    def next(self, *, busy: int) -> WorkItem | None:
         """Whose turn it is; None where nobody's just now.
 
         Args:
@@ -229,32 +238,34 @@ class Turns:
             return self._trained.popleft()
         return self._come_back()
 
-    def settle(self, turn: Turn, fate: Fate) -> None:
+    def record_outcome(self, item: WorkItem, outcome: Outcome) -> None:
         """Takes note of what became of a cell."""
-        if fate is Fate.TRAINED:
-            self._trained.append(dataclasses.replace(turn, trained=True, units=MEASURE_UNITS))
-        elif fate is Fate.TAKEN:
-            self._taken.append(turn)
+        if outcome is Outcome.TRAINED_ONLY:
+            self._trained.append(dataclasses.replace(item, trained=True, units=MEASURE_UNITS))
+        elif outcome is Outcome.LOCKED_ELSEWHERE:
+            self._taken.append(item)
 
-    def died(self, turn: Turn, how: str) -> None:
+    def died(self, item: WorkItem, how: str) -> None:
         """The worker of a cell died: another one tries, and after that nobody."""
-        if turn.deaths:
-            self._job.give_up(turn, f"its process ended twice without a result, with {how}")
-            self._tell(turn)
+        if item.deaths:
+            self._job.give_up(item, f"its process ended twice without a result, with {how}")
+            self._tell(item)
         else:
-            self._new.appendleft(dataclasses.replace(turn, deaths=1))
+            self._new.appendleft(dataclasses.replace(item, deaths=1))
 
-    def _come_back(self) -> Turn | None:
-        for turn in list(self._taken):
-            if self._job.ended(turn):
-                self._taken.remove(turn)
-                self._tell(turn)
-            elif not self._job.folder.lock("cell", turn.cell.id).taken():
-                self._taken.remove(turn)
-                return turn
+    def _come_back(self) -> WorkItem | None:
+        for item in list(self._taken):
+            if self._job.ended(item):
+                self._taken.remove(item)
+                self._tell(item)
+            elif not self._job.folder.lock("cell", item.cell.id).taken():
+                self._taken.remove(item)
+                return item
         return None
 
-    def _tell(self, turn: Turn) -> None:
-        result = self._job.folder.result(turn.cell.id)
-        self._lane.start(turn.title, turn.units)
-        self._lane.finish("gone" if result is None else said(result, "by another worker"))
+    def _tell(self, item: WorkItem) -> None:
+        result = self._job.folder.result(item.cell.id)
+        self._lane.start(item.title, item.units)
+        self._lane.finish(
+            "gone" if result is None else describe_result(result, "by another worker")
+        )

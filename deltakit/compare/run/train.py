@@ -12,8 +12,8 @@ from deltakit.compare.measure import hardware as machine
 from deltakit.compare.measure.hardware import Meter
 from deltakit.compare.plan.request import Budget
 from deltakit.compare.records.training import TrainingRecord
-from deltakit.compare.run import distributed as crew
-from deltakit.compare.run.learning_curve import Watch
+from deltakit.compare.run import distributed
+from deltakit.compare.run.learning_curve import IntermediateEval
 from deltakit.compare.run.progress import Lane
 from deltakit.errors import DeltakitError
 from deltakit.models.source import device
@@ -77,7 +77,7 @@ def train(
                 output_dir=scratch,
                 use_cpu=device().type == "cpu",
                 max_steps=steps,
-                per_device_train_batch_size=crew.share(budget),
+                per_device_train_batch_size=distributed.per_rank_batch_size(budget),
                 learning_rate=lr,
                 lr_scheduler_type="linear",
                 warmup_steps=round(budget.warmup * steps),
@@ -100,7 +100,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         meter = Meter()
-        watch = None if judge is None else Watch(steps, judge, meter)
+        watch = None if judge is None else IntermediateEval(steps, judge, meter)
         if watch is not None:
             trainer.add_callback(_watching(watch))
         trainer.train()
@@ -116,7 +116,7 @@ def train(
     )
 
 
-def _watching(watch: Watch) -> Any:
+def _watching(watch: IntermediateEval) -> Any:
     from transformers import TrainerCallback
 
     class Watching(TrainerCallback):

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from deltakit.compare.records.result import Predictions, Row
 from deltakit.compare.stats.metrics import Metric
-from deltakit.compare.stats.significance import LEVEL, Difference, group_letters, holm
+from deltakit.compare.stats.significance import LEVEL, Difference, compact_letter_display, holm
 
 Seeds = Mapping[int, Predictions]
 """The predictions of a row's finished cells, by seed."""
@@ -34,7 +34,9 @@ def contrasts(
     return {row: replace(found[row], p=adjusted[row]) for row in found}
 
 
-def letters(rows: Mapping[Row, Seeds], ranked: Sequence[Row], metric: Metric) -> dict[Row, str]:
+def letter_display(
+    rows: Mapping[Row, Seeds], ranked: Sequence[Row], metric: Metric
+) -> dict[Row, str]:
     """Letters for rows that cannot be told apart, of those with several seeds.
 
     A row with one seed says nothing about other seeds, so it has no letter.
@@ -51,7 +53,7 @@ def letters(rows: Mapping[Row, Seeds], ranked: Sequence[Row], metric: Metric) ->
     }
     different = [pair for pair, adjusted in holm(p).items() if adjusted <= LEVEL]
     names = {row: f"{at}" for at, row in enumerate(several)}
-    found = group_letters(
+    found = compact_letter_display(
         list(names.values()), [(names[one], names[other]) for one, other in different]
     )
     return {row: found[name] for row, name in names.items()}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     """Labels or predictions: shape (examples,), or (examples, labels) where there are several."""
 
 
-class Better(Enum):
+class Direction(Enum):
     """Which scores are the better ones. The value is the arrow after a column's title."""
 
     HIGHER = ""
@@ -30,7 +30,7 @@ class Better(Enum):
 
     def rank(self, score: float) -> float:
         """A number that is higher for a better score."""
-        return score if self is Better.HIGHER else -score
+        return score if self is Direction.HIGHER else -score
 
 
 class Unit(Enum):
@@ -69,7 +69,7 @@ class Metric(ABC):
     name: str
     title: str
     unit: Unit = Unit.PERCENT
-    better: Better = Better.HIGHER
+    direction: Direction = Direction.HIGHER
 
     @abstractmethod
     def value(self, predictions: Predictions) -> float:
@@ -92,14 +92,14 @@ class Metric(ABC):
         stats.check_same_split((*first, *second))
         return stats.difference(_evidence(self, tuple(first)), _evidence(self, tuple(second)))
 
-    def said(self, score: float) -> str:
+    def format(self, score: float) -> str:
         """A score in words, as in ``81.3 %`` or ``21.4 perplexity``."""
         (number,) = self.unit.words(self.unit.shown(score))
         return number + (self.unit.value or f" {self.title}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean(Metric):
+class MeanMetric(Metric):
     """A mean over examples. `each` makes what they add, shape (examples,)."""
 
     each: Callable[[Predictions], Array]
@@ -113,14 +113,14 @@ class Mean(Metric):
         return mean - (half or 0.0), mean + (half or 0.0)
 
     def evidence(self, seeds: Sequence[Predictions]) -> Evidence:
-        return stats.of_examples([self.each(predictions) for predictions in seeds])
+        return stats.evidence_from_examples([self.each(predictions) for predictions in seeds])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share(Mean):
+class ProportionMetric(MeanMetric):
     """A share of examples that are right."""
 
-    each: Callable[[Predictions], Array] = stats.right
+    each: Callable[[Predictions], Array] = stats.correct
 
     def interval(self, predictions: Predictions) -> tuple[float, float]:
         right = self.each(predictions)
@@ -131,7 +131,7 @@ class Share(Mean):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole(Metric):
+class CorpusMetric(Metric):
     """A score of all examples together, whose uncertainty a bootstrap over them says."""
 
     compute: Callable[[Array, Array], float]
@@ -151,7 +151,9 @@ class Whole(Metric):
 
     def evidence(self, seeds: Sequence[Predictions]) -> Evidence:
         labels, _ = _arrays(seeds[0])
-        return stats.of_metric(self.compute, labels, [_arrays(each)[1] for each in seeds])
+        return stats.evidence_from_metric(
+            self.compute, labels, [_arrays(each)[1] for each in seeds]
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -254,27 +256,27 @@ def _perplexity(tokens: Array, surprise: Array) -> float:
 METRICS: Registry[Metric] = Registry("metric")
 
 for _metric in (
-    Share(name="accuracy", title="accuracy"),
-    Share(name="exact_match", title="exact match"),
-    Whole(name="f1", title="F1 of the second class", compute=_f1_second),
-    Whole(name="f1_macro", title="macro F1", compute=_f1_macro),
-    Whole(name="f1_micro", title="micro F1", compute=_f1_micro),
-    Whole(name="matthews", title="Matthews correlation", unit=Unit.PLAIN, compute=_matthews),
-    Whole(name="pearson", title="Pearson correlation", unit=Unit.PLAIN, compute=_pearson),
-    Whole(name="spearman", title="Spearman correlation", unit=Unit.PLAIN, compute=_spearman),
-    Whole(name="r2", title="R²", unit=Unit.PLAIN, compute=_r2),
-    Mean(
+    ProportionMetric(name="accuracy", title="accuracy"),
+    ProportionMetric(name="exact_match", title="exact match"),
+    CorpusMetric(name="f1", title="F1 of the second class", compute=_f1_second),
+    CorpusMetric(name="f1_macro", title="macro F1", compute=_f1_macro),
+    CorpusMetric(name="f1_micro", title="micro F1", compute=_f1_micro),
+    CorpusMetric(name="matthews", title="Matthews correlation", unit=Unit.PLAIN, compute=_matthews),
+    CorpusMetric(name="pearson", title="Pearson correlation", unit=Unit.PLAIN, compute=_pearson),
+    CorpusMetric(name="spearman", title="Spearman correlation", unit=Unit.PLAIN, compute=_spearman),
+    CorpusMetric(name="r2", title="R²", unit=Unit.PLAIN, compute=_r2),
+    MeanMetric(
         name="mse",
         title="mean squared error",
         unit=Unit.PLAIN,
-        better=Better.LOWER,
+        direction=Direction.LOWER,
         each=_squared,
     ),
-    Whole(
+    CorpusMetric(
         name="perplexity",
         title="perplexity",
         unit=Unit.PLAIN,
-        better=Better.LOWER,
+        direction=Direction.LOWER,
         compute=_perplexity,
     ),
 ):

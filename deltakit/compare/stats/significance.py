@@ -115,7 +115,7 @@ def mcnemar(first: Predictions, second: Predictions) -> float:
     from scipy.stats import binomtest
 
     check_same_split((first, second))
-    change = right(first) - right(second)
+    change = correct(first) - correct(second)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
     if gained + lost == 0:
         return 1.0
@@ -145,7 +145,7 @@ def across_seeds(values: Sequence[float]) -> tuple[float, float | None]:
 # ----------------------------------------------------------------------- evidence from examples
 
 
-def of_predictions(seeds: Sequence[Predictions]) -> Evidence:
+def evidence_from_predictions(seeds: Sequence[Predictions]) -> Evidence:
     """The accuracy of a row, from one `Predictions` for each of its seeds.
 
     Raises:
@@ -154,10 +154,10 @@ def of_predictions(seeds: Sequence[Predictions]) -> Evidence:
     if not seeds:
         raise InvalidConfig("a row without predictions has no difference. Give at least one seed.")
     check_same_split(seeds)
-    return of_examples([right(predictions) for predictions in seeds])
+    return evidence_from_examples([correct(predictions) for predictions in seeds])
 
 
-def of_examples(values: ArrayLike) -> Evidence:
+def evidence_from_examples(values: ArrayLike) -> Evidence:
     """A metric that is a mean over examples: accuracy, squared error, log-likelihood.
 
     Args:
@@ -179,7 +179,7 @@ def of_examples(values: ArrayLike) -> Evidence:
     return Evidence(scores=scores, moves=(each - scores[:, None]) / np.sqrt(n * max(n - 1, 1)))
 
 
-def of_metric(metric: Metric, labels: ArrayLike, predicted: ArrayLike) -> Evidence:
+def evidence_from_metric(metric: Metric, labels: ArrayLike, predicted: ArrayLike) -> Evidence:
     """A metric that is no mean over examples (F1, Matthews, Pearson), by a bootstrap over them.
 
     The resampled examples depend on nothing but their number, so that rows stay paired.
@@ -232,7 +232,7 @@ def paired_difference(
     Raises:
         InvalidConfig: a row has no predictions, or they were made on different test splits.
     """
-    rows = of_predictions(first), of_predictions(second)
+    rows = evidence_from_predictions(first), evidence_from_predictions(second)
     check_same_split((first[0], second[0]))
     found = difference(*rows, seed_sd=seed_sd)
     if len({*first}) == len({*second}) == 1:
@@ -341,7 +341,9 @@ def holm(p: Mapping[Key, float]) -> dict[Key, float]:
     return {key: adjusted[key] for key in p}
 
 
-def group_letters(ranked: Sequence[str], different: Collection[tuple[str, str]]) -> dict[str, str]:
+def compact_letter_display(
+    ranked: Sequence[str], different: Collection[tuple[str, str]]
+) -> dict[str, str]:
     """Letters for a table's rows: those that share one cannot be told apart.
 
     Args:
@@ -369,12 +371,12 @@ def group_letters(ranked: Sequence[str], different: Collection[tuple[str, str]])
     }
 
 
-def collapsed(predictions: Predictions) -> bool:
+def is_constant(predictions: Predictions) -> bool:
     """Whether a run predicts one class for every example, on a split that has several."""
     return len({*predictions.predicted}) == 1 < len({*predictions.labels})
 
 
-def right(predictions: Predictions) -> NDArray[np.float64]:
+def correct(predictions: Predictions) -> NDArray[np.float64]:
     """1.0 where the prediction is right and 0.0 where not, of shape (examples,)."""
     import numpy as np
 

@@ -11,7 +11,7 @@ from typing import Any
 from deltakit._files import cache_folder, sweep, weights_bytes, write_text
 from deltakit.compare.plan.plan import Cell, Plan, Training
 from deltakit.compare.records.result import SCHEMA_VERSION, CellResult, Predictions
-from deltakit.compare.records.training import Checkpoint, TrainingRecord
+from deltakit.compare.records.training import EvalPoint, TrainingRecord
 from deltakit.compare.records.trial import Trial
 from deltakit.compare.store.locks import Lock
 from deltakit.errors import InvalidConfig
@@ -112,7 +112,7 @@ class RunFolder:
     def _trial_path(self, training: Training) -> Path:
         return self.path / "trials" / f"{training.id}.json"
 
-    def write_beside(self, cell: Cell, kind: str, content: Any) -> None:
+    def write_extra(self, cell: Cell, kind: str, content: Any) -> None:
         """Stores what was recorded beside a cell's result; no file where that is nothing.
 
         Args:
@@ -121,14 +121,14 @@ class RunFolder:
             content: as JSON holds it.
         """
         if content:
-            write_text(self._beside_path(cell.id, kind), json.dumps(content, indent=2) + "\n")
+            write_text(self._extra_path(cell.id, kind), json.dumps(content, indent=2) + "\n")
 
-    def beside(self, cell_id: str, kind: str) -> Any:
+    def extras(self, cell_id: str, kind: str) -> Any:
         """What was recorded beside a cell's result, or None."""
-        path = self._beside_path(cell_id, kind)
+        path = self._extra_path(cell_id, kind)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def _beside_path(self, cell_id: str, kind: str) -> Path:
+    def _extra_path(self, cell_id: str, kind: str) -> Path:
         return self.path / "cells" / f"{cell_id}.{kind}.json"
 
     def description(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class DeltaStore:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        pace = tuple(Checkpoint(**each) for each in content.pop("pace", ()))
+        pace = tuple(EvalPoint(**each) for each in content.pop("pace", ()))
         return TrainingRecord(**{**content, "losses": tuple(content["losses"]), "pace": pace})
 
     def write(

@@ -25,7 +25,7 @@ class AdapterHub(Format):
     """``adapter_config.json`` with a "config" and a "model_type", a fusion's, or a setup's."""
 
     title = "AdapterHub"
-    signs = f"{CONFIG} with 'config' and 'model_type', {FUSION_CONFIG} or {SETUP}"
+    markers = f"{CONFIG} with 'config' and 'model_type', {FUSION_CONFIG} or {SETUP}"
 
     def recognises(self, folder: Path) -> bool:
         if (folder / SETUP).is_file() or (folder / FUSION_CONFIG).is_file():

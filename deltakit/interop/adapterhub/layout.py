@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit.arch.resolve import resolve
 from deltakit.core.method import Method, Placement
-from deltakit.core.site import Handle, Site, Tap
+from deltakit.core.site import Handle, HookKind, Site
 from deltakit.errors import CheckpointError
-from deltakit.inject.attachments import bank_of, head_names
+from deltakit.inject.attachments import attachments_of, head_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,7 +159,7 @@ class Host:
     @property
     def post_norm(self) -> bool:
         """Whether the norms stand behind the residual additions."""
-        return any(handle.tap is Tap.NORM for handle in self.handles)
+        return any(handle.hook_kind is HookKind.NORM for handle in self.handles)
 
     @property
     def crosses(self) -> bool:
@@ -235,8 +235,8 @@ def host_of(model: "PreTrainedModel") -> Host:
             f"this {type(model).__name__} attends across (add_cross_attention), where AdapterHub's "
             "library has adapters and deltakit has none. Use format='deltakit' for it."
         )
-    bank = bank_of(model)
-    handles = resolve(model) if bank is None else tuple(bank.handles.values())
+    attachments = attachments_of(model)
+    handles = resolve(model) if attachments is None else tuple(attachments.handles.values())
     handles = tuple(handle for handle in handles if handle.in_a_layer)
     depths = {handle.stack: handle.layer + 1 for handle in handles}
     return Host(model, layout, handles, head_names(model), depths)

@@ -146,7 +146,7 @@ def shapes_of(method: Method, host: Host, origin: str) -> dict[str, torch.Size]:
                 f"{handle.key}.{name}": parameter.shape
                 for term in terms_of(method)
                 for placement, handle in host.placed(term)
-                for name, parameter in placement.form(handle).named_parameters()
+                for name, parameter in placement.make_delta(handle).named_parameters()
             }
     except (DeltakitError, RuntimeError, OverflowError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

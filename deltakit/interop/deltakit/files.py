@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from deltakit._files import atomic_path, write_text
-from deltakit.core.checkpoint import Checkpoint, Part, named
+from deltakit.core.checkpoint import Checkpoint, Part, first_few
 from deltakit.core.composition import composition_from_plain
 from deltakit.core.method import method_from_dict, method_to_dict
 from deltakit.errors import CheckpointError, DeltakitError
@@ -75,7 +75,7 @@ def read(folder: Path) -> Checkpoint:
     stray = [key for key in tensors if key.partition("/")[0] not in {part.name for part in parts}]
     if stray or not parts:
         raise CheckpointError(
-            f"{folder / WEIGHTS} holds tensors of no delta in {CONFIG}: {named('', stray)}."
+            f"{folder / WEIGHTS} holds tensors of no delta in {CONFIG}: {first_few('', stray)}."
         )
     unknown = set(composition.names) - {part.name for part in parts}
     if unknown:

@@ -11,7 +11,7 @@ class Native(Standalone):
     """``delta.json`` and ``delta.safetensors``."""
 
     title = "deltakit"
-    signs = f"{CONFIG} and {WEIGHTS}"
+    markers = f"{CONFIG} and {WEIGHTS}"
 
     def recognises(self, folder: Path) -> bool:
         return (folder / CONFIG).is_file()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deltakit.core.checkpoint import named
+from deltakit.core.checkpoint import first_few
 from deltakit.core.method import Method, Sum, method_from_dict
 from deltakit.errors import CheckpointError, DeltakitError
 from deltakit.interop.files import Tensors, our_words
@@ -101,8 +101,8 @@ class Folder:
             )
 
     def _check_keys(self, needed: set[str], spare: Mapping[str, str | None]) -> None:
-        missing = named("lacks", sorted(key for key in needed if key not in self.file))
-        extra = named("has", sorted(k for k in self.file if k not in needed and k not in spare))
+        missing = first_few("lacks", sorted(key for key in needed if key not in self.file))
+        extra = first_few("has", sorted(k for k in self.file if k not in needed and k not in spare))
         if missing or extra:
             raise CheckpointError(
                 f"{self.file.path} {' and '.join(filter(None, (missing, extra)))}, unlike what "

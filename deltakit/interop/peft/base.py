@@ -10,9 +10,15 @@ from torch import Tensor, nn
 
 from deltakit.arch.resolve import linear_widths, resolve
 from deltakit.core.method import Method, Sum
-from deltakit.core.site import LINEAR_SITES, Handle, Site, Tap
+from deltakit.core.site import LINEAR_SITES, Handle, HookKind, Site
 from deltakit.errors import CheckpointError, IncompatibleDeltas
-from deltakit.inject.attachments import CHILD, bank_of, base_parameters, head_names, parameter_names
+from deltakit.inject.attachments import (
+    CHILD,
+    attachments_of,
+    base_parameters,
+    head_names,
+    parameter_names,
+)
 from deltakit.methods.drop import AdapterDrop
 
 if TYPE_CHECKING:
@@ -37,8 +43,8 @@ class Base:
     @cached_property
     def handles(self) -> tuple[Handle, ...]:
         """Its sites."""
-        bank = bank_of(self.model)
-        return resolve(self.model) if bank is None else tuple(bank.handles.values())
+        attachments = attachments_of(self.model)
+        return resolve(self.model) if attachments is None else tuple(attachments.handles.values())
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -69,7 +75,7 @@ class Base:
     @cached_property
     def inputs(self) -> Paths:
         """The sites that are what a module is given."""
-        return self._by_path(lambda handle: handle.tap is Tap.INPUT)
+        return self._by_path(lambda handle: handle.hook_kind is HookKind.INPUT)
 
     def _by_path(self, wanted: Callable[[Handle], bool]) -> Paths:
         found: Paths = {}
@@ -106,7 +112,7 @@ class Base:
         return frozenset(
             name
             for name in self.parameters.keys() - self.head
-            if method.trains(name, owners[name.rpartition(".")[0]])
+            if method.trains_base_parameter(name, owners[name.rpartition(".")[0]])
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltakit.core.checkpoint import Checkpoint, Part, named
+from deltakit.core.checkpoint import Checkpoint, Part, first_few
 from deltakit.core.composition import One
 from deltakit.core.method import Method, method_to_dict
 from deltakit.errors import CheckpointError, DeltakitError, nearest
@@ -53,7 +53,7 @@ class Peft(Format):
     """LoRA and (IA)³ at any of our sites, with task heads and biases."""
 
     title = "PEFT"
-    signs = f"{FILE} with peft_type, and {WEIGHTS}"
+    markers = f"{FILE} with peft_type, and {WEIGHTS}"
 
     def recognises(self, folder: Path) -> bool:
         path = folder / FILE
@@ -150,7 +150,7 @@ def _check(folder: Folder, adapter: Adapter) -> None:
         )
     differ = [*_differing(back.tensors, adapter.tensors), *_differing(back.own, adapter.own)]
     if differ:
-        raise CheckpointError(f"PEFT cannot hold {named('', sorted(differ))} exactly.")
+        raise CheckpointError(f"PEFT cannot hold {first_few('', sorted(differ))} exactly.")
 
 
 def _differing(one: Values, other: Values) -> set[str]:

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from deltakit.core.method import Method
-from deltakit.core.site import Site, Tap
+from deltakit.core.site import HookKind, Site
 from deltakit.errors import CheckpointError
 from deltakit.interop.peft.adapter import TUNED, Adapter, Folder, Values, Written
 from deltakit.interop.peft.base import (
@@ -152,14 +152,14 @@ def write(adapter: Adapter, base: Base) -> Written:
 
 def _is_one(group: Sequence[Spot[IA3]]) -> bool:
     """Whether the deltas are parts of one vector."""
-    taps = {spot.handle.tap for spot in group}
-    return len(taps) == 1 and len({spot.handle.key for spot in group}) == len(group)
+    hook_kinds = {spot.handle.hook_kind for spot in group}
+    return len(hook_kinds) == 1 and len({spot.handle.key for spot in group}) == len(group)
 
 
 def _joined(group: Sequence[Spot[IA3]], parts: Sequence[Tensor]) -> Tensor:
     """One vector of what the sites of one module have."""
     handle = group[0].handle
-    on_input = handle.tap is Tap.INPUT
+    on_input = handle.hook_kind is HookKind.INPUT
     vector = parts[0].new_ones(widths(handle.module)[0 if on_input else 1])
     for spot, part in zip(group, parts, strict=True):
         vector = with_part(spot.handle, vector, part)

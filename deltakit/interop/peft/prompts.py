@@ -128,9 +128,9 @@ def deployed(adapter: Adapter, base: Base) -> Adapter:
     prefix, found = sole(adapter.method, PrefixTuning), dict[str, Tensor]()
     if prefix is None or prefix.bottleneck is None:
         return adapter
-    form = prefix.placements()[0].form
+    make_delta = prefix.placements()[0].make_delta
     for handle in _attentions(base):
-        delta, start = form(handle), f"{handle.key}."
+        delta, start = make_delta(handle), f"{handle.key}."
         given = {
             k.removeprefix(start): t for k, t in adapter.tensors.items() if k.startswith(start)
         }

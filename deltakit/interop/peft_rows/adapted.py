@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.arch.resolve import resolve
-from deltakit.core.provider import Counts, Subject
+from deltakit.core.provider import AdaptedModel, Counts
 from deltakit.core.site import Site
 from deltakit.core.spec import format_method
 from deltakit.errors import CheckpointError, InvalidConfig, NotMergeable
@@ -29,7 +29,7 @@ from deltakit.inject.attachments import head_names
 from deltakit.inject.summary import summary
 from deltakit.interop.peft_rows.tuner import PeftTuner, first_line, refusal
 from deltakit.methods.norms import NormTuning
-from deltakit.models.quantised import codec_of, steady
+from deltakit.models.quantised import codec_of, keep_as_loaded
 
 ADAPTER = "default"
 """PEFT's name for what is put on: with this one it saves right into a folder."""
@@ -57,7 +57,7 @@ DRAWN_FROM_DATA = ("eva", "corda", "lora_ga")
 """Initialisations that take a pass over data first; PEFT trains without it and says nothing."""
 
 
-class PeftSubject(Subject):
+class PeftAdaptedModel(AdaptedModel):
     """A model that PEFT has wrapped. `attach` makes `model` PEFT's."""
 
     def __init__(self, model: Any, method: PeftTuner) -> None:
@@ -67,7 +67,7 @@ class PeftSubject(Subject):
         self._heads = sorted({name.partition(".")[0] for name in head_names(model)})
 
     def attach(self) -> None:
-        steady(self.model)
+        keep_as_loaded(self.model)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UserWarning)
@@ -152,7 +152,7 @@ class PeftSubject(Subject):
                 tuner.unmerge_adapter()
 
     @contextmanager
-    def second(self, folder: Path) -> Iterator[Callable[[], None]]:
+    def second_copy(self, folder: Path) -> Iterator[Callable[[], None]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what it said when the first one was put on
             self.model.load_adapter(folder, SECOND, autocast_adapter_dtype=False)
@@ -299,7 +299,9 @@ def _usual_targets(model: Any, name: str) -> tuple[str, dict[str, Any]]:
     if name == "ln_tuning":
         norms = NormTuning()
         named = model.base_model.named_modules(prefix=model.base_model_prefix)
-        return "the norms", {"target_modules": [path for path, m in named if norms.trains("", m)]}
+        return "the norms", {
+            "target_modules": [path for path, m in named if norms.trains_base_parameter("", m)]
+        }
     if name == "ia3":
         down = _paths(model, Site.FFN_DOWN)
         targets = [*_paths(model, Site.ATTN_K, Site.ATTN_V), *down]

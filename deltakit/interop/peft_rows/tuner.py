@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, TypeVar
 
 from deltakit.core.method import Method, Paper
-from deltakit.core.provider import Foreign, settings_of
+from deltakit.core.provider import ExternalMethod, settings_of
 from deltakit.core.spec import format_method
 from deltakit.errors import DeltakitError, InvalidConfig, MissingExtra, nearest, unknown
 from deltakit.interop.peft_rows.papers import LIBRARY, PAPERS, RATES, USUAL_RATE
@@ -40,7 +40,7 @@ NOT_SETTINGS = {"peft_type", "auto_mapping", "peft_version", "base_model_name_or
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeftTuner(Foreign):
+class PeftTuner(ExternalMethod):
     """One of PEFT's tuners, trained beside deltakit's methods and measured as they are.
 
     Args:

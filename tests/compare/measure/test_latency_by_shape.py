@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 import deltakit as dk
-from deltakit.compare.adapted import Own
+from deltakit.compare.adapted import DeltakitModel
 from deltakit.compare.measure.latency_by_shape import GENERATED, by_shape, filled
 from deltakit.compare.records.latency import Shape, shape_of
 from deltakit.errors import InvalidConfig
@@ -37,7 +37,7 @@ def test_a_batch_is_of_its_shape_and_of_tokens_that_occur() -> None:
 
 def timed(model: Any, method: dk.Method, head: Any, *shapes: str) -> Any:
     dk.attach(model, method, "trained")
-    return by_shape(Own(model, method), head, ROWS, [shape_of(s) for s in shapes], CPU)
+    return by_shape(DeltakitModel(model, method), head, ROWS, [shape_of(s) for s in shapes], CPU)
 
 
 def test_a_classifier_makes_forward_passes(kit: SimpleNamespace) -> None:
@@ -79,7 +79,7 @@ def test_timing_leaves_the_model_as_it_was(kit: SimpleNamespace) -> None:
     batch, before = kit.make_batch(), kit.snapshot(model)
     with torch.no_grad():
         logits = model.eval()(**batch).logits
-    by_shape(Own(model, dk.LoRA()), SequenceHead(outputs=2), ROWS, [shape_of("2x4")], CPU)
+    by_shape(DeltakitModel(model, dk.LoRA()), SequenceHead(outputs=2), ROWS, [shape_of("2x4")], CPU)
     kit.assert_same(before, kit.snapshot(model))
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, logits)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import deltakit as dk
-from deltakit.compare.adapted import TRAINED, Own
-from deltakit.compare.measure import timing as measure
+from deltakit.compare.adapted import TRAINED, DeltakitModel
+from deltakit.compare.measure import timing
 from deltakit.compare.measure.memory import LiveBytes, inference_memory, training_memory
 from deltakit.compare.measure.timing import (
     Step,
-    alternate,
-    handling,
+    interleave,
     latency,
+    load_and_swap,
     merge_ms,
     merged_latency_vs_base,
 )
@@ -208,7 +208,9 @@ def test_inference_keeps_less_than_training(kit: SimpleNamespace) -> None:
 
 def test_actions_are_timed_in_turn() -> None:
     calls: list[str] = []
-    timings = alternate([lambda: calls.append("a"), lambda: calls.append("b")], repeats=3, warmup=2)
+    timings = interleave(
+        [lambda: calls.append("a"), lambda: calls.append("b")], repeats=3, warmup=2
+    )
     assert "".join(calls) == "ab" * 5
     assert len(timings) == 2
     assert all(timing.median_ms >= 0 and timing.iqr_ms >= 0 for timing in timings)
@@ -217,14 +219,14 @@ def test_actions_are_timed_in_turn() -> None:
 def test_the_warm_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     # The warm-up is begun but not read again.
     clock = iter([7.0, 0.0, 0.001, 0.0, 0.002, 0.0, 0.003])
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    (timing,) = alternate([lambda: None], repeats=3, warmup=1)
-    assert timing.median_ms == pytest.approx(2)
-    assert timing.iqr_ms == pytest.approx(2)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    (timed,) = interleave([lambda: None], repeats=3, warmup=1)
+    assert timed.median_ms == pytest.approx(2)
+    assert timed.iqr_ms == pytest.approx(2)
 
 
 def test_one_repetition_has_no_spread() -> None:
-    (timing,) = alternate([lambda: None], repeats=1, warmup=0)
+    (timing,) = interleave([lambda: None], repeats=1, warmup=0)
     assert timing.iqr_ms == 0
 
 
@@ -241,10 +243,10 @@ def test_latency_leaves_the_model_as_it_was(adapted: Any, kit: SimpleNamespace) 
     before = kit.snapshot(adapted)
     with torch.no_grad():
         logits = adapted(**batch).logits
-    subject = Own(adapted, dk.LoRA())
-    result = latency(subject, batch, repeats=2)
+    adapted = DeltakitModel(adapted, dk.LoRA())
+    result = latency(adapted, batch, repeats=2)
     assert result.timing.median_ms > 0 and result.vs_base > 0
-    assert merged_latency_vs_base(subject, batch, repeats=2) > 0
+    assert merged_latency_vs_base(adapted, batch, repeats=2) > 0
     kit.assert_same(before, kit.snapshot(adapted))
     with torch.no_grad():
         assert torch.equal(adapted(**batch).logits, logits)
@@ -257,15 +259,15 @@ def test_the_base_is_measured_without_the_deltas(
     with dk.disabled(adapted), torch.no_grad():
         base = adapted(**batch).logits
 
-    timed = measure._warm_ms
+    timed = timing._warm_ms
 
-    def spy(model: Any, run: measure.Run) -> float:
+    def spy(model: Any, run: timing.Call) -> float:
         with torch.no_grad():
             seen.append(torch.equal(adapted(**batch).logits, base))
         return timed(model, run)
 
-    monkeypatch.setattr(measure, "_warm_ms", spy)
-    latency(Own(adapted, dk.LoRA()), batch, repeats=2)
+    monkeypatch.setattr(timing, "_warm_ms", spy)
+    latency(DeltakitModel(adapted, dk.LoRA()), batch, repeats=2)
     assert seen == [False, True] * 4  # two rounds of warm-up, two that count
 
 
@@ -284,13 +286,13 @@ def test_only_what_merges_has_a_merged_latency(
 ) -> None:
     model = kit.make_model("bert", "classify")
     dk.attach(model, method)
-    found = merged_latency_vs_base(Own(model, method), kit.make_batch(), repeats=1)
+    found = merged_latency_vs_base(DeltakitModel(model, method), kit.make_batch(), repeats=1)
     assert (found is not None) == merges
 
 
 def test_measuring_does_not_leave_a_merged_model(adapted: Any, kit: SimpleNamespace) -> None:
     weights = {name: p.detach().clone() for name, p in adapted.named_parameters()}
-    merged_latency_vs_base(Own(adapted, dk.LoRA()), kit.make_batch(), repeats=1)
+    merged_latency_vs_base(DeltakitModel(adapted, dk.LoRA()), kit.make_batch(), repeats=1)
     for name, parameter in adapted.named_parameters():
         assert torch.equal(parameter, weights[name]), name
 
@@ -316,23 +318,23 @@ def test_a_second_one_is_loaded_switched_to_and_taken_off(
     model, method = kit.make_model("bert", "classify").to(dtype), METHODS[name]
     dk.attach(model, method, TRAINED)
     kit.randomise_deltas(model)
-    subject = Own(model, method)
-    subject.save(tmp_path)
+    adapted = DeltakitModel(model, method)
+    adapted.save(tmp_path)
     batch, before = kit.make_batch(), kit.snapshot(model)
     with torch.no_grad():
         logits = model.eval()(**batch).logits
-        with subject.second(tmp_path) as swap:
+        with adapted.second_copy(tmp_path) as swap:
             for _ in range(3):
                 assert torch.equal(model(**batch).logits, logits)
                 swap()
         assert torch.equal(model(**batch).logits, logits)
     kit.assert_same(before, kit.snapshot(model))
-    found = handling(subject, tmp_path, repeats=2)
+    found = load_and_swap(adapted, tmp_path, repeats=2)
     assert found.load_ms > 0 and found.swap_ms > 0
 
 
 def test_merging_is_timed_and_undone(adapted: Any, kit: SimpleNamespace) -> None:
     before = kit.snapshot(adapted)
-    found = merge_ms(Own(adapted, dk.LoRA()), repeats=3)
+    found = merge_ms(DeltakitModel(adapted, dk.LoRA()), repeats=3)
     assert found is not None and found > 0
     kit.assert_same(before, kit.snapshot(adapted))

@@ -10,7 +10,7 @@ import pytest
 
 from deltakit.compare.api import run_plan
 from deltakit.compare.plan.lr_search import TUNING_SEED, SearchFailed, choose, rates
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.trial import Choice, Edge, Trial
 from deltakit.compare.run import cell
 from deltakit.compare.run.progress import Silent
@@ -68,7 +68,7 @@ def test_a_search_of_which_every_trial_failed() -> None:
 
 
 def test_every_method_has_the_same_trials(asked: Callable[..., Any]) -> None:
-    plan = resolve(asked("lora,fusion", trials=3, lr=None, seeds=2))
+    plan = build_plan(asked("lora,fusion", trials=3, lr=None, seeds=2))
     for each in plan.cells:
         if each.training is not None:
             trials = plan.trials(each.training)
@@ -79,13 +79,13 @@ def test_every_method_has_the_same_trials(asked: Callable[..., Any]) -> None:
 
 
 def test_trials_are_shared_by_the_seeds(asked: Callable[..., Any]) -> None:
-    plan = resolve(asked("lora", trials=3, lr=None, seeds=2))
+    plan = build_plan(asked("lora", trials=3, lr=None, seeds=2))
     before = [training.id for _, first in plan.stages() for training in first]
     assert len(before) == len(set(before)) == 3 * len(("head", "full", "lora"))
 
 
 def test_members_are_trained_at_the_rate_their_method_found(asked: Callable[..., Any]) -> None:
-    plan = resolve(asked("adapter,fusion", trials=3, lr=None))
+    plan = build_plan(asked("adapter,fusion", trials=3, lr=None))
     adapter, fusion = plan.cells[-2].training, plan.cells[-1].training
     ids = {trial.id for trial in plan.trials(adapter)}
     for member in fusion.members:
@@ -105,7 +105,7 @@ def test_searches_that_do_not_do(
     fields: dict[str, Any], message: str, asked: Callable[..., Any]
 ) -> None:
     with pytest.raises(InvalidConfig, match=message):
-        resolve(asked("lora", **fields))
+        build_plan(asked("lora", **fields))
 
 
 # ------------------------------------------------------------------------------------- the run
@@ -114,12 +114,12 @@ def test_searches_that_do_not_do(
 def test_a_run_with_trials(
     asked: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = resolve(asked("adapter,fusion", trials=2, lr=None, seeds=2))
+    plan = build_plan(asked("adapter,fusion", trials=2, lr=None, seeds=2))
     ended = run_plan(plan, tmp_path / "run", Silent())
     assert not ended.failures
     folder = RunFolder(tmp_path / "run")
     for each, row in zip(plan.cells, ended.results, strict=True):
-        stored = folder.beside(each.id, "search")
+        stored = folder.extras(each.id, "search")
         if each.training is None:
             assert stored is None and row.trials is None
             continue
@@ -154,10 +154,10 @@ def test_a_rate_that_diverges_is_a_trial_that_failed(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(cell, "train", train)
-    plan = resolve(asked("lora", trials=2, lr=None))
+    plan = build_plan(asked("lora", trials=2, lr=None))
     ended = run_plan(plan, tmp_path / "run", Silent())
     assert not ended.failures
-    choice = Choice.from_plain(RunFolder(tmp_path / "run").beside(plan.cells[-1].id, "search"))
+    choice = Choice.from_plain(RunFolder(tmp_path / "run").extras(plan.cells[-1].id, "search"))
     assert choice is not None
     assert [(t.score is None, t.reason) for t in choice.trials] == [
         (False, None),

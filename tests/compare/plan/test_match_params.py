@@ -7,7 +7,7 @@ import pytest
 
 import deltakit as dk
 from deltakit.compare.plan.match_params import matched
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig
 
@@ -62,7 +62,7 @@ def test_a_rank_keeps_its_scale() -> None:
 
 
 def test_rows_say_their_size_and_notes_how_near_it_is(asked: Callable[..., Any]) -> None:
-    plan = resolve(asked("lora,adapter,ia3,fusion", match_params=700))
+    plan = build_plan(asked("lora,adapter,ia3,fusion", match_params=700))
     labels = [cell.label for cell in plan.cells]
     assert labels[:3] == ["majority", "head", "full"]
     assert labels[3].startswith("lora[rank=") and labels[4].startswith("adapter[bottleneck=")
@@ -70,4 +70,4 @@ def test_rows_say_their_size_and_notes_how_near_it_is(asked: Callable[..., Any])
     assert [note.partition(" ")[0] for note in plan.notes] == ["lora", "adapter", "ia3"]
     assert "no width to choose" in plan.notes[2]
     with pytest.raises(InvalidConfig, match="match_params"):
-        resolve(asked("lora", match_params=0))
+        build_plan(asked("lora", match_params=0))

@@ -14,7 +14,7 @@ import pytest
 import deltakit as dk
 from deltakit.compare.plan.plan import Plan, content_id
 from deltakit.compare.plan.request import PROFILES, Budget, Request, profile
-from deltakit.compare.plan.resolve import delta_name, resolve
+from deltakit.compare.plan.resolve import build_plan, delta_name
 from deltakit.errors import DeltakitError, InvalidConfig, UnknownName
 
 Asked = Callable[..., Request]
@@ -28,35 +28,35 @@ def labels(plan: Plan) -> list[str]:
 
 
 def test_the_baselines_come_first_whatever_is_asked(asked: Asked) -> None:
-    assert labels(resolve(asked("lora"))) == ["majority", "head", "full", "lora"]
+    assert labels(build_plan(asked("lora"))) == ["majority", "head", "full", "lora"]
 
 
 @pytest.mark.parametrize("methods", ["full,lora", "lora,majority,full"])
 def test_a_baseline_that_is_asked_for_is_no_second_row(methods: str, asked: Asked) -> None:
-    assert sorted(labels(resolve(asked(methods)))) == ["full", "head", "lora", "majority"]
+    assert sorted(labels(build_plan(asked(methods)))) == ["full", "head", "lora", "majority"]
 
 
 def test_settings_and_sums_are_rows_of_their_own(asked: Asked) -> None:
     request = dataclasses.replace(
         asked(), methods=("lora[rank=2]", "lora[rank=4,targets=q/k]", "lora+houlsby")
     )
-    plan = resolve(request)
+    plan = build_plan(request)
     assert labels(plan)[3:] == list(request.methods)
     assert plan.cells[4].training.method == dk.LoRA(rank=4, targets=("q", "k"))
 
 
 def test_roles_are_those_of_the_methods_and_not_of_names(asked: Asked) -> None:
-    assert resolve(asked("lora")).roles == {"floor": "head", "ceiling": "full"}
+    assert build_plan(asked("lora")).roles == {"floor": "head", "ceiling": "full"}
 
 
 def test_each_seed_has_every_row(asked: Asked) -> None:
-    plan = resolve(asked("lora", seeds=3))
+    plan = build_plan(asked("lora", seeds=3))
     assert [cell.seed for cell in plan.cells] == [0] * 4 + [1] * 4 + [2] * 4
     assert len({cell.id for cell in plan.cells}) == 12
 
 
 def test_each_base_has_every_row_but_what_trains_all_weights(asked: Asked) -> None:
-    plan = resolve(asked("lora,fusion", bases=("fp32", "int8", "nf4")))
+    plan = build_plan(asked("lora,fusion", bases=("fp32", "int8", "nf4")))
     assert [(cell.label, cell.base) for cell in plan.cells] == [
         ("majority", "fp32"),
         *(("head", base) for base in ("fp32", "int8", "nf4")),
@@ -74,7 +74,7 @@ def test_each_base_has_every_row_but_what_trains_all_weights(asked: Asked) -> No
 
 
 def test_what_a_base_computes_in_is_part_of_what_it_is(asked: Asked) -> None:
-    plans = [resolve(asked("lora", bases=("nf4",), compute_dtype=d)) for d in (None, "bfloat16")]
+    plans = [build_plan(asked("lora", bases=("nf4",), compute_dtype=d)) for d in (None, "bfloat16")]
     assert [plan.cells[-1].training.base.dtype for plan in plans] == ["float32", "bfloat16"]
     assert plans[0].cells[-1].training.id != plans[1].cells[-1].training.id
 
@@ -91,13 +91,13 @@ def test_what_a_base_computes_in_is_part_of_what_it_is(asked: Asked) -> None:
 )
 def test_bases_that_do_not_do(fields: dict[str, Any], message: str, asked: Asked) -> None:
     with pytest.raises(DeltakitError, match=re.escape(message)):
-        resolve(asked("lora", **fields))
+        build_plan(asked("lora", **fields))
 
 
 def test_one_rate_for_all_or_each_methods_own(asked: Asked) -> None:
-    given = resolve(asked("lora,adapter", lr=0.25)).cells[1:]
+    given = build_plan(asked("lora,adapter", lr=0.25)).cells[1:]
     assert {cell.training.lr for cell in given} == {0.25}
-    own = resolve(asked("lora,adapter", lr=None)).cells[1:]
+    own = build_plan(asked("lora,adapter", lr=None)).cells[1:]
     assert [cell.training.lr for cell in own] == [c.training.method.learning_rate for c in own]
 
 
@@ -105,7 +105,7 @@ def test_one_rate_for_all_or_each_methods_own(asked: Asked) -> None:
 
 
 def test_fusion_is_over_the_sources_and_the_target(asked: Asked) -> None:
-    plan = resolve(asked("fusion"))
+    plan = build_plan(asked("fusion"))
     training = plan.cells[-1].training
     assert [member.name for member in training.members] == ["shop", "trade", "two"]
     assert training.method.names == ("shop", "trade", "two")
@@ -114,18 +114,18 @@ def test_fusion_is_over_the_sources_and_the_target(asked: Asked) -> None:
 
 
 def test_sources_are_not_even_read_where_nothing_is_composed(asked: Asked) -> None:
-    plan = resolve(asked("lora", source_tasks=("no-such-task",)))
+    plan = build_plan(asked("lora", source_tasks=("no-such-task",)))
     assert set(plan.tasks) == {"two"}
 
 
 def test_the_targets_member_is_the_row_of_the_same_method(asked: Asked) -> None:
-    plan = resolve(asked("adapter,fusion"))
+    plan = build_plan(asked("adapter,fusion"))
     row, fusion = plan.cells[-2:]
     assert fusion.training.members[-1].id == row.training.id
 
 
 def test_stages_put_members_before_what_composes_them_and_repeat_none(asked: Asked) -> None:
-    plan = resolve(asked("fusion,adapter,fusion[value=false]", seeds=2))
+    plan = build_plan(asked("fusion,adapter,fusion[value=false]", seeds=2))
     order = list(plan.stages())
     fused = [cell.label for cell, _ in order].index("fusion")
     assert all(cell.training is None or not cell.training.members for cell, _ in order[:fused])
@@ -152,7 +152,7 @@ def test_a_tasks_name_as_that_of_a_delta(task: str, name: str) -> None:
 
 
 def test_ids_are_short_and_repeatable(asked: Asked) -> None:
-    first, again = resolve(asked("adapter,fusion")), resolve(asked("adapter,fusion"))
+    first, again = build_plan(asked("adapter,fusion")), build_plan(asked("adapter,fusion"))
     assert first.id == again.id
     assert [cell.id for cell in first.cells] == [cell.id for cell in again.cells]
     assert all(re.fullmatch(r"[0-9a-f]{16}", cell.id) for cell in first.cells)
@@ -170,14 +170,17 @@ def test_ids_are_short_and_repeatable(asked: Asked) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_what_changes_a_score_changes_the_ids(change: dict[str, Any], asked: Asked) -> None:
-    before, after = resolve(asked("lora")), resolve(asked("lora", **change))
+    before, after = build_plan(asked("lora")), build_plan(asked("lora", **change))
     assert before.id != after.id
     for old, new in zip(before.cells[1:], after.cells[1:], strict=True):
         assert old.id != new.id and old.training.id != new.training.id
 
 
 def test_a_bound_on_the_test_split_keeps_the_trainings(asked: Asked) -> None:
-    before, after = resolve(asked("lora")).cells[-1], resolve(asked("lora", lr=1e-2)).cells[-1]
+    before, after = (
+        build_plan(asked("lora")).cells[-1],
+        build_plan(asked("lora", lr=1e-2)).cells[-1],
+    )
     assert before.id == after.id
     bounded = dataclasses.replace(before, max_eval_samples=10)
     assert bounded.id != before.id
@@ -187,7 +190,7 @@ def test_a_bound_on_the_test_split_keeps_the_trainings(asked: Asked) -> None:
 def test_shapes_keep_the_trainings_and_are_tried_before_them(
     asked: Asked, bert: Path, tmp_path: Path
 ) -> None:
-    plain, timed = (resolve(asked("lora", latency=shapes)) for shapes in ((), ("2x24",)))
+    plain, timed = (build_plan(asked("lora", latency=shapes)) for shapes in ((), ("2x24",)))
     for one, other in zip(plain.cells, timed.cells, strict=True):
         assert one.id != other.id, "a cell that was not timed so is another one"
         if one.training is not None and other.training is not None:
@@ -197,7 +200,7 @@ def test_shapes_keep_the_trainings_and_are_tried_before_them(
     content = {**json.loads(settings.read_text()), "model_max_length": 20}
     settings.write_text(json.dumps(content))
     with pytest.raises(InvalidConfig, match="--latency 2x24: model .* takes 20 tokens at most"):
-        resolve(asked("lora", model=str(tmp_path / "short"), latency=("1x20", "2x24")))
+        build_plan(asked("lora", model=str(tmp_path / "short"), latency=("1x20", "2x24")))
 
 
 def test_the_same_number_written_otherwise_is_the_same_plan() -> None:
@@ -208,11 +211,11 @@ def test_an_example_that_changes_changes_the_ids(
     asked: Asked, make: SimpleNamespace, tmp_path: Path
 ) -> None:
     folder = make.task(tmp_path / "mine", ("neg", "pos"))
-    before = resolve(asked("lora", task=str(folder)))
+    before = build_plan(asked("lora", task=str(folder)))
     rows = make.examples(("neg", "pos"), 48, seed=0)
     rows[7]["text"] += " end"
     make.rows(folder / "train.csv", rows)
-    after = resolve(asked("lora", task=str(folder)))
+    after = build_plan(asked("lora", task=str(folder)))
     assert {c.id for c in before.cells}.isdisjoint(c.id for c in after.cells)
 
 
@@ -225,12 +228,12 @@ def test_other_weights_change_the_ids(
     folder.mkdir()
     for file in bert.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    same = resolve(asked("lora", model=str(folder)))
-    assert same.id == resolve(asked("lora")).id
+    same = build_plan(asked("lora", model=str(folder)))
+    assert same.id == build_plan(asked("lora")).id
     weights = load_file(folder / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][0, 0] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert resolve(asked("lora", model=str(folder))).id != same.id
+    assert build_plan(asked("lora", model=str(folder))).id != same.id
 
 
 # ------------------------------------------------------------------------------------- budgets
@@ -269,12 +272,12 @@ def test_a_budget_out_of_range_is_refused(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seeds", [0, -1])
 def test_there_is_at_least_one_seed(seeds: int, asked: Asked) -> None:
     with pytest.raises(InvalidConfig, match="seeds"):
-        resolve(asked("lora", seeds=seeds))
+        build_plan(asked("lora", seeds=seeds))
 
 
 def test_at_least_one_method_is_named(asked: Asked) -> None:
     with pytest.raises(InvalidConfig, match="--methods"):
-        resolve(dataclasses.replace(asked(), methods=()))
+        build_plan(dataclasses.replace(asked(), methods=()))
 
 
 # ----------------------------------------------------------------------------- two of one name
@@ -285,7 +288,7 @@ def test_two_source_tasks_of_one_name_are_refused(
 ) -> None:
     other = make.task(tmp_path / "shop", ("food", "money"))
     with pytest.raises(DeltakitError, match="shop"):
-        resolve(asked("fusion", source_tasks=(str(tasks.shop), str(other))))
+        build_plan(asked("fusion", source_tasks=(str(tasks.context), str(other))))
 
 
 def test_a_given_delta_and_a_source_task_of_one_name_are_refused(
@@ -293,9 +296,9 @@ def test_a_given_delta_and_a_source_task_of_one_name_are_refused(
 ) -> None:
     folder = next((finished.cache / "deltas").iterdir())
     with pytest.raises(DeltakitError, match="shop"):
-        resolve(asked("fusion", source_tasks=(str(tasks.shop), f"shop={folder}")))
+        build_plan(asked("fusion", source_tasks=(str(tasks.context), f"shop={folder}")))
 
 
 def test_nothing_is_written_by_resolving(asked: Asked) -> None:
-    resolve(asked("adapter,lora,fusion"))
+    build_plan(asked("adapter,lora,fusion"))
     assert list(Path.cwd().iterdir()) == []

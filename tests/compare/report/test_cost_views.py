@@ -6,9 +6,9 @@ import pytest
 
 from deltakit.compare.records.result import CellResult
 from deltakit.compare.report import cost_views as views
-from deltakit.compare.report.cost_views import COSTS, View
+from deltakit.compare.report.cost_views import COSTS, CostView
 from deltakit.compare.report.pareto import Axis, pareto_plot
-from deltakit.compare.report.summary import Summary, summarise
+from deltakit.compare.report.summary import RowSummary, summarise
 from deltakit.compare.stats.metrics import METRICS
 
 ACCURACY = METRICS.get("accuracy")
@@ -21,7 +21,7 @@ def row(method: str, score: float, **changes: Any) -> CellResult:
     return CellResult(method=method, score=score, **fields)
 
 
-def rows(*cells: CellResult) -> tuple[Summary, ...]:
+def rows(*cells: CellResult) -> tuple[RowSummary, ...]:
     return summarise(cells, {}, {})
 
 
@@ -30,7 +30,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "pareto_plot", pareto_plot)
 
 
-def only(*cells: CellResult) -> View:
+def only(*cells: CellResult) -> CostView:
     (view,) = views.views(rows(*cells), ACCURACY)
     return view
 

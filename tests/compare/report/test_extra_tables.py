@@ -8,15 +8,15 @@ import pytest
 
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import CellResult
-from deltakit.compare.records.training import Checkpoint
+from deltakit.compare.records.training import EvalPoint
 from deltakit.compare.report import charts
 from deltakit.compare.report.extra_tables import (
+    curve_csv,
+    curve_table,
     latency_csv,
-    latency_sheet,
-    mean_paces,
-    pace_csv,
-    pace_sheet,
-    race_of,
+    latency_table,
+    mean_curves,
+    time_to_score_of,
 )
 from deltakit.compare.report.summary import summarise
 from deltakit.compare.stats.metrics import METRICS
@@ -46,7 +46,7 @@ TIMES = {
 
 def test_latencies_are_means_over_seeds_with_merged_ratios() -> None:
     summaries = summarise([done("head"), done("lora"), done("lora", 1), done("fusion")], {}, RUN)
-    sheet = latency_sheet(TIMES, summaries, NAMES)
+    sheet = latency_table(TIMES, summaries, NAMES)
     assert sheet is not None
     assert sheet.titles == ("Row", "1x8, prefill", "1x8, decode")
     assert sheet.lines == (
@@ -56,8 +56,8 @@ def test_latencies_are_means_over_seeds_with_merged_ratios() -> None:
 
 
 def test_without_shapes_there_is_no_table_and_no_file() -> None:
-    assert latency_sheet({}, summarise([done("lora")], {}, RUN), NAMES) is None
-    assert latency_csv({}).strip() == pace_csv({}).strip() == ""
+    assert latency_table({}, summarise([done("lora")], {}, RUN), NAMES) is None
+    assert latency_csv({}).strip() == curve_csv({}).strip() == ""
 
 
 def test_times_of_several_machines_are_marked() -> None:
@@ -66,7 +66,7 @@ def test_times_of_several_machines_are_marked() -> None:
         done("lora", 1, machine="two"),
         done("head", machine="one"),
     ]
-    sheet = latency_sheet(TIMES, summarise(rows, {}, RUN), NAMES)
+    sheet = latency_table(TIMES, summarise(rows, {}, RUN), NAMES)
     assert sheet is not None and sheet.lines[0][2].startswith("2.00 ms [1, 2], 1.30×")
 
 
@@ -80,8 +80,8 @@ def test_every_latency_is_a_line_of_csv() -> None:
 # ------------------------------------------------------------------------------------------ pace
 
 
-def pace(*moments: tuple[float, float]) -> tuple[Checkpoint, ...]:
-    return tuple(Checkpoint(step=n, seconds=s, score=v) for n, (s, v) in enumerate(moments, 1))
+def pace(*moments: tuple[float, float]) -> tuple[EvalPoint, ...]:
+    return tuple(EvalPoint(step=n, seconds=s, score=v) for n, (s, v) in enumerate(moments, 1))
 
 
 PACES = {
@@ -101,10 +101,10 @@ def test_when_rows_reach_the_target_and_where_they_are_at_equal_time() -> None:
         done("lora", 1),
         done("fusion", stage1_seconds=60.0),
     ]
-    means = mean_paces(PACES, summarise(rows, {}, RUN))
-    found = race_of(means, RUN, ACCURACY)
+    means = mean_curves(PACES, summarise(rows, {}, RUN))
+    found = time_to_score_of(means, RUN, ACCURACY)
     assert found is not None
-    sheet = pace_sheet(means, found, NAMES, ACCURACY)
+    sheet = curve_table(means, found, NAMES, ACCURACY)
     assert sheet.titles[1:] == (
         "Time to 70.0 %",
         "Score after 6.0 s",
@@ -122,7 +122,7 @@ def test_when_rows_reach_the_target_and_where_they_are_at_equal_time() -> None:
 def test_the_ends_are_those_in_full_precision() -> None:
     ends = {("head", "nf4"): pace((1.0, 0.1)), ("head", "fp32"): pace((1.0, 0.5))}
     rows = {**ends, ("full", "fp32"): pace((2.0, 0.9))}
-    found = race_of(rows, {**RUN, "full_precision": "fp32"}, ACCURACY)
+    found = time_to_score_of(rows, {**RUN, "full_precision": "fp32"}, ACCURACY)
     assert found is not None and found.target == pytest.approx(0.7)
 
 
@@ -139,7 +139,7 @@ def test_curves_share_their_axes_and_the_line_of_the_target() -> None:
 
 
 def test_every_moment_is_a_line_of_csv() -> None:
-    rows = list(csv.DictReader(io.StringIO(pace_csv(PACES))))
+    rows = list(csv.DictReader(io.StringIO(curve_csv(PACES))))
     assert [row["method"] for row in rows] == ["head"] * 2 + ["full"] * 2 + ["lora"] * 4 + [
         "fusion"
     ] * 2

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 
 from deltakit.compare.records.result import CellResult
-from deltakit.compare.report.published import CLAIMS, Evidence, Figure
+from deltakit.compare.report.published import CLAIMS, ClaimInput, Figure
 from deltakit.compare.report.summary import summarise
 
 INFERENCE, STEP, MERGED, DROPPED, MEMBERS = CLAIMS
 
 
-def evidence(*cells: CellResult, found: Any = None) -> Evidence:
+def evidence(*cells: CellResult, found: Any = None) -> ClaimInput:
     rows = summarise(cells, {}, {})
     names = {(row.method, row.base): row.method for row in rows}
     run = {"roles": {"floor": "low", "ceiling": "high"}}
-    return Evidence(summaries=rows, found=found or {}, names=names, run=run)
+    return ClaimInput(summaries=rows, found=found or {}, names=names, run=run)
 
 
 def row(method: str, **changes: Any) -> CellResult:

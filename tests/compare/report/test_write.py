@@ -15,7 +15,7 @@ from deltakit.compare.report import columns, tables
 from deltakit.compare.report import cost_views as views
 from deltakit.compare.report import number_format as words
 from deltakit.compare.report.cost_views import COSTS
-from deltakit.compare.report.page import Insights
+from deltakit.compare.report.page import CellExtras
 from deltakit.compare.report.pareto import Point, pareto_front, pareto_plot
 from deltakit.compare.report.published import CLAIMS
 from deltakit.compare.report.summary import summarise
@@ -467,28 +467,28 @@ def test_latex_escapes(text: str, escaped: str) -> None:
 @pytest.mark.parametrize(
     ("words", "value", "text"),
     [
-        (words.count, 0, "0"),
-        (words.count, 999, "999"),
-        (words.count, 999.7, "1.00 k"),
-        (words.count, 12_345, "12.3 k"),
-        (words.count, 999_950, "1.00 M"),
-        (words.count, 1_234_567, "1.23 M"),
-        (words.count, 134_515_008, "135 M"),
-        (words.size, 912, "912 B"),
-        (words.size, 1000, "0.977 KiB"),
-        (words.size, 4_718_592, "4.50 MiB"),
-        (words.duration, 0.42, "0.4 s"),
-        (words.duration, 59.97, "1 m 00 s"),
-        (words.duration, 80, "1 m 20 s"),
-        (words.duration, 3599.7, "1 h 00 m"),
-        (words.duration, 7500, "2 h 05 m"),
-        (words.percent, 0.4321, "0.432 %"),
-        (words.percent, 0.001234, "0.00123 %"),
-        (words.percent, 100.0, "100 %"),
-        (words.probability, 0.0004, "< 0.001"),
-        (words.probability, 0.0234, "0.023"),
-        (words.probability, 0.5, "0.50"),
-        (words.probability, 1.0, "1.00"),
+        (words.format_count, 0, "0"),
+        (words.format_count, 999, "999"),
+        (words.format_count, 999.7, "1.00 k"),
+        (words.format_count, 12_345, "12.3 k"),
+        (words.format_count, 999_950, "1.00 M"),
+        (words.format_count, 1_234_567, "1.23 M"),
+        (words.format_count, 134_515_008, "135 M"),
+        (words.format_bytes, 912, "912 B"),
+        (words.format_bytes, 1000, "0.977 KiB"),
+        (words.format_bytes, 4_718_592, "4.50 MiB"),
+        (words.format_duration, 0.42, "0.4 s"),
+        (words.format_duration, 59.97, "1 m 00 s"),
+        (words.format_duration, 80, "1 m 20 s"),
+        (words.format_duration, 3599.7, "1 h 00 m"),
+        (words.format_duration, 7500, "2 h 05 m"),
+        (words.format_percent, 0.4321, "0.432 %"),
+        (words.format_percent, 0.001234, "0.00123 %"),
+        (words.format_percent, 100.0, "100 %"),
+        (words.format_p_value, 0.0004, "< 0.001"),
+        (words.format_p_value, 0.0234, "0.023"),
+        (words.format_p_value, 0.5, "0.50"),
+        (words.format_p_value, 1.0, "1.00"),
         (columns._signed, -0.04, "0.0"),
         (columns._signed, -2.0, "−2.0"),
     ],
@@ -567,7 +567,7 @@ FOUND = {
     "attention": {"encoder.0.block.out": {"<imdb>": 0.25, "own": 0.75}},
     "by_members": {"1": 1.0, "2": 1.2},
 }
-INSIGHTS = Insights(
+INSIGHTS = CellExtras(
     searches={("mixed", "fp32", 0): SEARCH},
     found={("mixed", "fp32", 0): FOUND, ("small[rank=8]", "fp32", 0): {"moved": {"encoder.0": 1}}},
 )

@@ -6,53 +6,53 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltakit.compare.run.device_lock import Desk, Occupied, desk_of
+from deltakit.compare.run.device_lock import DeviceBusy, DeviceLock, device_lock_for
 
 
 @pytest.fixture
-def desks(tmp_path: Path) -> tuple[Desk, Desk]:
+def desks(tmp_path: Path) -> tuple[DeviceLock, DeviceLock]:
     """Two processes' views of one device; locks tell them apart though they are in one."""
-    return Desk(tmp_path), Desk(tmp_path)
+    return DeviceLock(tmp_path), DeviceLock(tmp_path)
 
 
-def test_a_lone_training_is_measured_at_once(desks: tuple[Desk, Desk]) -> None:
+def test_a_lone_training_is_measured_at_once(desks: tuple[DeviceLock, DeviceLock]) -> None:
     mine, other = desks
     for _ in range(2):
         with mine.shared():
-            mine.alone()
-            mine.alone()
+            mine.upgrade()
+            mine.upgrade()
             assert other._gate.taken(), "nobody may sit down"
     with other.shared():
         pass
 
 
-def test_nobody_measures_while_somebody_trains(desks: tuple[Desk, Desk]) -> None:
+def test_nobody_measures_while_somebody_trains(desks: tuple[DeviceLock, DeviceLock]) -> None:
     mine, other = desks
     with other.shared():
-        with pytest.raises(Occupied), mine.shared():
-            mine.alone()
+        with pytest.raises(DeviceBusy), mine.shared():
+            mine.upgrade()
         assert not mine._gate.taken(), "a measurement that was given up blocks nobody"
-        with mine.shared(), pytest.raises(Occupied):
-            other.alone()
+        with mine.shared(), pytest.raises(DeviceBusy):
+            other.upgrade()
     with mine.shared():
-        mine.alone()
+        mine.upgrade()
 
 
 def test_who_has_only_to_measure_waits_for_the_trainings_and_keeps_others_from_starting(
-    desks: tuple[Desk, Desk], tmp_path: Path
+    desks: tuple[DeviceLock, DeviceLock], tmp_path: Path
 ) -> None:
     mine, other = desks
     order: list[str] = []
 
     def measure() -> None:
-        with mine.reserved():
-            mine.alone()
+        with mine.exclusive():
+            mine.upgrade()
             order.append("measured")
 
     thread = threading.Thread(target=measure)
     with other.shared():
         thread.start()
-        while not Desk(tmp_path)._gate.taken():
+        while not DeviceLock(tmp_path)._gate.taken():
             pass
         order.append("trained")
     with other.shared():
@@ -65,15 +65,15 @@ def test_threads_are_divided_among_the_workers_but_not_while_one_measures(tmp_pa
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        desk = Desk(tmp_path, workers=3)
-        with desk.shared():
+        device_lock = DeviceLock(tmp_path, workers=3)
+        with device_lock.shared():
             assert torch.get_num_threads() == 1
-            desk.alone()
+            device_lock.upgrade()
             assert torch.get_num_threads() == 4
-        with desk.shared():
+        with device_lock.shared():
             pass
         assert torch.get_num_threads() == 4
-        with desk.reserved():
+        with device_lock.exclusive():
             assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(threads)
@@ -88,9 +88,9 @@ def test_each_device_of_a_machine_has_its_own_desk(
         uuid = "b1946ac9"
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    with desk_of(torch.device("cpu")).shared():
-        desk = desk_of(torch.device("cuda"))
-        with desk.shared():
-            desk.alone()
+    with device_lock_for(torch.device("cpu")).shared():
+        device_lock = device_lock_for(torch.device("cuda"))
+        with device_lock.shared():
+            device_lock.upgrade()
     names = {path.parent.name for path in tmp_path.rglob("gate.lock")}
     assert names == {"cpu", "b1946ac9"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deltakit.compare.api import run_plan
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.run import engines
 from deltakit.compare.run.engines import ENGINES, Local, Processes, Ray, engine_for
 from deltakit.compare.run.engines.processes import _devices
@@ -139,7 +139,7 @@ def test_cells_on_a_cluster(
 ) -> None:
     cluster = Cluster()
     monkeypatch.setitem(sys.modules, "ray", cluster)
-    plan = resolve(asked("lora"))
+    plan = build_plan(asked("lora"))
     ended = run_plan(plan, tmp_path / "there", engine=Ray())
     here = run_plan(plan, tmp_path / "here")
     assert not ended.failures and cluster.started == 1 + len(plan.cells)
@@ -150,7 +150,7 @@ def test_cells_on_a_cluster(
 @pytest.mark.slow
 def test_cells_on_a_real_cluster(asked: Callable[..., Any], tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    plan = resolve(asked("lora,fusion"))
+    plan = build_plan(asked("lora,fusion"))
     ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": dict(os.environ)})
     try:
         ended = run_plan(plan, tmp_path / "there", engine=Ray())

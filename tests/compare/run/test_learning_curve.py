@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from deltakit.compare.api import run_plan
 from deltakit.compare.plan.lr_search import TUNING_SEED
-from deltakit.compare.plan.resolve import resolve
-from deltakit.compare.records.training import Checkpoint, Pace
-from deltakit.compare.report.time_to_score import mean_pace, race
+from deltakit.compare.plan.resolve import build_plan
+from deltakit.compare.records.training import EvalPoint, LearningCurve
+from deltakit.compare.report.time_to_score import mean_curve, time_to_score
 from deltakit.compare.run import cell as cells
-from deltakit.compare.run.context import Workshop
-from deltakit.compare.run.learning_curve import CHECKPOINTS, Watch, marks
+from deltakit.compare.run.context import RunContext
+from deltakit.compare.run.learning_curve import EVALUATIONS, IntermediateEval, eval_steps
 from deltakit.compare.run.progress import Silent
-from deltakit.compare.stats.metrics import Better
+from deltakit.compare.stats.metrics import Direction
 from deltakit.compare.store.run_folder import RunFolder
 
 HEAD, FULL, LORA, FUSION = (
@@ -28,19 +28,19 @@ HEAD, FULL, LORA, FUSION = (
 )
 
 
-def pace(*moments: tuple[float, float]) -> Pace:
+def pace(*moments: tuple[float, float]) -> LearningCurve:
     """A pace of (seconds, score)."""
     return tuple(
-        Checkpoint(step=n, seconds=seconds, score=score)
+        EvalPoint(step=n, seconds=seconds, score=score)
         for n, (seconds, score) in enumerate(moments, start=1)
     )
 
 
 @given(st.integers(1, 10_000))
 def test_the_end_is_always_judged(steps: int) -> None:
-    found = marks(steps)
+    found = eval_steps(steps)
     assert max(found) == steps and min(found) >= 1
-    assert len(found) == min(steps, CHECKPOINTS)
+    assert len(found) == min(steps, EVALUATIONS)
 
 
 class Clock:
@@ -64,11 +64,11 @@ class Clock:
 def test_judging_is_not_part_of_the_time() -> None:
     clock = Clock()
 
-    def judge() -> float:
+    def predict() -> float:
         assert clock.stopped
         return clock.now / 100
 
-    watch = Watch(12, judge, clock)  # type: ignore[arg-type]
+    watch = IntermediateEval(12, predict, clock)  # type: ignore[arg-type]
     for step in range(1, 13):
         clock.now += 1.0
         watch.after(step)
@@ -78,13 +78,13 @@ def test_judging_is_not_part_of_the_time() -> None:
 
 
 def test_a_mean_over_seeds_begins_after_stage_1() -> None:
-    found = mean_pace([pace((1, 0.5), (2, 0.7)), pace((3, 0.7), (4, 0.9))], before=10.0)
+    found = mean_curve([pace((1, 0.5), (2, 0.7)), pace((3, 0.7), (4, 0.9))], before=10.0)
     assert [each.seconds for each in found] == [12, 13]
     assert [each.score for each in found] == pytest.approx([0.6, 0.8])
 
 
 def test_time_to_the_target_and_the_score_when_the_first_is_done() -> None:
-    found = race(
+    found = time_to_score(
         {
             HEAD: pace((1, 0.5), (2, 0.6)),
             FULL: pace((4, 0.6), (8, 0.8)),
@@ -93,7 +93,7 @@ def test_time_to_the_target_and_the_score_when_the_first_is_done() -> None:
         },
         HEAD,
         FULL,
-        Better.HIGHER,
+        Direction.HIGHER,
     )
     assert found is not None
     assert found.target == pytest.approx(0.7)
@@ -114,7 +114,7 @@ def test_lower_scores_can_be_the_better_ones() -> None:
         FULL: pace((1, 18), (3, 10)),
         LORA: pace((2, 20), (4, 12)),
     }
-    found = race(rows, HEAD, FULL, Better.LOWER)
+    found = time_to_score(rows, HEAD, FULL, Direction.LOWER)
     assert found is not None and found.target == 15
     assert found.to_target[HEAD] is None
     assert found.to_target[FULL] == pytest.approx(1.75)
@@ -123,19 +123,21 @@ def test_lower_scores_can_be_the_better_ones() -> None:
 
 def test_a_floor_on_any_base_does_not_set_the_time() -> None:
     rows = {HEAD: pace((1, 0.5)), ("head", "nf4"): pace((2, 0.5)), LORA: pace((5, 0.7))}
-    found = race(rows, HEAD, None, Better.HIGHER)
+    found = time_to_score(rows, HEAD, None, Direction.HIGHER)
     assert found is not None and found.equal == 5
     assert (
-        race({HEAD: rows[HEAD], ("head", "nf4"): rows["head", "nf4"]}, HEAD, None, Better.HIGHER)
+        time_to_score(
+            {HEAD: rows[HEAD], ("head", "nf4"): rows["head", "nf4"]}, HEAD, None, Direction.HIGHER
+        )
         is None
     )
 
 
 def test_without_a_ceiling_there_is_no_target() -> None:
-    found = race({LORA: pace((1, 0.5))}, None, None, Better.HIGHER)
+    found = time_to_score({LORA: pace((1, 0.5))}, None, None, Direction.HIGHER)
     assert found is not None and found.target is None and found.to_target[LORA] is None
-    assert race({HEAD: pace((1, 0.5))}, HEAD, FULL, Better.HIGHER) is None
-    assert race({}, None, None, Better.HIGHER) is None
+    assert time_to_score({HEAD: pace((1, 0.5))}, HEAD, FULL, Direction.HIGHER) is None
+    assert time_to_score({}, None, None, Direction.HIGHER) is None
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1, max_size=6))
@@ -147,7 +149,7 @@ def test_at_the_time_to_the_target_the_score_is_the_target(
         seconds += took
         moments.append((seconds, score))
     rows = {LORA: pace(*moments), FULL: pace((1000.0, 1.0)), HEAD: pace((0.01, 0.0))}
-    found = race(rows, HEAD, FULL, Better.HIGHER)
+    found = time_to_score(rows, HEAD, FULL, Direction.HIGHER)
     assert found is not None and found.target == 0.5
     reached = found.to_target[LORA]
     if reached is None:
@@ -166,9 +168,9 @@ def test_judging_on_the_way_changes_no_training(
     method: str, asked: Callable[..., Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged, silent = tmp_path / "judged", tmp_path / "silent"
-    ended = run_plan(resolve(asked(method)), judged)
+    ended = run_plan(build_plan(asked(method)), judged)
     monkeypatch.setattr(cells, "_judge", lambda *_: None)
-    plain = run_plan(resolve(asked(method)), silent)
+    plain = run_plan(build_plan(asked(method)), silent)
     for ours, theirs in zip(ended.results, plain.results, strict=True):
         assert (ours.score, ours.final_loss) == (theirs.score, theirs.final_loss)
     weights = sorted(judged.rglob("deltas/*/*.safetensors"))
@@ -180,17 +182,17 @@ def test_judging_on_the_way_changes_no_training(
 
 
 def test_the_last_moment_is_the_trained_model(asked: Callable[..., Any], tmp_path: Any) -> None:
-    plan, out = resolve(asked("lora", trials=2, lr=None)), tmp_path / "run"
+    plan, out = build_plan(asked("lora", trials=2, lr=None)), tmp_path / "run"
     run_plan(plan, out)
     each = plan.cells[-1]
-    (*_, last) = RunFolder(out).beside(each.id, "pace")
-    shop = Workshop(plan=plan, folder=RunFolder(out), progress=Silent())
+    (*_, last) = RunFolder(out).extras(each.id, "pace")
+    context = RunContext(plan=plan, folder=RunFolder(out), progress=Silent())
     assert each.training is not None
-    training, _ = cells.resolved(shop, each.training)
-    subject, record = cells.trained(shop, training)
-    judge = cells._judge(shop, subject, training)
+    training, _ = cells.with_chosen_rate(context, each.training)
+    adapted, record = cells.get_trained(context, training)
+    judge = cells._judge(context, adapted, training)
     assert judge is not None and judge() == last["score"]
     assert record.pace[-1].score == last["score"] and record.pace[-1].seconds <= record.seconds
-    assert len(record.pace) == CHECKPOINTS
+    assert len(record.pace) == EVALUATIONS
     trial = next(iter(plan.trials(each.training)))
-    assert trial.seed == TUNING_SEED and cells._judge(shop, subject, trial) is None
+    assert trial.seed == TUNING_SEED and cells._judge(context, adapted, trial) is None

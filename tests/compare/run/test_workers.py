@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from deltakit.compare.api import Outcome, run_plan
+from deltakit.compare.api import Results, run_plan
 from deltakit.compare.plan.request import Request
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.run.engines import Processes
 from deltakit.compare.run.progress import Lane, Silent
 
@@ -112,7 +112,7 @@ def test_kill_at_ten_random_moments(
 ) -> None:
     request = asked("lora", trials=2, lr=None)
     start = time.monotonic()
-    run_plan(resolve(request), tmp_path / "undisturbed")
+    run_plan(build_plan(request), tmp_path / "undisturbed")
     took = time.monotonic() - start
 
     draw = random.Random(seed)
@@ -210,8 +210,8 @@ class WatchedLane(Silent):
         self.watching.outcomes.append(f"{self.title}: {outcome}")
 
 
-def in_processes(request: Request, out: Path, watching: Watching, workers: int = 1) -> Outcome:
-    return run_plan(resolve(request), out, watching, engine=Processes(workers=workers))
+def in_processes(request: Request, out: Path, watching: Watching, workers: int = 1) -> Results:
+    return run_plan(build_plan(request), out, watching, engine=Processes(workers=workers))
 
 
 def test_processes_give_the_same_results(

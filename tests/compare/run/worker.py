@@ -15,11 +15,10 @@ from transformers import Trainer
 from deltakit.compare.api import run_plan
 from deltakit.compare.measure import costs
 from deltakit.compare.measure import diagnostics as diagnose
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.report import cost_views as views
 from deltakit.compare.report.pareto import Plot
-from deltakit.compare.run import cell
-from deltakit.compare.run import distributed as crew
+from deltakit.compare.run import cell, distributed
 from deltakit.compare.run import queue as work
 
 
@@ -28,14 +27,14 @@ def main(*, request: Any, out: Path, log: Path, environment: dict[str, str]) -> 
     os.environ.update(environment)
     torch.set_num_threads(1)
     for module in (cell, work):
-        module.train_here = partial(watched, module.train_here, log)
+        module.train_now = partial(watched, module.train_now, log)
     Trainer.training_step = step(Trainer.training_step, log)
     costs.STEP_REPEATS = diagnose.REPEATS = 1
     costs.LATENCY_REPEATS = {1: 1, 8: 1}
     views.pareto_plot = lambda *_, **__: Plot(svg="<svg></svg>", png=b"png")
-    plan = resolve(request)
-    if crew.follows():
-        work.take_part(plan)
+    plan = build_plan(request)
+    if distributed.is_follower():
+        work.follow(plan)
     else:
         run_plan(plan, out)
 
@@ -48,9 +47,9 @@ def say(log: Path, *words: object) -> None:
     os.close(descriptor)
 
 
-def watched(train_here: Any, log: Path, shop: Any, training: Any, model: Any) -> Any:
+def watched(train_here: Any, log: Path, context: Any, training: Any, model: Any) -> Any:
     say(log, "begin", training.id)
-    done = train_here(shop, training, model)
+    done = train_here(context, training, model)
     say(log, "end", training.id)
     return done
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.report.columns import columns_for, legend
 from deltakit.compare.report.summary import summarise
-from deltakit.compare.stats.contrasts import contrasts, letters
+from deltakit.compare.stats.contrasts import contrasts, letter_display
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.stats.significance import holm, paired_difference
 from deltakit.errors import UnknownName
@@ -77,7 +77,7 @@ def test_letters_tell_rows_apart() -> None:
         ("bad", "x"): row(0.6, *seeds, luck=3),
         ("once", "x"): row(0.7, 0, luck=4),
     }
-    found = letters(rows, list(rows), ACCURACY)
+    found = letter_display(rows, list(rows), ACCURACY)
     assert found == {("good", "x"): "a", ("alike", "x"): "a", ("bad", "x"): "b"}
 
 
@@ -113,6 +113,6 @@ def test_collapsed_runs_are_counted() -> None:
 
 
 def test_a_baseline_is_a_row(asked: Callable[..., Any]) -> None:
-    assert resolve(asked("lora,adapter", baseline="lora")).roles["baseline"] == "lora"
+    assert build_plan(asked("lora,adapter", baseline="lora")).roles["baseline"] == "lora"
     with pytest.raises(UnknownName, match="unknown --baseline 'lor'. Did you mean 'lora'"):
-        resolve(asked("lora", baseline="lor"))
+        build_plan(asked("lora", baseline="lor"))

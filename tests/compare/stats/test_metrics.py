@@ -19,7 +19,7 @@ from deltakit.compare.plan.lr_search import choose
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.records.trial import Trial
 from deltakit.compare.run.predict import score
-from deltakit.compare.stats.metrics import METRICS, Better, Mean, Unit, Whole
+from deltakit.compare.stats.metrics import METRICS, CorpusMetric, Direction, MeanMetric, Unit
 from deltakit.compare.stats.significance import proportion_interval
 from deltakit.errors import InvalidConfig
 
@@ -151,7 +151,7 @@ def test_every_metric_tells_a_good_row_from_a_bad_one(name: str) -> None:
     found = metric.difference(rows[:1], rows[1:])
     assert found.p < 0.001
     assert found.points == pytest.approx(100 * (metric.value(rows[0]) - metric.value(rows[1])))
-    assert metric.better.rank(found.points) > 0
+    assert metric.direction.rank(found.points) > 0
     assert found.low <= found.points <= found.high
     same = metric.difference(rows[:1], rows[:1])
     assert (same.points, same.p) == (0, 1)
@@ -167,12 +167,15 @@ def test_rows_of_different_splits_are_not_compared() -> None:
 
 
 def test_lower_is_better_where_the_metric_says_so() -> None:
-    assert {m for m in METRICS if METRICS.get(m).better is Better.LOWER} == {"mse", "perplexity"}
+    assert {m for m in METRICS if METRICS.get(m).direction is Direction.LOWER} == {
+        "mse",
+        "perplexity",
+    }
     trials = [Trial(lr=lr, score=s) for lr, s in ((1e-4, 9.0), (1e-3, 5.0), (1e-2, 7.0))]
     assert choose(trials).lr == 1e-4
-    assert choose(trials, Better.LOWER).lr == 1e-3
+    assert choose(trials, Direction.LOWER).lr == 1e-3
     equal = [Trial(lr=lr, score=5.0) for lr in (1e-3, 1e-4)]
-    assert choose(equal, Better.LOWER).lr == choose(equal).lr == 1e-4
+    assert choose(equal, Direction.LOWER).lr == choose(equal).lr == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_lower_is_better_where_the_metric_says_so() -> None:
     ],
 )
 def test_a_score_in_words(metric: str, stored: float, text: str) -> None:
-    assert METRICS.get(metric).said(stored) == text
+    assert METRICS.get(metric).format(stored) == text
 
 
 def test_numbers_beside_each_other_have_as_many_places() -> None:
@@ -201,8 +204,8 @@ def test_a_mean_says_what_each_example_adds() -> None:
     predictions = of(np.arange(5.0), np.arange(5.0) + 2)
     for name in METRICS:
         metric = METRICS.get(name)
-        assert isinstance(metric, Mean | Whole)
-        if isinstance(metric, Mean):
+        assert isinstance(metric, MeanMetric | CorpusMetric)
+        if isinstance(metric, MeanMetric):
             assert metric.each(predictions).mean() == metric.value(predictions)
 
 

@@ -13,14 +13,14 @@ from scipy.stats import ttest_1samp
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.significance import (
     across_seeds,
-    collapsed,
+    compact_letter_display,
     difference,
-    group_letters,
+    evidence_from_examples,
+    evidence_from_metric,
+    evidence_from_predictions,
     holm,
+    is_constant,
     mcnemar,
-    of_examples,
-    of_metric,
-    of_predictions,
     paired_difference,
     proportion_interval,
 )
@@ -237,7 +237,9 @@ VARIED = np.array([0.1, -0.2, 0.3, 0.0, 0.2, -0.1, 0.05, 0.15])
 
 def versus_nothing(values: np.ndarray) -> tuple[float, float]:
     """The p and the half-width, in points, of a row against one of zeros."""
-    found = difference(of_examples(values), of_examples(np.zeros_like(values)))
+    found = difference(
+        evidence_from_examples(values), evidence_from_examples(np.zeros_like(values))
+    )
     assert found.high - found.points == pytest.approx(found.points - found.low)
     return found.p, found.high - found.points
 
@@ -278,7 +280,9 @@ def test_seeds_that_agree_by_chance_are_no_surer_than_their_models() -> None:
 
 def test_other_numbers_of_seeds_have_the_fewer_degrees_of_freedom() -> None:
     first, second = np.array([0.5, 0.6, 0.7]), np.array([0.3, 0.5])
-    rows = [of_examples(np.repeat(seeds[:, None], 9, axis=1)) for seeds in (first, second)]
+    rows = [
+        evidence_from_examples(np.repeat(seeds[:, None], 9, axis=1)) for seeds in (first, second)
+    ]
     found = difference(*rows)
     spread = (first.var(ddof=1) / 3 + second.var(ddof=1) / 2) ** 0.5
     error = TPlusNormal(student=spread, normal=0, df=1)
@@ -287,14 +291,16 @@ def test_other_numbers_of_seeds_have_the_fewer_degrees_of_freedom() -> None:
 
 def test_a_single_seed_is_taken_to_vary_as_the_others() -> None:
     first, second = np.array([0.5, 0.6, 0.7]), np.array([0.3])
-    rows = [of_examples(np.repeat(seeds[:, None], 9, axis=1)) for seeds in (first, second)]
+    rows = [
+        evidence_from_examples(np.repeat(seeds[:, None], 9, axis=1)) for seeds in (first, second)
+    ]
     error = TPlusNormal(student=(0.01 / 3 + 0.01) ** 0.5, normal=0, df=2)
     assert difference(*rows).p == pytest.approx(error.tails(0.3))
 
 
 def test_rows_of_other_examples_raise() -> None:
     with pytest.raises(InvalidConfig, match="rows with 8 and 7 test examples"):
-        difference(of_examples([VARIED]), of_examples([VARIED[1:]]))
+        difference(evidence_from_examples([VARIED]), evidence_from_examples([VARIED[1:]]))
 
 
 TWO_ROWS = st.tuples(st.just(2), st.integers(1, 4), st.integers(2, 12)).flatmap(
@@ -343,8 +349,8 @@ def test_a_mean_by_bootstrap_is_nearly_the_mean_itself() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, size=300)
     predicted = np.where(random.random((3, 300)) < 0.8, labels, 1 - labels)
-    drawn = of_metric(agreement, labels, predicted)
-    exact = of_examples(predicted == labels)
+    drawn = evidence_from_metric(agreement, labels, predicted)
+    exact = evidence_from_examples(predicted == labels)
     assert drawn.scores == pytest.approx(exact.scores)
     spreads = [np.linalg.norm(evidence.moves, axis=1) for evidence in (drawn, exact)]
     assert spreads[0] == pytest.approx(spreads[1], rel=0.1)
@@ -352,31 +358,31 @@ def test_a_mean_by_bootstrap_is_nearly_the_mean_itself() -> None:
 
 def test_rows_are_resampled_together() -> None:
     labels, predicted = np.arange(40) % 2, np.arange(40)[None] % 3 % 2
-    found = difference(*(of_metric(agreement, labels, predicted) for _ in range(2)))
+    found = difference(*(evidence_from_metric(agreement, labels, predicted) for _ in range(2)))
     assert (found.points, found.p, found.detectable) == (0, 1, None)
 
 
 def test_a_metric_without_a_value_raises() -> None:
     with pytest.raises(InvalidConfig, match="not a finite number on some resample"):
-        of_metric(lambda labels, predicted: math.nan, [0, 1], [[0, 1]])
+        evidence_from_metric(lambda labels, predicted: math.nan, [0, 1], [[0, 1]])
 
 
 @pytest.mark.parametrize("predicted", [[0, 1], [[0, 1, 1]], []])
 def test_predictions_of_another_shape_raise(predicted: list[int]) -> None:
     with pytest.raises(InvalidConfig, match=r"do not fit labels of shape \(2,\)"):
-        of_metric(agreement, [0, 1], predicted)
+        evidence_from_metric(agreement, [0, 1], predicted)
 
 
 @pytest.mark.parametrize("values", [[1.0], [[]], [[math.nan]]])
 def test_values_that_are_not_one_number_an_example_raise(values: list[float]) -> None:
     with pytest.raises(InvalidConfig, match="not one finite number for each seed and example"):
-        of_examples(values)
+        evidence_from_examples(values)
 
 
 def test_accuracy_is_the_mean_of_what_is_right() -> None:
-    assert of_predictions([outcomes(1, 1, 0), outcomes(0, 0, 0)]).scores == pytest.approx(
-        [2 / 3, 0]
-    )
+    assert evidence_from_predictions(
+        [outcomes(1, 1, 0), outcomes(0, 0, 0)]
+    ).scores == pytest.approx([2 / 3, 0])
 
 
 # ------------------------------------------------------------------------------------ several rows
@@ -407,12 +413,14 @@ def test_holm_stays_a_probability_and_takes_any_keys() -> None:
 def test_rows_share_a_letter_where_they_cannot_be_told_apart(
     different: list[tuple[str, str]], letters: str
 ) -> None:
-    assert group_letters("pqrs", different) == dict(zip("pqrs", letters.split(), strict=True))
+    assert compact_letter_display("pqrs", different) == dict(
+        zip("pqrs", letters.split(), strict=True)
+    )
 
 
 def test_letters_go_on_after_z() -> None:
     labels = [f"row {index}" for index in range(28)]
-    letters = group_letters(labels, list(itertools.combinations(labels, 2)))
+    letters = compact_letter_display(labels, list(itertools.combinations(labels, 2)))
     assert [letters[label] for label in labels[24:]] == ["y", "z", "a1", "b1"]
 
 
@@ -425,13 +433,13 @@ def test_two_rows_share_a_letter_exactly_where_they_are_not_different(
 ) -> None:
     letters = {
         label: set(re.findall("[a-z][0-9]*", text))
-        for label, text in group_letters("pqrstu", different).items()
+        for label, text in compact_letter_display("pqrstu", different).items()
     }
     assert "a" in letters["p"]
     assert all(bool(letters[a] & letters[b]) != ((a, b) in different) for a, b in PAIRS)
 
 
 def test_a_run_that_predicts_one_class_has_collapsed() -> None:
-    assert collapsed(Predictions(labels=(0, 1, 1), predicted=(1, 1, 1)))
-    assert not collapsed(Predictions(labels=(0, 1, 1), predicted=(1, 0, 1)))
-    assert not collapsed(Predictions(labels=(1, 1), predicted=(1, 1)))
+    assert is_constant(Predictions(labels=(0, 1, 1), predicted=(1, 1, 1)))
+    assert not is_constant(Predictions(labels=(0, 1, 1), predicted=(1, 0, 1)))
+    assert not is_constant(Predictions(labels=(1, 1), predicted=(1, 1)))

@@ -26,7 +26,7 @@ from deltakit.compare.stats.significance import (
     POWER,
     Difference,
     difference,
-    of_examples,
+    evidence_from_examples,
     paired_difference,
 )
 
@@ -72,7 +72,7 @@ def accuracies(own: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def compare(first: NDArray[np.float64], second: NDArray[np.float64], noise: float) -> Difference:
     """As a report does; a single seed is told how much seeds vary, which it cannot see."""
     if len(first) > 1:
-        return difference(of_examples(first), of_examples(second))
+        return difference(evidence_from_examples(first), evidence_from_examples(second))
     labels = (1,) * first.shape[1]
     rows = [
         [Predictions(labels=labels, predicted=tuple(row[0].astype(int).tolist()))]

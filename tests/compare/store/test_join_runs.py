@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare.api import report_folder, report_joined, run_plan
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.store.join_runs import join
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.errors import InvalidConfig
@@ -67,7 +67,7 @@ def test_the_cells_of_one_plan_that_were_spread_over_machines(
 def test_other_methods_under_the_same_conditions(
     finished: Any, asked: Callable[..., Any], tmp_path: Path, read: Any
 ) -> None:
-    run_plan(resolve(asked("ia3")), tmp_path / "other")
+    run_plan(build_plan(asked("ia3")), tmp_path / "other")
     joined = report_joined([finished.folder, tmp_path / "other"], tmp_path / "joined")
     rows = read.results(tmp_path / "joined")
     assert list(rows) == [*finished.rows, "ia3"]

@@ -13,7 +13,7 @@ from deltakit import _files
 from deltakit._files import write_text
 from deltakit.compare.api import describe
 from deltakit.compare.plan.plan import Plan
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.result import COLUMNS, CellResult, Predictions
 from deltakit.compare.records.training import TrainingRecord
 from deltakit.compare.store import run_folder as store
@@ -25,7 +25,7 @@ RECORD = TrainingRecord(seconds=1.25, steps=3, examples=10, losses=(0.7, 0.6, 0.
 
 @pytest.fixture
 def plan(asked: Callable[..., Any]) -> Plan:
-    return resolve(asked("lora"))
+    return build_plan(asked("lora"))
 
 
 def result(**changes: Any) -> CellResult:
@@ -56,11 +56,11 @@ def test_what_was_found_in_a_model_comes_back_and_nothing_has_no_file(
     plan: Plan, tmp_path: Path
 ) -> None:
     folder, cell = RunFolder(tmp_path), plan.cells[-1]
-    folder.write_beside(cell, "diagnostics", {})
+    folder.write_extra(cell, "diagnostics", {})
     assert list(tmp_path.iterdir()) == []
-    assert folder.beside(cell.id, "diagnostics") is None
-    folder.write_beside(cell, "diagnostics", {"moved": {"encoder.0": 1 / 3}})
-    assert folder.beside(cell.id, "diagnostics") == {"moved": {"encoder.0": 1 / 3}}
+    assert folder.extras(cell.id, "diagnostics") is None
+    folder.write_extra(cell, "diagnostics", {"moved": {"encoder.0": 1 / 3}})
+    assert folder.extras(cell.id, "diagnostics") == {"moved": {"encoder.0": 1 / 3}}
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{cell.id}.diagnostics.json"]
 
 
@@ -153,7 +153,7 @@ def test_the_folder_of_another_plan_is_refused(
     plan: Plan, asked: Callable[..., Any], tmp_path: Path
 ) -> None:
     open_run(plan, tmp_path / "run", describe(plan))
-    other = resolve(asked("lora", lr=0.5))
+    other = build_plan(asked("lora", lr=0.5))
     with pytest.raises(InvalidConfig, match=f"another plan.*{plan.id}.*{other.id}"):
         open_run(other, tmp_path / "run", describe(other))
 

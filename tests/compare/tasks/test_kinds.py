@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import deltakit as dk
-from deltakit.compare.adapted import subject_of
+from deltakit.compare.adapted import adapted_model
 from deltakit.compare.api import run_plan
 from deltakit.compare.plan.request import Budget
-from deltakit.compare.plan.resolve import resolve
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.run import context as workshop
 from deltakit.compare.run.predict import predict
 from deltakit.compare.run.progress import Silent
@@ -134,12 +134,12 @@ def ready(bert: Path, decoder: Path, folders: dict[str, Path]) -> Callable[[str]
 def test_each_kind_is_learned_resumed_and_reported(
     name: str, ask: Asked, trainings: Any, tmp_path: Path
 ) -> None:
-    first = run_plan(resolve(ask(name)), tmp_path / "run")
+    first = run_plan(build_plan(ask(name)), tmp_path / "run")
     assert first.failures == ()
     rows = {row.method: row for row in first.results}
     metric = METRICS.get(USUAL[name])
     assert {row.metric for row in first.results} == {metric.name}
-    ranks = {method: metric.better.rank(row.score or 0.0) for method, row in rows.items()}
+    ranks = {method: metric.direction.rank(row.score or 0.0) for method, row in rows.items()}
     assert ranks["full"] > ranks["majority"] and ranks["full"] > ranks["head"]
     for row in first.results:
         assert row.score_low is not None and row.score is not None and row.score_high is not None
@@ -148,7 +148,7 @@ def test_each_kind_is_learned_resumed_and_reported(
     assert f" {TITLES[name]} |" in table and metric.title in table
 
     before, count = (tmp_path / "run" / "results.csv").read_bytes(), trainings.count
-    again = run_plan(resolve(ask(name)), tmp_path / "run")
+    again = run_plan(build_plan(ask(name)), tmp_path / "run")
     assert (again.reused, trainings.count) == (len(first.results), count)
     assert again.predictions == first.predictions
     assert (tmp_path / "run" / "results.csv").read_bytes() == before
@@ -157,7 +157,7 @@ def test_each_kind_is_learned_resumed_and_reported(
 def test_what_trains_nothing_is_the_base_as_it_is(
     ask: Asked, ready: Callable[[str], SimpleNamespace], tmp_path: Path
 ) -> None:
-    outcome = run_plan(resolve(ask("causal", trials=2, lr=None, epochs=1.0)), tmp_path / "run")
+    outcome = run_plan(build_plan(ask("causal", trials=2, lr=None, epochs=1.0)), tmp_path / "run")
     assert outcome.failures == ()
     head = next(row for row in outcome.results if row.method == "head")
     assert (head.train_steps, head.trained_params, head.head_params) == (0, 0, 0)
@@ -177,7 +177,7 @@ def test_a_base_too_large_to_be_fine_tuned_is_compared_all_the_same(
 
     monkeypatch.setattr(workshop, "ceiling", no_room)
     request = ask("answers", "lora", bases=("nf4",), epochs=1.0)
-    outcome = run_plan(resolve(request), tmp_path / "run")
+    outcome = run_plan(build_plan(request), tmp_path / "run")
     assert outcome.failures == ()
     lora = next(row for row in outcome.results if row.method == "lora")
     assert lora.train_step_ms is not None and lora.train_step_vs_full is None
@@ -186,7 +186,7 @@ def test_a_base_too_large_to_be_fine_tuned_is_compared_all_the_same(
 
 def test_a_search_takes_the_rate_of_the_lowest_perplexity(ask: Asked, tmp_path: Path) -> None:
     request = ask("causal", "full", trials=2, lr=None, lr_grid=(1e-9, 1e-2), epochs=2.0)
-    outcome = run_plan(resolve(request), tmp_path / "run")
+    outcome = run_plan(build_plan(request), tmp_path / "run")
     full = next(row for row in outcome.results if row.method == "full")
     assert (full.lr, full.lr_edge) == (1e-2, "high")
 
@@ -195,7 +195,7 @@ def test_a_fusion_takes_adapters_of_tasks_of_another_kind(
     ask: Asked, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     request = ask("answers", "fusion", source_tasks=(str(folders["classification"]),), epochs=1.0)
-    outcome = run_plan(resolve(request), tmp_path / "run")
+    outcome = run_plan(build_plan(request), tmp_path / "run")
     assert outcome.failures == ()
     assert outcome.results[-1].method == "fusion"
 
@@ -203,7 +203,7 @@ def test_a_fusion_takes_adapters_of_tasks_of_another_kind(
 def test_a_kind_runs_in_bf16(ask: Asked, tmp_path: Path) -> None:
     for name in NEW:
         request = ask(name, bases=("bf16",), epochs=1.0)
-        assert run_plan(resolve(request), tmp_path / name).failures == (), name
+        assert run_plan(build_plan(request), tmp_path / name).failures == (), name
 
 
 # -------------------------------------------------------------- batches do not change anything
@@ -248,7 +248,9 @@ def test_numbers_are_trained_on_as_deviations_and_scored_as_they_are(
     assert aims.std(correction=0).item() == pytest.approx(1)
     assert set(train["truth"]) <= set(STARS.values())
     mean = sum(train["truth"]) / len(train)
-    assert it.kind.constant(train, it.data, it.tokenizer) == [pytest.approx(mean)] * len(it.data)
+    assert it.kind.majority_prediction(train, it.data, it.tokenizer) == [pytest.approx(mean)] * len(
+        it.data
+    )
     assert it.kind.decode(torch.tensor([[0.0], [1.0]])) == [
         pytest.approx(it.kind.mean),
         pytest.approx(it.kind.mean + it.kind.deviation),
@@ -305,7 +307,7 @@ def test_the_constant_for_texts_is_the_frequency_of_tokens(
     ready: Callable[[str], SimpleNamespace],
 ) -> None:
     it = ready("causal")
-    found = it.kind.constant(it.data, it.data, it.tokenizer)
+    found = it.kind.majority_prediction(it.data, it.data, it.tokenizer)
     tokens = [token for row in it.data["input_ids"] for token in row[1:]]
     size = len(tokens) + len(it.tokenizer)
     first = it.data[0]["input_ids"][1:]
@@ -361,9 +363,9 @@ def test_methods_are_there_while_generating_and_while_texts_are_judged(
     if spec.startswith("peft:"):
         pytest.importorskip("peft")
     it, texts = ready("answers"), ready("causal")
-    subject = subject_of(it.model, dk.parse_method(spec))
-    subject.attach()
-    model = subject.model.eval()
+    adapted = adapted_model(it.model, dk.parse_method(spec))
+    adapted.attach()
+    model = adapted.model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -414,21 +416,21 @@ def test_what_a_checkpoint_says_of_sampling_counts_for_nothing(
 def test_an_encoder_cannot_continue_a_text(name: str, ask: Asked, bert: Path) -> None:
     match = r"model .* \(bert\) cannot continue a text: .*both directions.*--model.*--kind"
     with pytest.raises(InvalidConfig, match=match) as caught:
-        resolve(ask(name, model=str(bert)))
+        build_plan(ask(name, model=str(bert)))
     assert "\n" not in str(caught.value)
 
 
 def test_a_metric_must_fit_the_kind(ask: Asked) -> None:
-    assert resolve(ask("regression", metric="mse")).task.metric == "mse"
+    assert build_plan(ask("regression", metric="mse")).task.metric == "mse"
     match = r"--metric f1 does not fit .* regression .* Fitting: pearson, spearman, r2, mse"
     with pytest.raises(InvalidConfig, match=match):
-        resolve(ask("regression", metric="f1"))
+        build_plan(ask("regression", metric="f1"))
     with pytest.raises(InvalidConfig, match=r"f1 does not fit.*3 classes"):
-        resolve(ask("classification", metric="f1"))
+        build_plan(ask("classification", metric="f1"))
 
 
 def test_another_metric_is_another_plan(ask: Asked) -> None:
-    plans = [resolve(ask("regression", metric=metric)) for metric in (None, "pearson", "mse")]
+    plans = [build_plan(ask("regression", metric=metric)) for metric in (None, "pearson", "mse")]
     assert plans[0].id == plans[1].id != plans[2].id
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import deltakit as dk
-from deltakit.compare.adapted import Own, subject_of
+from deltakit.compare.adapted import DeltakitModel, adapted_model
 from deltakit.core.method import method_from_dict, method_to_dict
-from deltakit.core.provider import Subject
+from deltakit.core.provider import AdaptedModel
 from deltakit.core.spec import format_method, parse_method
 from deltakit.errors import (
     CheckpointError,
@@ -25,7 +25,7 @@ from deltakit.errors import (
 )
 from deltakit.interop.peft_rows.papers import PAPERS, RATES
 from deltakit.interop.peft_rows.tuner import ALIASES, PeftTuner
-from deltakit.models.quantised import codec_of, full_linear
+from deltakit.models.quantised import codec_of, dequantised_linear
 
 peft = pytest.importorskip("peft", reason="PEFT is not installed (extra 'peft')")
 pytestmark = [
@@ -57,21 +57,23 @@ ALL = {**WEIGHTS, **PROMPTS}
 SMALLER_DEPLOYED = ("projected", "p_tuning")
 
 
-def put_on(kit: SimpleNamespace, spec: str, family: str = "bert", *, head: bool = True) -> Subject:
+def put_on(
+    kit: SimpleNamespace, spec: str, family: str = "bert", *, head: bool = True
+) -> AdaptedModel:
     """A tiny classifier with the method on it, drawn anew where it starts from nothing."""
     torch.manual_seed(3)
-    subject = subject_of(kit.make_model(family, "classify").eval(), parse_method(spec))
-    subject.attach()
-    subject.model.eval()
+    adapted = adapted_model(kit.make_model(family, "classify").eval(), parse_method(spec))
+    adapted.attach()
+    adapted.model.eval()
     if head:
-        randomise(subject)
-    return subject
+        randomise(adapted)
+    return adapted
 
 
-def randomise(subject: Subject) -> None:
+def randomise(adapted: AdaptedModel) -> None:
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in subject.model.parameters():
+        for parameter in adapted.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
 
@@ -198,17 +200,19 @@ def test_from_the_same_values_they_train_alike(kit: SimpleNamespace) -> None:
                     v for k, v in values.items()
                     if f"layer.{layer}." in k and f"{word}.lora_A" in k
                 ))  # fmt: skip
-    for subject in (theirs, ours):
-        kit.train_steps(subject.model.train(), batch, steps=5)
-        subject.model.eval()
+    for adapted in (theirs, ours):
+        kit.train_steps(adapted.model.train(), batch, steps=5)
+        adapted.model.eval()
     assert logits(theirs.model, batch).std() > 0
     torch.testing.assert_close(logits(theirs.model, batch), logits(ours.model, batch))
 
 
 def test_new_parameters_have_the_dtype_of_the_base(kit: SimpleNamespace) -> None:
-    subject = subject_of(kit.make_model("bert", "classify").bfloat16(), parse_method("peft:lora"))
-    subject.attach()
-    assert {p.dtype for p in subject.model.parameters()} == {torch.bfloat16}
+    adapted = adapted_model(
+        kit.make_model("bert", "classify").bfloat16(), parse_method("peft:lora")
+    )
+    adapted.attach()
+    assert {p.dtype for p in adapted.model.parameters()} == {torch.bfloat16}
 
 
 def in_full(model: Any) -> Any:
@@ -216,7 +220,7 @@ def in_full(model: Any) -> Any:
     for path, module in list(model.named_modules()):
         codec = codec_of(module)
         if codec is not None:
-            model.set_submodule(path, full_linear(module, codec.weight(module)))
+            model.set_submodule(path, dequantised_linear(module, codec.weight(module)))
     vars(model).update(is_quantized=False, is_loaded_in_4bit=False)
     return model
 
@@ -231,12 +235,12 @@ def test_on_four_bits_it_is_what_it_is_on_the_same_weights_in_full(
     for held in (lambda model: model, in_full):
         model = dk.load_base(tmp_path, "nf4", task="classify", labels=3, dtype=torch.float32)
         torch.manual_seed(3)
-        subject = subject_of(held(model).eval(), parse_method(spec))
-        subject.attach()
-        subject.model.eval()
-        before = logits(subject.model, kit.make_batch())
-        randomise(subject)
-        outputs.append((before, logits(subject.model, kit.make_batch())))
+        adapted = adapted_model(held(model).eval(), parse_method(spec))
+        adapted.attach()
+        adapted.model.eval()
+        before = logits(adapted.model, kit.make_batch())
+        randomise(adapted)
+        outputs.append((before, logits(adapted.model, kit.make_batch())))
     (packed, changed), (plain, expected) = outputs
     torch.testing.assert_close(packed, plain, rtol=0, atol=1e-5)
     torch.testing.assert_close(changed, expected, rtol=0, atol=1e-4)
@@ -251,25 +255,25 @@ def test_disabled_is_the_plain_base_bit_for_bit(kit: SimpleNamespace, name: str)
     batch = kit.make_batch()
     plain = kit.make_model("bert", "classify").eval()
     expected, kinds = logits(plain, batch), [type(m) for m in plain.modules()]
-    subject = put_on(kit, ALL[name])
-    active = logits(subject.model, batch)
+    adapted = put_on(kit, ALL[name])
+    active = logits(adapted.model, batch)
     assert not torch.equal(active, expected)
-    with subject.disabled() as base:
+    with adapted.disabled() as base:
         assert torch.equal(logits(base, batch), expected)
         assert [type(m) for m in base.modules()] == kinds
-    assert torch.equal(logits(subject.model, batch), active)
+    assert torch.equal(logits(adapted.model, batch), active)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_merged_is_a_plain_model_with_the_same_outputs(kit: SimpleNamespace, name: str) -> None:
     batch = kit.make_batch()
     kinds = [type(m) for m in kit.make_model("bert", "classify").modules()]
-    subject = put_on(kit, WEIGHTS[name])
-    expected = logits(subject.model, batch)
-    with subject.merged() as base:
+    adapted = put_on(kit, WEIGHTS[name])
+    expected = logits(adapted.model, batch)
+    with adapted.merged() as base:
         assert [type(m) for m in base.modules()] == kinds
         torch.testing.assert_close(logits(base, batch), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(logits(subject.model, batch), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(adapted.model, batch), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", [*PROMPTS.values(), "peft:lily", "peft:osf"])
@@ -281,24 +285,24 @@ def test_what_does_not_merge_says_so(kit: SimpleNamespace, spec: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_saved_is_loaded_as_it_was(kit: SimpleNamespace, name: str, tmp_path: Path) -> None:
-    batch, subject = kit.make_batch(), put_on(kit, ALL[name])
-    subject.save(tmp_path)
+    batch, adapted = kit.make_batch(), put_on(kit, ALL[name])
+    adapted.save(tmp_path)
     torch.manual_seed(3)
-    again = subject_of(kit.make_model("bert", "classify").eval(), parse_method(ALL[name]))
+    again = adapted_model(kit.make_model("bert", "classify").eval(), parse_method(ALL[name]))
     again.load(tmp_path)
     again.model.eval()
-    assert torch.equal(logits(again.model, batch), logits(subject.model, batch))
-    assert again.counts() == subject.counts()
+    assert torch.equal(logits(again.model, batch), logits(adapted.model, batch))
+    assert again.counts() == adapted.counts()
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_peft_reads_the_folder_too(kit: SimpleNamespace, name: str, tmp_path: Path) -> None:
-    batch, subject = kit.make_batch(), put_on(kit, ALL[name])
-    subject.save(tmp_path)
+    batch, adapted = kit.make_batch(), put_on(kit, ALL[name])
+    adapted.save(tmp_path)
     plain = kit.make_model("bert", "classify")
     theirs = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
     torch.testing.assert_close(
-        logits(theirs, batch), logits(subject.model, batch), rtol=0, atol=1e-5
+        logits(theirs, batch), logits(adapted.model, batch), rtol=0, atol=1e-5
     )
 
 
@@ -306,34 +310,34 @@ def test_peft_reads_the_folder_too(kit: SimpleNamespace, name: str, tmp_path: Pa
 def test_deployed_is_what_the_file_holds(kit: SimpleNamespace, name: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    batch, subject = kit.make_batch(), put_on(kit, ALL[name])
-    expected, counts = logits(subject.model, batch), subject.counts()
-    subject.save(tmp_path)
+    batch, adapted = kit.make_batch(), put_on(kit, ALL[name])
+    expected, counts = logits(adapted.model, batch), adapted.counts()
+    adapted.save(tmp_path)
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert counts.deployed_params == sum(t.numel() for t in stored.values()) - counts.head_params
     smaller = counts.deployed_params < counts.trained_params
     assert smaller == (name in SMALLER_DEPLOYED)
-    before = sum(p.numel() for p in subject.model.parameters())
-    assert subject.deploy() is False
-    assert (sum(p.numel() for p in subject.model.parameters()) < before) == smaller
-    torch.testing.assert_close(logits(subject.model, batch), expected, rtol=0, atol=1e-6)
+    before = sum(p.numel() for p in adapted.model.parameters())
+    assert adapted.deploy() is False
+    assert (sum(p.numel() for p in adapted.model.parameters()) < before) == smaller
+    torch.testing.assert_close(logits(adapted.model, batch), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_second_one_is_switched_to_and_taken_off(
     kit: SimpleNamespace, name: str, tmp_path: Path
 ) -> None:
-    subject, batch = put_on(kit, ALL[name]), kit.make_batch()
-    subject.deploy()
-    before = logits(subject.model, batch)
-    subject.save(tmp_path)
+    adapted, batch = put_on(kit, ALL[name]), kit.make_batch()
+    adapted.deploy()
+    before = logits(adapted.model, batch)
+    adapted.save(tmp_path)
     for _ in range(2):
-        with subject.second(tmp_path) as swap:
+        with adapted.second_copy(tmp_path) as swap:
             for _ in range(3):
-                assert torch.allclose(logits(subject.model, batch), before, atol=1e-6)
+                assert torch.allclose(logits(adapted.model, batch), before, atol=1e-6)
                 swap()
-        assert torch.equal(logits(subject.model, batch), before)
-        assert list(subject.model.peft_config) == ["default"]
+        assert torch.equal(logits(adapted.model, batch), before)
+        assert list(adapted.model.peft_config) == ["default"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -343,9 +347,9 @@ def test_it_is_tried_and_counted_without_weights(kit: SimpleNamespace, name: str
     config = kit.make_model("bert", "classify").config
     with torch.device("meta"):
         skeleton = AutoModelForSequenceClassification.from_config(config)
-    subject = subject_of(skeleton, parse_method(ALL[name]))
-    subject.attach()
-    found, true = subject.counts(), put_on(kit, ALL[name]).counts()
+    adapted = adapted_model(skeleton, parse_method(ALL[name]))
+    adapted.attach()
+    found, true = adapted.counts(), put_on(kit, ALL[name]).counts()
     assert found.head_params == true.head_params
     # On the meta device PEFT forgets that AdaLoRA's record of ranks, a number a layer, is fixed.
     ranks = 4 if name == "adalora" else 0
@@ -384,14 +388,14 @@ def test_what_does_not_fit_is_one_line(kit: SimpleNamespace, spec: str, message:
 def test_where_peft_has_no_targets_ours_are_taken_and_named(
     kit: SimpleNamespace, family: str, spec: str, words: str, ending: tuple[str, ...]
 ) -> None:
-    subject = put_on(kit, spec, family)
+    adapted = put_on(kit, spec, family)
     layers = {
         name
-        for name, module in subject.model.get_base_model().named_modules()
+        for name, module in adapted.model.get_base_model().named_modules()
         if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer)
     }
     assert layers and all(name.endswith(ending) for name in layers)
-    assert any(words in note and repr(family) in note for note in subject.notes)
+    assert any(words in note and repr(family) in note for note in adapted.notes)
 
 
 @pytest.mark.parametrize(
@@ -408,19 +412,19 @@ def test_a_folder_of_another_tuner_is_refused(kit: SimpleNamespace, tmp_path: Pa
     put_on(kit, "peft:lora[r=4]").save(tmp_path)
     model = kit.make_model("bert", "classify")
     with pytest.raises(CheckpointError, match="does not fit"):
-        subject_of(model, parse_method("peft:ia3")).load(tmp_path)
+        adapted_model(model, parse_method("peft:ia3")).load(tmp_path)
 
 
 def test_adalora_moves_ranks_while_it_trains(kit: SimpleNamespace) -> None:
-    subject = put_on(kit, "peft:adalora[init_r=4,target_r=2]")
-    (callback,) = subject.callbacks()
+    adapted = put_on(kit, "peft:adalora[init_r=4,target_r=2]")
+    (callback,) = adapted.callbacks()
     batch, state = kit.make_batch(labels=True), SimpleNamespace(max_steps=4, global_step=0)
     callback.on_train_begin(None, state, None)
     for step in range(4):
-        subject.model(**batch).loss.backward()
+        adapted.model(**batch).loss.backward()
         callback.on_optimizer_step(None, SimpleNamespace(global_step=step), None)
-        subject.model.zero_grad()
-    pattern = subject.model.peft_config["default"].rank_pattern
+        adapted.model.zero_grad()
+    pattern = adapted.model.peft_config["default"].rank_pattern
     # Four sites of rank four, of which half is left.
     assert sum(sum(kept) for kept in pattern.values()) == 2 * 4
     assert put_on(kit, "peft:lora").callbacks() == ()
@@ -429,5 +433,5 @@ def test_adalora_moves_ranks_while_it_trains(kit: SimpleNamespace) -> None:
 
 
 def test_our_own_deltas_are_subjects_of_our_own(kit: SimpleNamespace) -> None:
-    subject = subject_of(kit.make_model("bert", "classify"), dk.LoRA())
-    assert isinstance(subject, Own) and subject.callbacks() == () and subject.notes == ()
+    adapted = adapted_model(kit.make_model("bert", "classify"), dk.LoRA())
+    assert isinstance(adapted, DeltakitModel) and adapted.callbacks() == () and adapted.notes == ()

@@ -1,6 +1,6 @@
 """Where the cells of a comparison run. It changes no result, only how soon they are there."""
 
-from deltakit.compare.run import distributed as crew
+from deltakit.compare.run import distributed
 from deltakit.compare.run.engines.base import ENGINES, Engine, register_engine
 from deltakit.compare.run.engines.local import Local
 from deltakit.compare.run.engines.processes import Processes
@@ -29,11 +29,12 @@ def engine_for(name: str | None, workers: int | None) -> Engine:
         UnknownName: there is none.
         InvalidConfig: it does not take so many workers, or does not do here.
     """
-    together = crew.size() > 1
+    together = distributed.world_size() > 1
     name = name or (Local.name if together else DEFAULT)
     if together and name != Local.name:
         raise InvalidConfig(
-            f"--engine {name} and {crew.size()} processes that train together exclude each other: "
+            f"--engine {name} and {distributed.world_size()} processes that train "
+            "together exclude each other: "
             "take --engine local, or start the command without accelerate launch or torchrun."
         )
     return ENGINES.get(name).of(workers)

@@ -26,17 +26,19 @@ class Local(Engine):
         return cls()
 
     def run(self, job: "Job", progress: "Progress") -> None:
-        from deltakit.compare.run.context import Workshop
-        from deltakit.compare.run.distributed import crew_of
-        from deltakit.compare.run.queue import Turns, attend
+        from deltakit.compare.run.context import RunContext
+        from deltakit.compare.run.distributed import process_group_of
+        from deltakit.compare.run.queue import WorkQueue, process
 
-        crew = crew_of(job.folder)
-        shop = Workshop(plan=job.plan, folder=job.folder, progress=progress.lane(0), crew=crew)
-        turns = Turns(job, progress.lane(1))
-        while not turns.over:
-            turn = turns.next(busy=0)
-            if turn is None:
+        crew = process_group_of(job.folder)
+        context = RunContext(
+            plan=job.plan, folder=job.folder, progress=progress.lane(0), process_group=crew
+        )
+        items = WorkQueue(job, progress.lane(1))
+        while not items.over:
+            item = items.next(busy=0)
+            if item is None:
                 time.sleep(POLL)
             else:
-                turns.settle(turn, attend(shop, job, turn))
-        crew.dismiss()
+                items.record_outcome(item, process(context, job, item))
+        crew.shutdown()

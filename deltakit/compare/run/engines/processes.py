@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from deltakit.compare.run.progress import Lane, Progress
-    from deltakit.compare.run.queue import Job, Turn, Turns
+    from deltakit.compare.run.queue import Job, WorkItem, WorkQueue
 
 PATIENCE = 10.0
 """Seconds that a process has to end in."""
@@ -49,9 +49,9 @@ class Processes(Engine):
             forkserver.ensure_running()
 
     def run(self, job: "Job", progress: "Progress") -> None:
-        from deltakit.compare.run.queue import Turns
+        from deltakit.compare.run.queue import WorkQueue
 
-        turns, devices = Turns(job, progress.lane(self.workers)), _devices()
+        items, devices = WorkQueue(job, progress.lane(self.workers)), _devices()
         with contextlib.ExitStack() as stack:
             slots = [
                 Slot(job, progress.lane(n), devices[n % len(devices)], self.workers)
@@ -59,22 +59,22 @@ class Processes(Engine):
             ]
             for slot in slots:
                 stack.callback(slot.end)
-            while not turns.over or _busy(slots):
+            while not items.over or _busy(slots):
                 for slot in slots:
-                    if slot.turn is None and (turn := turns.next(busy=_busy(slots))) is not None:
-                        slot.begin(turn)
+                    if slot.item is None and (item := items.next(busy=_busy(slots))) is not None:
+                        slot.begin(item)
                 _wait(slots)
                 for slot in slots:
-                    slot.listen(turns)
+                    slot.listen(items)
 
 
 def _busy(slots: Sequence["Slot"]) -> int:
-    return sum(slot.turn is not None for slot in slots)
+    return sum(slot.item is not None for slot in slots)
 
 
 def _wait(slots: Sequence["Slot"]) -> None:
     """Until a process says something, or it is time to look at what others have."""
-    wires = [slot.wire for slot in slots if slot.turn is not None]
+    wires = [slot.wire for slot in slots if slot.item is not None]
     if wires:
         connection.wait(wires, timeout=POLL)
     else:
@@ -94,45 +94,45 @@ class Slot:
     wire: "Connection"
 
     def __init__(self, job: "Job", lane: "Lane", environment: dict[str, str], workers: int) -> None:
-        self.turn: Turn | None = None
+        self.item: WorkItem | None = None
         self._job, self._lane, self._workers = job, lane, workers
         self._environment = environment
         self._process: BaseProcess | None = None
 
-    def begin(self, turn: "Turn") -> None:
+    def begin(self, item: "WorkItem") -> None:
         """Starts a process for a cell."""
         import torch
 
         context = _context()
         self.wire, theirs = context.Pipe(duplex=False)
-        seat = Seat(
+        environment = ChildEnvironment(
             environment={**os.environ, **self._environment},
             threads=torch.get_num_threads(),
             workers=self._workers,
         )
-        self._process = context.Process(target=_work, args=(self._job, turn, seat, theirs))
+        self._process = context.Process(target=_work, args=(self._job, item, environment, theirs))
         self._process.start()
         theirs.close()  # so that the end of the process is the end of what can be read
-        self.turn = turn
+        self.item = item
 
-    def listen(self, turns: "Turns") -> None:
+    def listen(self, items: "WorkQueue") -> None:
         """Passes on what the process has said; at its end the slot is free again."""
-        while self.turn is not None and self.wire.poll():
+        while self.item is not None and self.wire.poll():
             try:
-                self._pass_on(self.wire.recv(), turns)
+                self._pass_on(self.wire.recv(), items)
             except EOFError:
-                self._died(self.turn, turns)
+                self._died(self.item, items)
 
     def end(self) -> None:
         """Ends the process, by force where it does not listen. The system gives its locks back."""
         if self._process is not None:
-            if self.turn is not None:
+            if self.item is not None:
                 self._process.terminate()
             self._process.join(PATIENCE)
             self._process.kill()
             self._process.join()
 
-    def _pass_on(self, message: Any, turns: "Turns") -> None:
+    def _pass_on(self, message: Any, items: "WorkQueue") -> None:
         match message:
             case ("start", title, units):
                 self._lane.start(title, units)
@@ -142,27 +142,27 @@ class Slot:
                 self._lane.advance(units)
             case ("finish", outcome, left):
                 self._lane.finish(outcome, left)
-            case fate:
-                assert self.turn is not None
-                turn, self.turn = self.turn, None
+            case outcome:
+                assert self.item is not None
+                item, self.item = self.item, None
                 self.end()
-                turns.settle(turn, fate)
+                items.record_outcome(item, outcome)
 
-    def _died(self, turn: "Turn", turns: "Turns") -> None:
+    def _died(self, item: "WorkItem", items: "WorkQueue") -> None:
         assert self._process is not None
         self._process.join()
         code = self._process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self._lane.finish(f"its process died with {how}", turn.units)
-        self.turn = None
-        turns.died(turn, how)
+        self._lane.finish(f"its process died with {how}", item.units)
+        self.item = None
+        items.died(item, how)
 
 
 # ---------------------------------------------------------------------------- in the new process
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
+class ChildEnvironment:
     """What a process has to know of the one that started it; a fork server may be older."""
 
     environment: dict[str, str]
@@ -196,23 +196,25 @@ class Wire:
         self.send(("finish", outcome, left))
 
 
-def _work(job: "Job", turn: "Turn", seat: Seat, connection: "Connection") -> None:
+def _work(
+    job: "Job", item: "WorkItem", environment: ChildEnvironment, connection: "Connection"
+) -> None:
     """One cell, from beginning to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    os.environ.update(seat.environment)
+    os.environ.update(environment.environment)
     import torch
 
-    from deltakit.compare.run.context import Workshop
-    from deltakit.compare.run.device_lock import desk_of
-    from deltakit.compare.run.queue import attend, quiet
+    from deltakit.compare.run.context import RunContext
+    from deltakit.compare.run.device_lock import device_lock_for
+    from deltakit.compare.run.queue import process, silence_libraries
     from deltakit.models.source import device
 
-    torch.set_num_threads(seat.threads)
-    quiet()
-    wire, desk = Wire(connection), desk_of(device(), workers=seat.workers)
-    shop = Workshop(plan=job.plan, folder=job.folder, progress=wire, desk=desk)
-    wire.send(attend(shop, job, turn))
+    torch.set_num_threads(environment.threads)
+    silence_libraries()
+    wire, device_lock = Wire(connection), device_lock_for(device(), workers=environment.workers)
+    context = RunContext(plan=job.plan, folder=job.folder, progress=wire, device_lock=device_lock)
+    wire.send(process(context, job, item))
 
 
 # ------------------------------------------------------------------------------ how they start

@@ -17,7 +17,7 @@ from deltakit.errors import InvalidConfig, MissingExtra
 
 if TYPE_CHECKING:
     from deltakit.compare.run.progress import Lane, Progress
-    from deltakit.compare.run.queue import Fate, Job, Turn, Turns
+    from deltakit.compare.run.queue import Job, Outcome, WorkItem, WorkQueue
 
 ENVIRONMENT = ("DELTAKIT_", "HF_")
 """How the variables begin that a task gets from the process that starts it."""
@@ -51,7 +51,7 @@ class Ray(Engine):
     def run(self, job: "Job", progress: "Progress") -> None:
         import ray
 
-        from deltakit.compare.run.queue import Turns
+        from deltakit.compare.run.queue import WorkQueue
         from deltakit.compare.store.run_folder import RunFolder
 
         if not ray.is_initialized():
@@ -61,16 +61,16 @@ class Ray(Engine):
         job = dataclasses.replace(job, folder=RunFolder(job.folder.path.resolve()))
         common = ray.put(job)
         lanes = [progress.lane(number) for number in range(min(room, self.workers or room))]
-        turns = Turns(job, progress.lane(len(lanes)))
-        running: dict[Any, tuple[Turn, Lane]] = {}
+        items = WorkQueue(job, progress.lane(len(lanes)))
+        running: dict[Any, tuple[WorkItem, Lane]] = {}
         try:
-            while not turns.over or running:
-                while lanes and (turn := turns.next(busy=len(running))) is not None:
-                    lanes[-1].start(turn.title, turn.units)
-                    running[task.remote(common, turn, _environment())] = turn, lanes.pop()
+            while not items.over or running:
+                while lanes and (item := items.next(busy=len(running))) is not None:
+                    lanes[-1].start(item.title, item.units)
+                    running[task.remote(common, item, _environment())] = item, lanes.pop()
                 for reference in _ended(ray, list(running)):
-                    turn, lane = running.pop(reference)
-                    _settle(ray, reference, turn, turns, lane)
+                    item, lane = running.pop(reference)
+                    _settle(ray, reference, item, items, lane)
                     lanes.append(lane)
         finally:
             for reference in running:
@@ -104,25 +104,25 @@ def _ended(ray: Any, running: list[Any]) -> list[Any]:
     return ended
 
 
-def _settle(ray: Any, reference: Any, turn: "Turn", turns: "Turns", lane: "Lane") -> None:
+def _settle(ray: Any, reference: Any, item: "WorkItem", items: "WorkQueue", lane: "Lane") -> None:
     """Takes note of what became of a task."""
     try:
-        fate, told = ray.get(reference)
+        outcome, told = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.as_instanceof_cause() from None
     except ray.exceptions.RayError as error:
         how = type(error).__name__
-        lane.finish(f"its process died with {how}", turn.units)
-        turns.died(turn, how)
+        lane.finish(f"its process died with {how}", item.units)
+        items.died(item, how)
     else:
         lane.finish(*told)
-        turns.settle(turn, fate)
+        items.record_outcome(item, outcome)
 
 
 # ---------------------------------------------------------------------------- in the new process
 
 
-class Record:
+class ProgressSink:
     """Keeps what is told last; a cluster has no line to the display."""
 
     def __init__(self, units: int) -> None:
@@ -141,11 +141,13 @@ class Record:
         self.last = (outcome, left)
 
 
-def _work(job: "Job", turn: "Turn", environment: dict[str, str]) -> "tuple[Fate, tuple[str, int]]":
+def _work(
+    job: "Job", item: "WorkItem", environment: dict[str, str]
+) -> "tuple[Outcome, tuple[str, int]]":
     """One cell, from beginning to end."""
     os.environ.update(environment)
-    from deltakit.compare.run.context import Workshop
-    from deltakit.compare.run.queue import attend, quiet
+    from deltakit.compare.run.context import RunContext
+    from deltakit.compare.run.queue import process, silence_libraries
 
     if not job.folder.path.is_dir():
         raise InvalidConfig(
@@ -154,7 +156,7 @@ def _work(job: "Job", turn: "Turn", environment: dict[str, str]) -> "tuple[Fate,
         )
     if Path(environment["PWD"]).is_dir():
         os.chdir(environment["PWD"])  # a model or a delta may be named from there
-    quiet()
-    record = Record(turn.units)
-    shop = Workshop(plan=job.plan, folder=job.folder, progress=record)
-    return attend(shop, job, turn), record.last
+    silence_libraries()
+    record = ProgressSink(item.units)
+    context = RunContext(plan=job.plan, folder=job.folder, progress=record)
+    return process(context, job, item), record.last

@@ -2,8 +2,8 @@
 
 import importlib
 
-from deltakit.compare.run.queue import quiet
+from deltakit.compare.run.queue import silence_libraries
 
-quiet()
+silence_libraries()
 for _name in ("sklearn.metrics", "transformers.models.auto.modeling_auto", "transformers.trainer"):
     importlib.import_module(_name)

@@ -41,7 +41,7 @@ class ColumnNames:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class RawTable:
     """One split as it was read. `where` names it in messages."""
 
     where: str
@@ -61,7 +61,7 @@ class Source:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InvalidConfig(
             f"{self.where} has no column {name!r}.{hint} It has: "
-            f"{listed(self.columns)}. Choose one with {option}."
+            f"{short_list(self.columns)}. Choose one with {option}."
         )
 
     def texts(self, name: str, option: str) -> list[str]:
@@ -74,26 +74,30 @@ class Source:
         for row, value in enumerate(values, start=1):
             if not isinstance(value, str):
                 problem = (
-                    "has no text (null)" if is_null(value) else f"holds {show(value)}, not a text"
+                    "has no text (null)"
+                    if is_null(value)
+                    else f"holds {short_repr(value)}, not a text"
                 )
                 raise InvalidConfig(
                     f"{self.where}, row {row}: the text column {name!r} {problem}. Correct the "
                     f"row, or choose a column of texts with {option}; the columns are "
-                    f"{listed(self.columns)}."
+                    f"{short_list(self.columns)}."
                 )
         # A blank text among others is real data (a note counts them), a column of blanks is not.
         filled = [value for value in values if value.strip()]
         if all(is_number(value) for value in filled):
-            problem = f"only numbers, the first is {show(filled[0])}" if filled else "only blanks"
+            problem = (
+                f"only numbers, the first is {short_repr(filled[0])}" if filled else "only blanks"
+            )
             raise InvalidConfig(
                 f"{self.where}: the text column {name!r} holds {problem}. Choose a column of texts "
-                f"with {option}; the columns are {listed(self.columns)}."
+                f"with {option}; the columns are {short_list(self.columns)}."
             )
         return values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class RawSplit:
     """One split with its texts checked; the kind of task reads the labels.
 
     Attributes:
@@ -117,7 +121,7 @@ class Rows:
         return InvalidConfig(
             f"{self.where}, row {row}: the label column {self.column!r} {problem}. {remedy}, or "
             "choose another column with --label-column; the columns are "
-            f"{listed(self.present)}."
+            f"{short_list(self.present)}."
         )
 
 
@@ -140,15 +144,15 @@ def no_label(value: Any) -> bool:
     return is_null(value) or (isinstance(value, str) and not value.strip())
 
 
-def show(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value in one short line."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
-def listed(names: Iterable[str]) -> str:
+def short_list(names: Iterable[str]) -> str:
     """Names in one line, the first few if there are many."""
-    shown = [show(name) for name in names]
+    shown = [short_repr(name) for name in names]
     if len(shown) <= _MOST_SHOWN:
         return ", ".join(shown)
     return f"{', '.join(shown[:_MOST_SHOWN])} and {len(shown) - _MOST_SHOWN} more"

@@ -6,7 +6,7 @@ A kind is one file beside this one; everything in which kinds differ is in it.
 from deltakit.compare.tasks.data.columns import ColumnNames
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.kinds.answers import Answers
-from deltakit.compare.tasks.kinds.base import Kind, Read, truths
+from deltakit.compare.tasks.kinds.base import Kind, ParsedLabels, references
 from deltakit.compare.tasks.kinds.causal import Causal
 from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
@@ -20,10 +20,10 @@ __all__ = [
     "Classification",
     "Kind",
     "MultiLabel",
-    "Read",
+    "ParsedLabels",
     "Regression",
     "kind_of",
-    "truths",
+    "references",
 ]
 
 KINDS: tuple[type[Kind], ...] = (Answers, MultiLabel, Regression, Classification, Causal)
@@ -40,7 +40,7 @@ def kind_of(asked: str | None, columns: Columns, names: ColumnNames) -> type[Kin
     known = {kind.name: kind for kind in KINDS}
     if asked is not None and asked not in known:
         raise unknown("--kind", asked, known)
-    kind = known[asked] if asked else next(k for k in KINDS if k.suits(columns, names))
+    kind = known[asked] if asked else next(k for k in KINDS if k.matches(columns, names))
     for option, name in names.given().items():
         if option not in kind.options:
             raise InvalidConfig(

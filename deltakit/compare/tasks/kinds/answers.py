@@ -6,10 +6,10 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.data.columns import ColumnNames, Rows, is_null, no_label, show
+from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit, is_null, no_label, short_repr
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import Batch, Kind, Read, Row, mapped
+from deltakit.compare.tasks.kinds.base import Batch, EncodedExample, Kind, ParsedLabels, mapped
 from deltakit.compare.tasks.kinds.causal import IGNORED, language_batch
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, LanguageHead
@@ -35,19 +35,21 @@ class Answers(Kind):
     batch_size: ClassVar[int] = 32
 
     @classmethod
-    def suits(cls, columns: Columns, asked: ColumnNames) -> bool:
+    def matches(cls, columns: Columns, asked: ColumnNames) -> bool:
         return not asked.given() and {cls.text_column, "answer"} <= set(columns)
 
     @classmethod
-    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+    def parse_labels(
+        cls, splits: Mapping[str, RawSplit], classes: tuple[str, ...] | None
+    ) -> ParsedLabels:
         del classes
         read = {
             split: Examples(texts=rows.texts, labels=_lines(rows)) for split, rows in splits.items()
         }
-        return Read(cls(), read)
+        return ParsedLabels(cls(), read)
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "short answers"
 
     @property
@@ -73,11 +75,16 @@ class Answers(Kind):
         most = max(len(answer) for answer in encoded["answer"])
         return encoded.add_column("most", [most] * len(encoded))
 
-    def collate(self, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    def collate(
+        self, rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase"
+    ) -> Batch:
         return language_batch(rows, tokenizer)
 
-    def judge(
-        self, model: "PreTrainedModel", rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
+    def predict(
+        self,
+        model: "PreTrainedModel",
+        rows: Sequence[EncodedExample],
+        tokenizer: "PreTrainedTokenizerBase",
     ) -> list[Value]:
         """Rows of one length at a time: not every method is right about a padded prompt."""
         lengths: dict[int, list[int]] = {}
@@ -91,7 +98,7 @@ class Answers(Kind):
 
 
 def _continued(
-    model: "PreTrainedModel", rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
+    model: "PreTrainedModel", rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[str]:
     """What follows the prompts, which have as many tokens each."""
     import torch
@@ -122,7 +129,8 @@ def _encoded(
     room = max_length - len(begin) - len(aim)
     if room < 1:
         raise InvalidConfig(
-            f"the answer {show(answer)} has {len(aim)} tokens and leaves no room for its prompt. "
+            f"the answer {short_repr(answer)} has {len(aim)} tokens and leaves no "
+            "room for its prompt. "
             "Raise --max-length."
         )
     before = [*begin, *whole[:same][-room:]]
@@ -148,16 +156,16 @@ def _ends(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int]:
     return ([begin] if starts else []), end
 
 
-def _lines(rows: Rows) -> list[str]:
+def _lines(rows: RawSplit) -> list[str]:
     lines = []
     for row, value in enumerate(rows.labels, start=1):
         if no_label(value) or not isinstance(value, str | int | float):
-            problem = "has no answer" if is_null(value) else f"holds {show(value)}, no answer"
+            problem = "has no answer" if is_null(value) else f"holds {short_repr(value)}, no answer"
             raise rows.wrong(row, problem, "Give every prompt an answer")
         text = str(value).strip()
         if "\n" in text:
             raise rows.wrong(
-                row, f"holds {show(text)}, of several lines", "Give an answer of one line"
+                row, f"holds {short_repr(text)}, of several lines", "Give an answer of one line"
             )
         lines.append(text)
     return lines

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.data.columns import ColumnNames, Rows
+from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
 from deltakit.models.heads import Head
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Row = Mapping[str, Any]
+EncodedExample = Mapping[str, Any]
 """One example as `Kind.encode` leaves it."""
 Batch = dict[str, "Tensor"]
 """Examples as a model takes them."""
 
 
-class Read(NamedTuple):
+class ParsedLabels(NamedTuple):
     """Labels as a kind of task has read them, and what a reader of the scores must know of it."""
 
     kind: "Kind"
@@ -49,14 +49,16 @@ class Kind(ABC):
     # ------------------------------------------------------------------------- reading the labels
 
     @classmethod
-    def suits(cls, columns: Columns, asked: ColumnNames) -> bool:
+    def matches(cls, columns: Columns, asked: ColumnNames) -> bool:
         """Whether the training split looks like this kind. The first one that says so is taken."""
         del columns, asked
         return False
 
     @classmethod
     @abstractmethod
-    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+    def parse_labels(
+        cls, splits: Mapping[str, RawSplit], classes: tuple[str, ...] | None
+    ) -> ParsedLabels:
         """Reads the labels of all splits; "train" is one of them.
 
         Args:
@@ -69,7 +71,7 @@ class Kind(ABC):
 
     @property
     @abstractmethod
-    def words(self) -> str:
+    def description(self) -> str:
         """What it is, in a few words."""
 
     @property
@@ -82,7 +84,7 @@ class Kind(ABC):
         """What of it changes a score, besides the examples."""
         return self.labels
 
-    def lost(self, before: Iterable[Value], after: Iterable[Value]) -> tuple[str, ...]:
+    def missing_classes(self, before: Iterable[Value], after: Iterable[Value]) -> tuple[str, ...]:
         """What training needs at least one example of, and had before, and has no more."""
         del before, after
         return ()
@@ -106,20 +108,25 @@ class Kind(ABC):
         """The examples as tokens, not padded yet.
 
         Columns are those of the model's inputs, ``labels`` (what training aims at), ``truth`` (what
-        predictions are judged by) and whatever `judge` needs.
+        predictions are judged by) and whatever `predict` needs.
         """
 
     @abstractmethod
-    def collate(self, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    def collate(
+        self, rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase"
+    ) -> Batch:
         """Encoded rows as one padded batch with its labels."""
 
     @abstractmethod
-    def judge(
-        self, model: "PreTrainedModel", rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
+    def predict(
+        self,
+        model: "PreTrainedModel",
+        rows: Sequence[EncodedExample],
+        tokenizer: "PreTrainedTokenizerBase",
     ) -> list[Value]:
         """The model's prediction for each encoded row. Padding does not change a row's."""
 
-    def constant(
+    def majority_prediction(
         self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
     ) -> list[Value]:
         """What to predict for each encoded test row without looking at it.
@@ -127,12 +134,12 @@ class Kind(ABC):
         By default what is most frequent in train; of equally frequent ones the first in order.
         """
         del tokenizer
-        counted = Counter(truths(train))
+        counted = Counter(references(train))
         most = min(counted, key=lambda value: (-counted[value], value))
         return [most] * len(test)
 
 
-def truths(encoded: "Dataset") -> tuple[Value, ...]:
+def references(encoded: "Dataset") -> tuple[Value, ...]:
     """What predictions on an encoded split are judged by."""
     return tuple(tuple(v) if isinstance(v, list) else v for v in encoded[:]["truth"])
 

@@ -5,9 +5,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.data.columns import Rows
+from deltakit.compare.tasks.data.columns import RawSplit
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import Batch, Kind, Read, Row, mapped, padded
+from deltakit.compare.tasks.kinds.base import (
+    Batch,
+    EncodedExample,
+    Kind,
+    ParsedLabels,
+    mapped,
+    padded,
+)
 from deltakit.models.heads import Head, LanguageHead
 
 if TYPE_CHECKING:
@@ -32,7 +39,9 @@ class Causal(Kind):
     batch_size: ClassVar[int] = 8  # a vocabulary of logits for every token takes its room
 
     @classmethod
-    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+    def parse_labels(
+        cls, splits: Mapping[str, RawSplit], classes: tuple[str, ...] | None
+    ) -> ParsedLabels:
         del classes
         written = {split: [t for t in rows.texts if t.strip()] for split, rows in splits.items()}
         notes = tuple(
@@ -40,10 +49,12 @@ class Causal(Kind):
             for split, rows in splits.items()
             if (blank := len(rows.texts) - len(written[split]))
         )
-        return Read(cls(), {split: Examples(texts=t) for split, t in written.items()}, notes)
+        return ParsedLabels(
+            cls(), {split: Examples(texts=t) for split, t in written.items()}, notes
+        )
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "language modelling"
 
     @property
@@ -63,11 +74,16 @@ class Causal(Kind):
 
         return mapped(data, tokens)
 
-    def collate(self, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    def collate(
+        self, rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase"
+    ) -> Batch:
         return language_batch(rows, tokenizer)
 
-    def judge(
-        self, model: "PreTrainedModel", rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
+    def predict(
+        self,
+        model: "PreTrainedModel",
+        rows: Sequence[EncodedExample],
+        tokenizer: "PreTrainedTokenizerBase",
     ) -> list[Value]:
         from torch.nn.functional import cross_entropy
 
@@ -80,7 +96,7 @@ class Causal(Kind):
         )
         return list(surprise.view_as(labels).double().sum(1).tolist())
 
-    def constant(
+    def majority_prediction(
         self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
     ) -> list[Value]:
         """The frequency of each token in train, plus one, whatever stands before it."""
@@ -92,7 +108,7 @@ class Causal(Kind):
         return [float(surprise[row[1:]].sum()) for row in test["labels"]]
 
 
-def language_batch(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Batch:
+def language_batch(rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase") -> Batch:
     """Rows of tokens padded on the right, where no token sees the padding and no loss is taken."""
     ids = [row["input_ids"] for row in rows]
     return {

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.data.columns import ColumnNames, Rows, listed, no_label, show
+from deltakit.compare.tasks.data.columns import (
+    ColumnNames,
+    RawSplit,
+    no_label,
+    short_list,
+    short_repr,
+)
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import Read
+from deltakit.compare.tasks.kinds.base import ParsedLabels
 from deltakit.compare.tasks.kinds.sequence import SequenceKind
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
@@ -28,28 +34,30 @@ class Classification(SequenceKind):
     classes: tuple[str, ...]
 
     @classmethod
-    def suits(cls, columns: Columns, asked: ColumnNames) -> bool:
+    def matches(cls, columns: Columns, asked: ColumnNames) -> bool:
         return True
 
     @classmethod
-    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+    def parse_labels(
+        cls, splits: Mapping[str, RawSplit], classes: tuple[str, ...] | None
+    ) -> ParsedLabels:
         names = {split: _names(rows) for split, rows in splits.items()}
         if classes is None or len(classes) < 2:
             classes = _classes(splits["train"].where, names["train"])
-        return Read(
+        return ParsedLabels(
             cls(classes=classes),
             {split: _examples(rows, names[split], classes) for split, rows in splits.items()},
         )
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"{len(self.classes)} classes"
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.classes
 
-    def lost(self, before: Iterable[Value], after: Iterable[Value]) -> tuple[str, ...]:
+    def missing_classes(self, before: Iterable[Value], after: Iterable[Value]) -> tuple[str, ...]:
         gone = set(before) - set(after)
         return tuple(name for index, name in enumerate(self.classes) if index in gone)
 
@@ -83,7 +91,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _names(rows: Rows) -> list[str]:
+def _names(rows: RawSplit) -> list[str]:
     for row, value in enumerate(rows.labels, start=1):
         problem = _problem(value)
         if problem is not None:
@@ -96,7 +104,7 @@ def _problem(value: Any) -> str | None:
     if no_label(value):
         return "has no label"
     if not isinstance(value, str | int | float):
-        return f"holds {show(value)}, which does not name a class"
+        return f"holds {short_repr(value)}, which does not name a class"
     return None
 
 
@@ -104,18 +112,19 @@ def _classes(where: str, names: list[str]) -> tuple[str, ...]:
     classes = in_order(names)
     if len(classes) < 2:
         raise InvalidConfig(
-            f"{where} has only one class, {show(classes[0])}. Classification needs two or more; "
+            f"{where} has only one class, {short_repr(classes[0])}. "
+            "Classification needs two or more; "
             "check --label-column."
         )
     return classes
 
 
-def _examples(rows: Rows, names: list[str], classes: tuple[str, ...]) -> Examples:
+def _examples(rows: RawSplit, names: list[str], classes: tuple[str, ...]) -> Examples:
     ids = {name: index for index, name in enumerate(classes)}
     for row, name in enumerate(names, start=1):
         if name not in ids:
             raise InvalidConfig(
-                f"{rows.where}, row {row}: label {show(name)} does not occur in train, whose "
-                f"classes are {listed(classes)}. Correct it, or add examples of it to train."
+                f"{rows.where}, row {row}: label {short_repr(name)} does not occur in train, whose "
+                f"classes are {short_list(classes)}. Correct it, or add examples of it to train."
             )
     return Examples(texts=rows.texts, labels=[ids[name] for name in names], pairs=rows.pairs)

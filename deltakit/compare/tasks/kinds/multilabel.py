@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.data.columns import ColumnNames, Rows, listed, no_label, show
+from deltakit.compare.tasks.data.columns import (
+    ColumnNames,
+    RawSplit,
+    no_label,
+    short_list,
+    short_repr,
+)
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import Read
+from deltakit.compare.tasks.kinds.base import ParsedLabels
 from deltakit.compare.tasks.kinds.classification import class_name, in_order
 from deltakit.compare.tasks.kinds.sequence import SequenceKind
 from deltakit.errors import InvalidConfig
@@ -27,17 +33,20 @@ class MultiLabel(SequenceKind):
     names: tuple[str, ...]
 
     @classmethod
-    def suits(cls, columns: Columns, asked: ColumnNames) -> bool:
+    def matches(cls, columns: Columns, asked: ColumnNames) -> bool:
         values = columns.get(asked.label or "label", [])
         return asked.separator is not None or any(isinstance(value, list) for value in values)
 
     @classmethod
-    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+    def parse_labels(
+        cls, splits: Mapping[str, RawSplit], classes: tuple[str, ...] | None
+    ) -> ParsedLabels:
         sets = {split: _sets(rows) for split, rows in splits.items()}
         names = classes or in_order(name for each in sets["train"] for name in each)
         if len(names) < 2:
             raise InvalidConfig(
-                f"{splits['train'].where} has fewer than two labels ({listed(names) or 'none'}). "
+                f"{splits['train'].where} has fewer than two labels "
+                f"({short_list(names) or 'none'}). "
                 "Give several, or choose another column with --label-column."
             )
         read = {
@@ -46,10 +55,10 @@ class MultiLabel(SequenceKind):
             )
             for split, rows in splits.items()
         }
-        return Read(cls(names=names), read)
+        return ParsedLabels(cls(names=names), read)
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"{len(self.names)} labels, any number of them for a text"
 
     @property
@@ -71,36 +80,39 @@ class MultiLabel(SequenceKind):
         return [tuple(map(int, row)) for row in (logits > 0).tolist()]
 
 
-def _sets(rows: Rows) -> list[list[str]]:
+def _sets(rows: RawSplit) -> list[list[str]]:
     return [_set(rows, row, value) for row, value in enumerate(rows.labels, start=1)]
 
 
-def _set(rows: Rows, row: int, value: Any) -> list[str]:
+def _set(rows: RawSplit, row: int, value: Any) -> list[str]:
     remedy = (
         "Give every example a list of labels, which may be empty, or say with --label-separator "
         "what stands between them"
     )
     if not isinstance(value, list):
-        problem = "has no list of labels" if no_label(value) else f"holds {show(value)}, no list"
+        problem = (
+            "has no list of labels" if no_label(value) else f"holds {short_repr(value)}, no list"
+        )
         raise rows.wrong(row, problem, remedy)
     if not all(isinstance(each, str | int) and not no_label(each) for each in value):
-        raise rows.wrong(row, f"holds {show(value)}, of which not all are labels", remedy)
+        raise rows.wrong(row, f"holds {short_repr(value)}, of which not all are labels", remedy)
     names = [class_name(each) for each in value]
     if len(set(names)) < len(names):
         raise rows.wrong(
             row,
-            f"holds {show(value)}, which names a label twice",
+            f"holds {short_repr(value)}, which names a label twice",
             "Name the labels that apply, once each, not a nought or a one for every label",
         )
     return names
 
 
-def _flags(rows: Rows, sets: list[list[str]], names: tuple[str, ...]) -> list[tuple[int, ...]]:
+def _flags(rows: RawSplit, sets: list[list[str]], names: tuple[str, ...]) -> list[tuple[int, ...]]:
     for row, each in enumerate(sets, start=1):
         unknown = sorted(set(each) - set(names))
         if unknown:
             raise InvalidConfig(
-                f"{rows.where}, row {row}: label {show(unknown[0])} does not occur in train, whose "
-                f"labels are {listed(names)}. Correct it, or add examples of it to train."
+                f"{rows.where}, row {row}: label {short_repr(unknown[0])} does not occur in "
+                "train, whose "
+                f"labels are {short_list(names)}. Correct it, or add examples of it to train."
             )
     return [tuple(int(name in each) for name in names) for each in sets]

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.data.columns import ColumnNames, Rows, is_number, no_label, show
+from deltakit.compare.tasks.data.columns import (
+    ColumnNames,
+    RawSplit,
+    is_number,
+    no_label,
+    short_repr,
+)
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import Read, truths
+from deltakit.compare.tasks.kinds.base import ParsedLabels, references
 from deltakit.compare.tasks.kinds.sequence import SequenceKind
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
@@ -37,13 +43,15 @@ class Regression(SequenceKind):
     deviation: float
 
     @classmethod
-    def suits(cls, columns: Columns, asked: ColumnNames) -> bool:
+    def matches(cls, columns: Columns, asked: ColumnNames) -> bool:
         values = columns.get(asked.label or "label", [])
         numbers = [_number(value) for value in values if not no_label(value)]
         return None not in numbers and any(number and number % 1 for number in numbers)
 
     @classmethod
-    def read(cls, splits: Mapping[str, Rows], classes: tuple[str, ...] | None) -> Read:
+    def parse_labels(
+        cls, splits: Mapping[str, RawSplit], classes: tuple[str, ...] | None
+    ) -> ParsedLabels:
         del classes
         read = {
             split: Examples(texts=rows.texts, labels=_numbers(rows), pairs=rows.pairs)
@@ -60,10 +68,10 @@ class Regression(SequenceKind):
         note = (
             f"the labels are numbers, {min(train):g} to {max(train):g} in train: this is regression"
         )
-        return Read(cls(mean=mean, deviation=deviation), read, (f"{note}.",))
+        return ParsedLabels(cls(mean=mean, deviation=deviation), read, (f"{note}.",))
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "regression"
 
     @property
@@ -84,22 +92,24 @@ class Regression(SequenceKind):
     def decode(self, logits: "Tensor") -> list[Value]:
         return [self.mean + self.deviation * number for number in logits[:, 0].tolist()]
 
-    def constant(
+    def majority_prediction(
         self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
     ) -> list[Value]:
         """The mean of train."""
         del tokenizer
-        labels = [float(label) for label in truths(train) if not isinstance(label, str | tuple)]
+        labels = [float(label) for label in references(train) if not isinstance(label, str | tuple)]
         return [math.fsum(labels) / len(labels)] * len(test)
 
 
-def _numbers(rows: Rows) -> list[float]:
+def _numbers(rows: RawSplit) -> list[float]:
     numbers = []
     for row, value in enumerate(rows.labels, start=1):
         number = _number(value)
         if number is None:
             problem = (
-                "has no label" if no_label(value) else f"holds {show(value)}, which is no number"
+                "has no label"
+                if no_label(value)
+                else f"holds {short_repr(value)}, which is no number"
             )
             raise rows.wrong(row, problem, "Give every example a number")
         numbers.append(number)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.kinds.base import Batch, Kind, Row, mapped
+from deltakit.compare.tasks.kinds.base import Batch, EncodedExample, Kind, mapped
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,14 +40,19 @@ class SequenceKind(Kind):
 
         return mapped(data, tokens)
 
-    def collate(self, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Batch:
+    def collate(
+        self, rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase"
+    ) -> Batch:
         from transformers import DataCollatorWithPadding
 
         inputs = [{key: row[key] for key in row if key != "truth"} for row in rows]
         return dict(DataCollatorWithPadding(tokenizer)(inputs))
 
-    def judge(
-        self, model: "PreTrainedModel", rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
+    def predict(
+        self,
+        model: "PreTrainedModel",
+        rows: Sequence[EncodedExample],
+        tokenizer: "PreTrainedTokenizerBase",
     ) -> list[Value]:
         batch = self.collate(rows, tokenizer)
         del batch["labels"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from deltakit.compare.tasks.data.columns import ColumnNames, Rows, Source, show
+from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit, RawTable, short_repr
 from deltakit.compare.tasks.data.splits import Examples, carve, distinct
 from deltakit.compare.tasks.kinds import Kind
 from deltakit.compare.tasks.task import TaskData
@@ -15,7 +15,7 @@ TEST_SHARE = 0.2
 """Of train, where there is no test split."""
 
 
-def check(source: Source, names: ColumnNames, kind: type[Kind]) -> Rows:
+def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> RawSplit:
     """The columns of one split that a kind of task reads.
 
     Raises:
@@ -25,7 +25,7 @@ def check(source: Source, names: ColumnNames, kind: type[Kind]) -> Rows:
     pairs = None if names.pair is None else source.texts(names.pair, "--pair-column")
     column = names.label or kind.label_column
     labels = [] if column is None else source.column(column, _LABEL_HINT)
-    return Rows(
+    return RawSplit(
         where=source.where,
         texts=texts,
         pairs=pairs,
@@ -44,9 +44,9 @@ def _separated(value: Any, separator: str | None) -> Any:
     return [part.strip() for part in value.split(separator) if part.strip()]
 
 
-def assemble(
+def build_task(
     name: str,
-    splits: Mapping[str, Rows],
+    splits: Mapping[str, RawSplit],
     kind: type[Kind],
     *,
     classes: tuple[str, ...] | None = None,
@@ -65,7 +65,7 @@ def assemble(
     Raises:
         InvalidConfig: labels that do not fit, or too few examples to cut train.
     """
-    read = kind.read(splits, classes)
+    read = kind.parse_labels(splits, classes)
     whole, said = _completed(splits["train"].where, read.splits, read.kind)
     return TaskData(
         name=name,
@@ -103,9 +103,9 @@ def _completed(
 
 
 def _check_left(where: str, before: Examples, after: Examples, kind: Kind) -> None:
-    lost = kind.lost(before.labels or (), after.labels or ())
+    lost = kind.missing_classes(before.labels or (), after.labels or ())
     if lost or not len(after):
-        few = f"class {show(lost[0])}" if lost else "any kind"
+        few = f"class {short_repr(lost[0])}" if lost else "any kind"
         raise InvalidConfig(
             f"{where} has too few examples of {few}: none is left after validation and test "
             "examples are cut from it. Add examples, or give the missing splits as files of their "

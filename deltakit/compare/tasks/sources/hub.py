@@ -6,10 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltakit._network import HUB_TIMEOUT, hub_answers
-from deltakit.compare.tasks.data.columns import ColumnNames, Rows, Source, is_null, listed, no_label
+from deltakit.compare.tasks.data.columns import (
+    ColumnNames,
+    RawSplit,
+    RawTable,
+    is_null,
+    no_label,
+    short_list,
+)
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.kinds import Kind, kind_of
-from deltakit.compare.tasks.sources.assemble import assemble, check
+from deltakit.compare.tasks.sources.assemble import build_task, select_columns
 from deltakit.compare.tasks.task import TASKS, TaskData
 from deltakit.errors import InvalidConfig, UnknownName
 
@@ -67,14 +74,14 @@ def hub_task(
     train = _first(loaded, ("train",))
     if train is None:
         raise InvalidConfig(
-            f"the Hub data set {name!r} has no train split. It has: {listed(loaded)}. Save the "
+            f"the Hub data set {name!r} has no train split. It has: {short_list(loaded)}. Save the "
             "split that you want as train in a local folder, and give the folder."
         )
     label = asked.label or "label"
     chosen = kind_of(kind, _named(train, label), asked)
     columns = _choose_columns(train.column_names, asked, chosen)
     notes = [f"the texts are the columns {_shown(columns)}."] if columns.text != "text" else []
-    splits: dict[str, Rows] = {}
+    splits: dict[str, RawSplit] = {}
     validation, test = _first(loaded, _VALIDATION), _first(loaded, ("test",))
     for split, dataset in (("train", train), ("validation", validation), ("test", test)):
         if dataset is None:
@@ -84,11 +91,11 @@ def hub_task(
             continue
         if dropped:
             notes.append(f"{split}: {dropped:,} rows without a text or a label were left out.")
-        splits[split] = check(source, columns, chosen)
+        splits[split] = select_columns(source, columns, chosen)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
         notes.append("test: the source's validation split; the source has no labelled test split.")
-    return assemble(name, splits, chosen, classes=_class_names(train, label), notes=notes)
+    return build_task(name, splits, chosen, classes=_class_names(train, label), notes=notes)
 
 
 def _first(loaded: "Mapping[str, Dataset]", names: tuple[str, ...]) -> "Dataset | None":
@@ -139,7 +146,7 @@ def _name(value: Any, names: tuple[str, ...]) -> Any:
     return None if value is None or value < 0 else names[value]
 
 
-def _complete_rows(where: str, dataset: "Dataset", names: ColumnNames) -> tuple[Source, int]:
+def _complete_rows(where: str, dataset: "Dataset", names: ColumnNames) -> tuple[RawTable, int]:
     """The rows that have a text and a label, and how many have not.
 
     A file of one's own can be corrected, and raises; a data set on the Hub cannot.
@@ -150,12 +157,12 @@ def _complete_rows(where: str, dataset: "Dataset", names: ColumnNames) -> tuple[
         if name is not None and name in raw:
             keep = [k and not absent(value) for k, value in zip(keep, raw[name], strict=True)]
     if all(keep):
-        return Source(where=where, columns=raw), 0
+        return RawTable(where=where, columns=raw), 0
     columns = {
         name: [value for value, kept in zip(values, keep, strict=True) if kept]
         for name, values in raw.items()
     }
-    return Source(where=where, columns=columns), len(keep) - sum(keep)
+    return RawTable(where=where, columns=columns), len(keep) - sum(keep)
 
 
 # ------------------------------------------------------------------------------------- the Hub

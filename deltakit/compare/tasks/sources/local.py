@@ -3,10 +3,10 @@
 import difflib
 from pathlib import Path
 
-from deltakit.compare.tasks.data.columns import ColumnNames, Source, listed
+from deltakit.compare.tasks.data.columns import ColumnNames, RawTable, short_list
 from deltakit.compare.tasks.data.files import SUFFIXES, read_columns
 from deltakit.compare.tasks.kinds import kind_of
-from deltakit.compare.tasks.sources.assemble import assemble, check
+from deltakit.compare.tasks.sources.assemble import build_task, select_columns
 from deltakit.compare.tasks.task import TaskData
 from deltakit.errors import InvalidConfig, UnknownName
 
@@ -38,13 +38,13 @@ def load_folder(
     """
     names, place = names or ColumnNames(), expanded(path)
     sources = {
-        split: Source(where=f"{split} ({str(file)!r})", columns=read_columns(file))
+        split: RawTable(where=f"{split} ({str(file)!r})", columns=read_columns(file))
         for split, file in _files(place).items()
     }
     chosen = kind_of(kind, sources["train"].columns, names)
-    splits = {split: check(source, names, chosen) for split, source in sources.items()}
+    splits = {split: select_columns(source, names, chosen) for split, source in sources.items()}
     full = place.resolve()
-    return assemble(full.stem if full.is_file() else full.name, splits, chosen)
+    return build_task(full.stem if full.is_file() else full.name, splits, chosen)
 
 
 def expanded(path: str | Path) -> Path:
@@ -65,7 +65,7 @@ def _files(place: Path) -> dict[str, Path]:
     if "train" not in files:
         raise InvalidConfig(
             f"folder {str(place)!r} has no train file that can be read. It has: "
-            f"{listed(_names(place)) or 'nothing'}. Name the files train, validation and test, "
+            f"{short_list(_names(place)) or 'nothing'}. Name the files train, validation and test, "
             f"ending in {', '.join(SUFFIXES)}, or give one file."
         )
     return files
@@ -80,7 +80,7 @@ def _file(folder: Path, split: str) -> Path | None:
     if len(found) > 1:
         raise InvalidConfig(
             f"folder {str(folder)!r} has {len(found)} files for {split}: "
-            f"{listed(file.name for file in found)}. Keep one of them."
+            f"{short_list(file.name for file in found)}. Keep one of them."
         )
     return found[0] if found else None
 

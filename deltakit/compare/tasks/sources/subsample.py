@@ -52,7 +52,7 @@ def _first_shuffled(dataset: "Dataset", bound: int | None, seed: int) -> "Datase
 
 
 def _check_classes(data: TaskData, train: "Dataset") -> None:
-    lost = data.kind.lost(_labels(data.train), _labels(train))
+    lost = data.kind.missing_classes(_labels(data.train), _labels(train))
     if lost:
         raise InvalidConfig(
             f"task {data.name!r}: {len(train):,} training examples hold none of class "
