@@ -182,7 +182,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(
         two=write_task(root / "two", ("neg", "pos")),
         six=write_task(root / "six", tuple(WORDS), train=72, test=48),
-        context=write_task(root / "shop", ("tech", "food")),
+        shop=write_task(root / "shop", ("tech", "food")),
         trade=write_task(root / "trade", ("sport", "tech", "money")),
         pairs=write_pairs(root / "pairs"),
     )
@@ -274,7 +274,7 @@ def asked(bert: Path, tasks: SimpleNamespace) -> Callable[..., Request]:
         fields = {
             "model": str(bert),
             "task": str(tasks.two),
-            "source_tasks": (str(tasks.context), str(tasks.trade)),
+            "source_tasks": (str(tasks.shop), str(tasks.trade)),
             "budget": Budget(**{**vars(SMALL), **budget}),
             **changes,
         }

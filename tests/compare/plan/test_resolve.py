@@ -288,7 +288,7 @@ def test_two_source_tasks_of_one_name_are_refused(
 ) -> None:
     other = make.task(tmp_path / "shop", ("food", "money"))
     with pytest.raises(DeltakitError, match="shop"):
-        build_plan(asked("fusion", source_tasks=(str(tasks.context), str(other))))
+        build_plan(asked("fusion", source_tasks=(str(tasks.shop), str(other))))
 
 
 def test_a_given_delta_and_a_source_task_of_one_name_are_refused(
@@ -296,7 +296,7 @@ def test_a_given_delta_and_a_source_task_of_one_name_are_refused(
 ) -> None:
     folder = next((finished.cache / "deltas").iterdir())
     with pytest.raises(DeltakitError, match="shop"):
-        build_plan(asked("fusion", source_tasks=(str(tasks.context), f"shop={folder}")))
+        build_plan(asked("fusion", source_tasks=(str(tasks.shop), f"shop={folder}")))
 
 
 def test_nothing_is_written_by_resolving(asked: Asked) -> None:
