@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -30,6 +31,10 @@ from deltakit.testing.probes import (
     randomise_deltas,
     snapshot,
 )
+
+# The same examples each time, however long one takes.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)

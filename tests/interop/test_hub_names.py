@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,23 +124,23 @@ def test_what_the_cache_does_not_have(kit: SimpleNamespace, publish: Publish, sa
     "network", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=["off", "dead"]
 )
 @pytest.mark.parametrize("cached", [True, False])
-def test_without_a_network_the_answer_comes_quickly(
+def test_without_a_network_nothing_is_tried_twice(
     network: dict[str, str], cached: bool, saved: Path, publish: Publish, tmp_path: Path
 ) -> None:
     if cached:
         publish(saved, "owner/name")
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
     environment |= {**network, "HF_HUB_CACHE": str(tmp_path / "hub")}
-    code = "from deltakit.interop.hub import folder_of; print(folder_of('owner/name'))"
-    start = time.monotonic()
+    code = (
+        "import sys, time; time.sleep = lambda seconds: sys.exit(f'sleeps for {seconds} s')\n"
+        "from deltakit.interop.hub import folder_of; print(folder_of('owner/name'))"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env=environment | {"PYTHONPATH": str(Path(dk.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=60,
     )
-    assert time.monotonic() - start < 30
     assert (ended.returncode == 0) is cached, ended.stderr
     if cached:
         assert ended.stdout.strip().endswith("c" * 40)

@@ -111,21 +111,19 @@ def test_kill_at_ten_random_moments(
     asked: Callable[..., Request], crowd: Crowd, tmp_path: Path, read: SimpleNamespace, seed: int
 ) -> None:
     request = asked("lora", trials=2, lr=None)
-    start = time.monotonic()
-    run_plan(build_plan(request), tmp_path / "undisturbed")
-    took = time.monotonic() - start
+    undisturbed = crowd.start(request, tmp_path / "undisturbed")
+    undisturbed.join()
+    [(_, touches)] = crowd.lines("touched")
 
     draw = random.Random(seed)
     kills, runs, out = 0, 0, tmp_path / "run-0"
     finished: dict[Path, bytes] = {}
     while True:
-        moment = draw.uniform(0, took / 4) if kills < 10 else None
-        print(f"run {runs}, to be killed after {moment} s")
-        process = crowd.start(request, out)
-        process.join(moment)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        moment = draw.randint(1, int(touches) // 3) if kills < 10 else 0
+        print(f"run {runs}, to be killed when it touches a file for the {moment}th time")
+        process = crowd.start(request, out, KILL_AT=str(moment))
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
             kills += 1
             whole(out)
             assert all(path.read_bytes() == content for path, content in finished.items())

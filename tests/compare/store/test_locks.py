@@ -35,9 +35,9 @@ def test_an_error_gives_the_lock_back(lock: Lock) -> None:
 
 
 HOLD = """
-import time
+import threading
 with LOCK.held():
-    time.sleep(600)
+    threading.Event().wait()
 """
 
 
