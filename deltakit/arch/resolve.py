@@ -168,7 +168,7 @@ def _stack_handles(
 ) -> Iterator[Handle]:
     config = model.config if stack.config is None else getattr(model.config, stack.config)
     sites = stack.sites if isinstance(stack.sites, Mapping) else stack.sites(config)
-    for index, layer in enumerate(_layers(model, stack)):
+    for index, layer in enumerate(layers_of(model, stack)):
         measure = _Widths(model, layer, sites, config)
         for site, location in sites.items():
             module = _submodule(layer, location.path, model)
@@ -197,7 +197,7 @@ def _activation(config: Any, stack: LayerStack) -> str | None:
     return given if isinstance(given, str) else None
 
 
-def _layers(model: "PreTrainedModel", stack: LayerStack) -> list[nn.Module]:
+def layers_of(model: "PreTrainedModel", stack: LayerStack) -> list[nn.Module]:
     """The stack's layers, in order; none where the model does without the stack."""
     found: list[nn.Module] = [model.base_model]
     for word in stack.layers.split("."):

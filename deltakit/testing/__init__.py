@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deltakit.testing.checks import LAWS
     from deltakit.testing.fresh import check_loads_elsewhere
     from deltakit.testing.models import MODEL_TYPES, fill, make_inputs, make_model
+    from deltakit.testing.sites import SITE_LAWS
     from deltakit.testing.suite import FamilyConformance, MethodConformance
 
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "deltakit.testing.checks": ("LAWS",),
     "deltakit.testing.fresh": ("check_loads_elsewhere",),
     "deltakit.testing.models": ("MODEL_TYPES", "fill", "make_inputs", "make_model"),
+    "deltakit.testing.sites": ("SITE_LAWS",),
     "deltakit.testing.suite": ("FamilyConformance", "MethodConformance"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -32,6 +34,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "LAWS",
     "MODEL_TYPES",
+    "SITE_LAWS",
     "Case",
     "FamilyConformance",
     "MethodConformance",

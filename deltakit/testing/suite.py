@@ -14,6 +14,7 @@ from deltakit.testing.case import Case, NotApplicable
 from deltakit.testing.fresh import check_loads_elsewhere
 from deltakit.testing.matrix import subjects
 from deltakit.testing.models import MODEL_TYPES, make_batch
+from deltakit.testing.sites import SITE_LAWS, SiteLaw
 
 try:
     import pytest
@@ -22,6 +23,11 @@ except ImportError:
         "MethodConformance and FamilyConformance are pytest classes, and pytest is not installed: "
         "pip install 'deltakit-peft[testing]'. The laws in deltakit.testing.checks do without."
     ) from None
+
+
+def law_name(law: SiteLaw) -> str:
+    """The name of a site law in a test's id."""
+    return law.__name__.removeprefix("check_")
 
 
 class Conformance:
@@ -126,7 +132,7 @@ class MethodConformance(Conformance):
 
 
 class FamilyConformance(Conformance):
-    """The laws for one family, with each method of deltakit.
+    """The laws for one family: those of its sites, and those of each method of deltakit on it.
 
     ::
 
@@ -150,6 +156,13 @@ class FamilyConformance(Conformance):
 
     def labels(self) -> tuple[str, ...]:
         return tuple(self.methods)
+
+    @pytest.mark.parametrize("law", SITE_LAWS, ids=law_name)
+    def test_sites(self, law: SiteLaw) -> None:
+        try:
+            law(self.model().eval(), self.inputs())
+        except NotApplicable as reason:
+            pytest.skip(str(reason))
 
     def build(self, label: str) -> Case:
         made = next(iter(self._cases.values()), None)
