@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from deltakit.inject.merge_report import MergeReport
     from deltakit.runtime.hooks import Removable
+    from deltakit.runtime.passes import PassPorts
 
 CHILD = "deltakit"
 """The name of the record among the model's child modules."""
@@ -118,6 +119,7 @@ class Attachments(nn.Module):
         self.dropped: frozenset[int] = frozenset()
         """The layers, of every stack, that run without deltas."""
         self.hooks: list[Removable] = []
+        self.passes: PassPorts | None = None
         self.displaced: dict[str, tuple[str, Tensor]] = {}
         """While a delta is active: parameter -> (the delta whose value it has, its original)."""
         self.merged: dict[str, Tensor | nn.Module] = {}

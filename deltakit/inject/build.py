@@ -18,7 +18,8 @@ from deltakit.inject.attachments import (
     parameter_names,
 )
 from deltakit.models.quantised import codec_of
-from deltakit.runtime.nodes import LayerDrop, PlacedDelta
+from deltakit.runtime.nodes import PlacedDelta
+from deltakit.runtime.passes import LayerDrop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

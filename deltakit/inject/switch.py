@@ -16,6 +16,7 @@ from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.compile import compile_composition
 from deltakit.runtime.hooks import install, install_gates
 from deltakit.runtime.nodes import Node
+from deltakit.runtime.passes import PassPorts
 from deltakit.runtime.penalty import install_penalty
 from deltakit.runtime.row_heads import install_heads, install_rows
 
@@ -156,6 +157,10 @@ def switch_to(
 ) -> None:
     """Makes the model run with the composition, and train the deltas called `trained`."""
     nodes = _nodes(attachments, composition)
+    if attachments.passes is None:
+        attachments.passes = PassPorts(model, attachments.handles.values())
+    if nodes:
+        attachments.hooks.extend(attachments.passes.open())
     for key, node in nodes.items():
         attachments.hooks.extend(install(attachments.handles[key], node))
     penalties = tuple(
@@ -174,6 +179,8 @@ def switch_to(
         attachments.hooks.extend(install_heads(model, _heads(model, attachments, composition)))
     else:
         _take_own_values(model, attachments, composition.names)
+    if nodes:
+        attachments.hooks.extend(attachments.passes.close())
     _set_flags(model, attachments, trained)
     attachments.active, attachments.trained = composition, trained
 

@@ -16,7 +16,8 @@ from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.attention import AttentionPort, Switch
 from deltakit.runtime.batch_rows import PerRowNode
-from deltakit.runtime.nodes import LayerDrop, Node, Signal
+from deltakit.runtime.nodes import Node, Signal
+from deltakit.runtime.passes import LayerDrop, current_pass
 from deltakit.runtime.port_kinds import AddingPort
 from deltakit.runtime.tokens import TokensPort
 
@@ -138,36 +139,32 @@ class NormPort(AddingPort):
 
 
 class Reader:
-    """Holds what one module was given until a port behind it takes it.
+    """Keeps in the pass what one module was given, until a port behind it takes it."""
 
-    Written anew by each forward pass before it is read, so a recomputed pass (gradient
-    checkpointing) reads its own value, and nothing is kept alive after the read.
-    """
-
-    def __init__(self) -> None:
-        self.held: Tensor | None = None
+    def __init__(self, key: str) -> None:
+        self.key = key
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.held = _first(args, kwargs)
+        current_pass().held[self.key] = _first(args, kwargs)
 
     def take(self) -> Tensor:
-        held, self.held = self.held, None
+        """What was kept. The pass keeps it no longer."""
+        held: Tensor | None = current_pass().held.pop(self.key, None)
         assert held is not None, "the module that holds x ran after the one that needs it"
         return held
 
 
 class LayerDropPort:
-    """Draws, once for every batch that is trained on, how many layers go without their deltas."""
+    """Draws, for every batch that is trained on, how many layers run without their deltas."""
 
     def __init__(self, gates: tuple[LayerDrop, ...]) -> None:
         self.gates = gates
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        for gate in self.gates:
-            if module.training:
-                gate.draw()
-            else:
-                gate.open()
+        if module.training:
+            dropped = current_pass().dropped
+            for gate in self.gates:
+                dropped[gate] = gate.draw()
 
 
 class Removable(Protocol):
@@ -184,7 +181,7 @@ def install(handle: Handle, node: Node) -> Iterable[Removable]:
         case HookKind.OUTPUT:
             reader = None
             if handle.reader is not None and node.reads_input:
-                reader = Reader()
+                reader = Reader(handle.key)
                 yield handle.reader.register_forward_pre_hook(reader, with_kwargs=True)
             port = OutputPort(handle, node, reader)
             yield module.register_forward_hook(port, with_kwargs=True)

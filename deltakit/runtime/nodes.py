@@ -24,6 +24,7 @@ from deltakit.core.delta import (
     overrides_both,
 )
 from deltakit.core.site import Insertion
+from deltakit.runtime.passes import LayerDrop, current_pass
 
 
 class Signal(NamedTuple):
@@ -53,25 +54,6 @@ class Port(ABC):
     @abstractmethod
     def rows(self, node: "Node", signal: Signal) -> Tensor:
         """The change where each row has its own (`deltakit.runtime.batch_rows.PerRowNode`)."""
-
-
-@dataclass(eq=False)
-class LayerDrop:
-    """How many of the lowest layers go without their deltas in this forward pass.
-
-    AdapterDrop draws the number anew for every batch that is trained on (Rücklé et al. 2021).
-    """
-
-    up_to: int
-    dropped: int = 0
-
-    def draw(self) -> None:
-        """Takes a number from 0 to `up_to`, each equally often."""
-        self.dropped = int(torch.randint(self.up_to + 1, ()))
-
-    def open(self) -> None:
-        """Drops nothing."""
-        self.dropped = 0
 
 
 class Node(ABC):
@@ -166,22 +148,21 @@ class PlacedDelta(Node):
 
     @property
     def present(self) -> bool:  # ends the recursion
-        return self.gate is None or self.layer >= self.gate.dropped
+        return self.gate is None or self.layer >= current_pass().dropped.get(self.gate, 0)
 
 
 def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """`x` in `dtype`, made once for all deltas that read the same x (query, key and value do)."""
+    """`x` in `dtype`, made once for deltas in a row that read the same x (query, key, value)."""
     if dtype is None or x.dtype == dtype or not x.is_floating_point():  # ids stay ids
         return x
     if torch.compiler.is_compiling():
         return x.to(dtype)
-    kept = vars(x).get(_CAST)
-    if kept is None or kept.dtype != dtype:
-        kept = vars(x)[_CAST] = x.to(dtype)  # on x, so that it lives as long
-    return kept
-
-
-_CAST = "_deltakit_cast"
+    running = current_pass()
+    if running.owner is None:
+        return x.to(dtype)
+    if running.cast is None or running.cast[0] is not x or running.cast[1].dtype != dtype:
+        running.cast = x, x.to(dtype)
+    return running.cast[1]
 
 
 def _autocasts(tensor: Tensor) -> bool:

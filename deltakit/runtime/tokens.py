@@ -9,6 +9,7 @@ the row's tokens.
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,58 @@ from torch import Tensor, nn
 from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.nodes import Node, Signal
+from deltakit.runtime.passes import current_pass
 from deltakit.runtime.port_kinds import PositionsPort
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a delta's positions are among the tokens.
+
+    Attributes:
+        position: how many tokens are in front of them.
+        length: how many they are.
+        starts: ``(rows, 1)``, where they begin in each row; None where that is `position` in all.
+    """
+
+    position: int
+    length: int
+    starts: Tensor | None
+
+    def inserted(self, whole: Tensor, part: Tensor) -> Tensor:
+        """`whole` with the columns of `part` at these places."""
+        if self.starts is None:
+            return torch.cat([whole[:, : self.position], part, whole[:, self.position :]], dim=1)
+        size = whole.shape[1]
+        place = torch.arange(size + self.length, device=whole.device)[None]
+        inside = place - self.starts
+        order = torch.where(inside < 0, place, place - self.length)
+        order = torch.where((inside >= 0) & (inside < self.length), size + inside, order)
+        return _pick(torch.cat([whole, part], dim=1), order)
+
+    def widened(self, mask: Tensor) -> Tensor:
+        """A padding mask with these places seen."""
+        return self.inserted(mask, mask.new_ones(mask.shape[0], self.length))
+
+    def removed(self, states: Any) -> Any:
+        """States, or tuples of them, without these places."""
+        if isinstance(states, tuple):
+            return tuple(self.removed(each) for each in states)
+        if not isinstance(states, Tensor) or states.ndim != 3:
+            return states
+        if self.starts is None:
+            end = self.position + self.length
+            return torch.cat([states[:, : self.position], states[:, end:]], dim=1)
+        place = torch.arange(states.shape[1] - self.length, device=states.device)[None]
+        return _pick(states, torch.where(place < self.starts, place, place + self.length))
+
+
+def _starts(position: int, mask: Tensor | None) -> Tensor | None:
+    """``(rows, 1)``: where the positions begin in each row, behind its padding on the left."""
+    if mask is None:
+        return None
+    seen = mask.ne(0).cumsum(1)
+    return position + (seen == 0).sum(1, keepdim=True) * (seen[:, -1:] > 0)
 
 
 class TokensPort(PositionsPort):
@@ -26,40 +78,42 @@ class TokensPort(PositionsPort):
     def __init__(self, handle: Handle, node: Node) -> None:
         assert handle.embeddings is not None
         self.node = node
+        self.key = handle.key
         self.position = handle.position
         self.embeddings = handle.embeddings
         self.kept = handle.reader is not None
-        self.added = 0
-        self.starts: Tensor | None = None
 
     def lengthen(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before the module runs: its arguments with the delta's positions among the tokens."""
         given = _arguments(module, args, kwargs)
         change = self._change()
-        length, self.added = change.shape[0], 0
-        self.starts = self._starts(_mask(given))
+        places = Places(self.position, change.shape[0], _starts(self.position, _mask(given)))
+        running = current_pass()
         if _has_begun(given):  # the cache has them already
-            given |= dict(self._later(given, length))
-            return (), given
-        self.added = length
-        tokens = given.pop("input_ids", None)
-        embedded = given.get("inputs_embeds")
-        if embedded is None:
-            embedded = self.embeddings(tokens)
-        given |= dict(self._first(given, length))
-        rows = change.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
-        given["inputs_embeds"] = self._inserted(embedded, rows)
+            given |= dict(_later(given, places))
+        else:
+            running.held[self.key] = places
+            tokens = given.pop("input_ids", None)
+            embedded = given.get("inputs_embeds")
+            if embedded is None:
+                embedded = self.embeddings(tokens)
+            given |= dict(_first(given, places))
+            rows = change.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
+            given["inputs_embeds"] = places.inserted(embedded, rows)
+        for name in running.inputs.keys() & given.keys():
+            running.inputs[name] = given[name]
         return (), given
 
     def shorten(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Behind it: its states without them, unless another module attends to them."""
-        if self.kept or not self.added:
+        places: Places | None = current_pass().held.pop(self.key, None)
+        if self.kept or places is None:
             return output
         if isinstance(output, tuple):
-            return tuple(self._without(each) for each in output)
+            return places.removed(output)
         for key in ("last_hidden_state", "hidden_states"):
             if output.get(key) is not None:
-                output[key] = self._without(output[key])
+                output[key] = places.removed(output[key])
         return output
 
     def widen(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -68,64 +122,45 @@ class TokensPort(PositionsPort):
         mask, states = given.get("encoder_attention_mask"), given.get("encoder_hidden_states")
         if mask is None or states is None or mask.shape[1] == states.shape[1]:
             return None
-        self.starts = self._starts(mask)
-        ones = mask.new_ones(mask.shape[0], states.shape[1] - mask.shape[1])
-        return (), {**given, "encoder_attention_mask": self._inserted(mask, ones)}
+        length = states.shape[1] - mask.shape[1]
+        places = Places(self.position, length, _starts(self.position, mask))
+        return (), {**given, "encoder_attention_mask": places.widened(mask)}
 
     def _change(self) -> Tensor:
         weight = next(self.embeddings.parameters())
         nothing = weight.new_empty(0)
         return self.node.change(Signal(nothing, nothing, nothing), self)
 
-    def _first(self, given: dict[str, Any], length: int) -> Iterator[tuple[str, Tensor]]:
-        """What goes with the tokens, for a pass that begins a sequence."""
-        mask, places = _mask(given), given.get("position_ids")
-        kinds = given.get("token_type_ids")
-        if mask is not None:
-            yield "attention_mask", self._inserted(mask, mask.new_ones(mask.shape[0], length))
-        if places is not None:
-            start = places[:, self.position - 1 : self.position] + 1 if self.position else 0
-            new = start + torch.arange(length, device=places.device).expand(places.shape[0], -1)
-            later = torch.cat([places[:, : self.position], places[:, self.position :] + length], 1)
-            yield "position_ids", self._inserted(later, new)
-        if kinds is not None:
-            yield "token_type_ids", self._inserted(kinds, kinds[:, :1].expand(-1, length))
 
-    def _later(self, given: dict[str, Any], length: int) -> Iterator[tuple[str, Tensor]]:
-        """What goes with the tokens, for a pass that goes on with a cached sequence."""
-        mask, places = _mask(given), given.get("position_ids")
-        if mask is not None:
-            yield "attention_mask", self._inserted(mask, mask.new_ones(mask.shape[0], length))
-        if places is not None:
-            yield "position_ids", places + length
+def _first(given: dict[str, Any], places: Places) -> Iterator[tuple[str, Tensor]]:
+    """What goes with the tokens, for a pass that begins a sequence."""
+    mask, numbers = _mask(given), given.get("position_ids")
+    kinds = given.get("token_type_ids")
+    if mask is not None:
+        yield "attention_mask", places.widened(mask)
+    if numbers is not None:
+        yield "position_ids", _renumbered(numbers, places)
+    if kinds is not None:
+        kind = kinds[:, :1].expand(-1, places.length)
+        yield "token_type_ids", places.inserted(kinds, kind)
 
-    def _starts(self, mask: Tensor | None) -> Tensor | None:
-        """``(rows, 1)``: where the positions begin in each row, behind its padding on the left."""
-        if mask is None:
-            return None
-        seen = mask.ne(0).cumsum(1)
-        return self.position + (seen == 0).sum(1, keepdim=True) * (seen[:, -1:] > 0)
 
-    def _inserted(self, whole: Tensor, part: Tensor) -> Tensor:
-        if self.starts is None:
-            return torch.cat([whole[:, : self.position], part, whole[:, self.position :]], dim=1)
-        length, size = part.shape[1], whole.shape[1]
-        place = torch.arange(size + length, device=whole.device)[None]
-        inside = place - self.starts
-        order = torch.where(inside < 0, place, place - length)
-        order = torch.where((inside >= 0) & (inside < length), size + inside, order)
-        return _pick(torch.cat([whole, part], dim=1), order)
+def _renumbered(numbers: Tensor, places: Places) -> Tensor:
+    """The tokens' numbers, with those of the new positions among them."""
+    first, length = places.position, places.length
+    start = numbers[:, first - 1 : first] + 1 if first else 0
+    new = start + torch.arange(length, device=numbers.device).expand(numbers.shape[0], -1)
+    later = torch.cat([numbers[:, :first], numbers[:, first:] + length], 1)
+    return places.inserted(later, new)
 
-    def _without(self, states: Any) -> Any:
-        if isinstance(states, tuple):
-            return tuple(self._without(each) for each in states)
-        if not isinstance(states, Tensor) or states.ndim != 3:
-            return states
-        if self.starts is None:
-            end = self.position + self.added
-            return torch.cat([states[:, : self.position], states[:, end:]], dim=1)
-        place = torch.arange(states.shape[1] - self.added, device=states.device)[None]
-        return _pick(states, torch.where(place < self.starts, place, place + self.added))
+
+def _later(given: dict[str, Any], places: Places) -> Iterator[tuple[str, Tensor]]:
+    """What goes with the tokens, for a pass that goes on with a cached sequence."""
+    mask, numbers = _mask(given), given.get("position_ids")
+    if mask is not None:
+        yield "attention_mask", places.widened(mask)
+    if numbers is not None:
+        yield "position_ids", numbers + places.length
 
 
 def _pick(whole: Tensor, order: Tensor) -> Tensor:

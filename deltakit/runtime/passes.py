@@ -1,0 +1,273 @@
+"""One forward pass: what its parts need from each other, and what recomputation needs again.
+
+The first of a model's hooked modules that is called opens a `Pass`, and closes it when it returns.
+Ports ask `current_pass` for it. Passes are kept on a stack of the calling thread, so two threads,
+or a model that calls itself, share nothing.
+
+Activation checkpointing runs a layer a second time in the backward pass, when the pass is closed. A
+model's checkpointing function is wrapped, so that the layer runs again in its own pass.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from deltakit.core.site import Handle
+from deltakit.errors import IncompatibleDeltas
+
+DECODER = ("decoder", "cross")
+"""The stacks whose tokens are those of an encoder-decoder's ``decoder_`` arguments."""
+
+INPUTS = (
+    "attention_mask",
+    "position_ids",
+    "decoder_attention_mask",
+    "decoder_position_ids",
+)
+"""The arguments that a pass notes."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDrop:
+    """How many of the lowest layers run without their deltas in one forward pass.
+
+    AdapterDrop draws the number for each batch that is trained on (Rücklé et al. 2021).
+    """
+
+    up_to: int
+
+    def draw(self) -> int:
+        """A number from 0 to `up_to`, each equally often."""
+        return int(torch.randint(self.up_to + 1, ()))
+
+
+@dataclass(kw_only=True, eq=False)
+class Pass:
+    """What one call of a model is given and has drawn. Only the thread of the call uses it.
+
+    Attributes:
+        owner: the model's own mark; a pass of another model has another. None outside any call.
+        inputs: by name, those of `INPUTS` that the call's module can be given. None for one that
+            was not given, and for a mask that is not ``(rows, tokens)``.
+        dropped: how many of the lowest layers run without their deltas, by the drop that drew it.
+        losses: scalar losses that deltas add in this pass, in the order in which they were added.
+            A recomputed layer adds to the same list.
+        recomputed: whether a checkpointed layer runs again in the backward pass.
+        held: what one port keeps for another, by a key; empty again when the pass is over.
+        cast: the latest input that was cast for a delta, and the result.
+        inside: the paths of the hooked modules that are running, the outermost first.
+    """
+
+    owner: object = None
+    inputs: dict[str, Tensor | None] = field(default_factory=dict)
+    dropped: dict[LayerDrop, int] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
+    recomputed: bool = False
+    held: dict[str, Any] = field(default_factory=dict)
+    cast: tuple[Tensor, Tensor] | None = None
+    inside: list[str] = field(default_factory=list)
+
+    def attention_mask(self, stack: str) -> Tensor | None:
+        """The padding mask ``(rows, tokens)`` of the tokens in a stack of layers, or None.
+
+        A model of two towers has one mask, the text's: see that its shape fits.
+        """
+        return self._input("attention_mask", stack)
+
+    def position_ids(self, stack: str) -> Tensor | None:
+        """The numbers ``(rows, tokens)`` that the call gave the stack's tokens, or None."""
+        return self._input("position_ids", stack)
+
+    def _input(self, name: str, stack: str) -> Tensor | None:
+        decoders = stack in DECODER and "decoder_attention_mask" in self.inputs
+        return self.inputs.get(f"decoder_{name}" if decoders else name)
+
+    def again(self) -> "Pass":
+        """The same pass, for a layer that runs again in the backward pass."""
+        return Pass(
+            owner=self.owner,
+            inputs=self.inputs,
+            dropped=self.dropped,
+            losses=self.losses,
+            recomputed=True,
+            inside=["recomputed"],
+        )
+
+
+class _Thread(threading.local):
+    """The passes of one thread."""
+
+    def __init__(self) -> None:
+        self.passes: tuple[Pass, ...] = ()
+        self.outside = Pass()
+
+
+_THREAD = _Thread()
+
+
+def current_pass() -> Pass:
+    """The innermost pass of this thread.
+
+    A part of a model that is called by itself, below every hooked module, has a pass that
+    knows of no call.
+    """
+    passes = _THREAD.passes
+    return passes[-1] if passes else _THREAD.outside
+
+
+@contextmanager
+def running(entered: Pass) -> Iterator[None]:
+    """Inside, `entered` is this thread's current pass."""
+    before = _THREAD.passes
+    _THREAD.passes = (*before, entered)
+    try:
+        yield
+    finally:
+        _THREAD.passes = before
+
+
+class PassPort:
+    """Opens a pass before a module runs, unless the module is called inside one."""
+
+    def __init__(self, module: nn.Module, path: str, owner: object) -> None:
+        self.path = path
+        self.owner = owner
+        names = [*inspect.signature(module.forward).parameters]
+        self.places = {name: names.index(name) for name in INPUTS if name in names}
+
+    def open(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the module."""
+        current = current_pass()
+        if current.owner is not self.owner or self.path in current.inside:
+            current = Pass(owner=self.owner)
+            _THREAD.passes = (*_THREAD.passes, current)
+            self._read(current, args, kwargs)
+        current.inside.append(self.path)
+
+    def close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Behind the module, after an error too."""
+        current = current_pass()
+        if current.owner is not self.owner or current.inside[-1:] != [self.path]:
+            return  # an earlier hook has failed, so `open` has not run
+        current.inside.pop()
+        if not current.inside:
+            _THREAD.passes = _THREAD.passes[:-1]
+
+    def _read(self, entered: Pass, args: Any, kwargs: dict[str, Any]) -> None:
+        """Notes the call's masks and positions."""
+        for name, place in self.places.items():
+            value = args[place] if place < len(args) else kwargs.get(name)
+            fits = isinstance(value, Tensor) and value.ndim == 2
+            entered.inputs[name] = value if fits else None
+
+
+class RootPort(PassPort):
+    """Opens the pass of a whole model: recomputation is prepared, and a replica is refused."""
+
+    def __init__(self, model: nn.Module, owner: object) -> None:
+        super().__init__(model, "", owner)
+        self.layers = tuple(m for m in model.modules() if _can_checkpoint(m))
+
+    def open(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if "_is_replica" in vars(module):
+            raise IncompatibleDeltas(
+                "DataParallel's replicas would all run the deltas of the first device. Use "
+                "DistributedDataParallel, one process for each device."
+            )
+        if module.training and not torch.compiler.is_compiling():
+            for layer in self.layers:
+                _resume_in_own_pass(layer)
+        super().open(module, args, kwargs)
+
+
+def _can_checkpoint(module: nn.Module) -> bool:
+    return getattr(module, "gradient_checkpointing", None) is not None
+
+
+class ResumingCheckpoint:
+    """A checkpointing function that recomputes a layer in the pass to which it belongs."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.function(_Resumed(layer, current_pass()), *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """A layer and the pass in which it ran first."""
+
+    layer: Callable[..., Any]
+    first: Pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if current_pass() is self.first:
+            return self.layer(*args, **kwargs)
+        with running(self.first.again()):
+            return self.layer(*args, **kwargs)
+
+
+def _resume_in_own_pass(layer: Any) -> None:
+    """Wraps the layer's checkpointing function where it has one that is not wrapped."""
+    if layer.gradient_checkpointing:
+        function = vars(layer).get("_gradient_checkpointing_func")
+        if function is not None and not isinstance(function, ResumingCheckpoint):
+            layer._gradient_checkpointing_func = ResumingCheckpoint(function)
+
+
+@dataclass(frozen=True)
+class _Unwrapping:
+    """Gives layers their own checkpointing functions back."""
+
+    layers: tuple[Any, ...]
+
+    def remove(self) -> None:
+        """Takes the wrappers off."""
+        for layer in self.layers:
+            function = vars(layer).get("_gradient_checkpointing_func")
+            if isinstance(function, ResumingCheckpoint):
+                layer._gradient_checkpointing_func = function.function
+
+
+def entries(model: nn.Module, handles: Iterable[Handle]) -> dict[str, nn.Module]:
+    """The modules around the model's layers, by path: those that run a part of it if called."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    inside = (paths.get(id(handle.module), "") for handle in handles if handle.in_a_layer)
+    above = dict.fromkeys(path for each in inside for path in _above_layers(each))
+    found = {path: model.get_submodule(path) for path in above}
+    return {path: m for path, m in found.items() if not isinstance(m, nn.ModuleList)}
+
+
+def _above_layers(path: str) -> Iterator[str]:
+    """The paths in front of the first number: ``a``, ``a.b`` for ``a.b.3.c``."""
+    words = path.split(".")
+    depth = next((i for i, word in enumerate(words) if word.isdecimal()), 0)
+    return (".".join(words[:end]) for end in range(1, depth + 1))
+
+
+class PassPorts:
+    """What opens and closes the passes of one model."""
+
+    def __init__(self, model: nn.Module, handles: Iterable[Handle]) -> None:
+        self.root = RootPort(model, self)
+        inner = {m: PassPort(m, path, self) for path, m in entries(model, handles).items()}
+        self.ports: dict[nn.Module, PassPort] = {model: self.root, **inner}
+
+    def open(self) -> "Iterator[RemovableHandle | _Unwrapping]":
+        """Makes each call of the model, or of a part of it, a pass: before all other hooks."""
+        for module, port in self.ports.items():
+            yield module.register_forward_pre_hook(port.open, with_kwargs=True, prepend=True)
+        yield _Unwrapping(self.root.layers)
+
+    def close(self) -> Iterator[RemovableHandle]:
+        """Ends what `open` has begun: behind all other hooks."""
+        for module, port in self.ports.items():
+            yield module.register_forward_hook(port.close, with_kwargs=True, always_call=True)
