@@ -27,6 +27,7 @@ from deltakit.compare.plan.request import Request
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, load_task, subsample
+from deltakit.compare.tasks.kinds import fitting_metrics
 from deltakit.core.checks import check_whole
 from deltakit.core.method import METHODS, CombiningMethod, Method, Role
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
@@ -223,8 +224,8 @@ def _scored(data: "TaskData", metric: str | None) -> "TaskData":
     """The task with the metric that was asked for."""
     if metric is None:
         return data
-    if metric not in data.kind.metrics:
-        fit = ", ".join(data.kind.metrics)
+    if metric not in (fitting := fitting_metrics(data.kind)):
+        fit = ", ".join(fitting)
         raise InvalidConfig(
             f"--metric {METRICS.get(metric).name} does not fit the task {data.name!r}, which is "
             f"{data.kind.name} ({data.kind.description}). Fitting: {fit}."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from deltakit._registry import Registry
 from deltakit.compare.records.result import Predictions
@@ -63,13 +63,20 @@ class Metric(ABC):
         name: what ``--metric`` and ``results.csv`` call it.
         title: what people call it.
         unit: how they read it.
-        better: which of two scores is the better one.
+        direction: which of two scores is the better one.
+        kinds: kinds of task that it fits, besides those that name it among their `metrics`.
     """
 
     name: str
     title: str
     unit: Unit = Unit.PERCENT
     direction: Direction = Direction.HIGHER
+    kinds: tuple[str, ...] = ()
+
+    @classmethod
+    @abstractmethod
+    def of(cls, function: Callable[..., Any], **fields: Any) -> Self:
+        """The metric that `function` computes; `fields` are its other attributes."""
 
     @abstractmethod
     def value(self, predictions: Predictions) -> float:
@@ -100,9 +107,13 @@ class Metric(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanMetric(Metric):
-    """A mean over examples. `each` makes what they add, shape (examples,)."""
+    """A mean over examples. `each` gives each example's value, shape (examples,)."""
 
     each: Callable[[Predictions], Array]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], **fields: Any) -> Self:
+        return cls(each=function, **fields)
 
     def value(self, predictions: Predictions) -> float:
         return float(self.each(predictions).mean())
@@ -132,9 +143,16 @@ class ProportionMetric(MeanMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusMetric(Metric):
-    """A score of all examples together, whose uncertainty a bootstrap over them says."""
+    """A score of all examples together, with an interval from a bootstrap over them.
+
+    `compute` takes the labels and the predictions, each as an array with one entry an example.
+    """
 
     compute: Callable[[Array, Array], float]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], **fields: Any) -> Self:
+        return cls(compute=function, **fields)
 
     def value(self, predictions: Predictions) -> float:
         return float(self.compute(*_arrays(predictions)))
@@ -156,6 +174,34 @@ class CorpusMetric(Metric):
         )
 
 
+METRICS: Registry[Metric] = Registry("metric", group="metrics")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def register_metric(
+    name: str, form: type[Metric] = CorpusMetric, *, title: str | None = None, **fields: Any
+) -> Callable[[F], F]:
+    """Decorator of the function that a metric computes: makes the metric known by `name`.
+
+    Args:
+        name: what ``--metric`` takes.
+        form: what the function gives: by default a score of all labels and predictions.
+        title: what people call the metric; by default the name.
+        fields: the other attributes of `form`, such as `unit`, `direction` and `kinds`.
+
+    Raises:
+        NameInUse: another metric has the name.
+    """
+
+    def decorate(function: F) -> F:
+        shown = title or name.replace("_", " ")
+        METRICS.add(name, form.of(function, name=name, title=shown, **fields))
+        return function
+
+    return decorate
+
+
 @lru_cache(maxsize=1024)
 def _evidence(metric: Metric, seeds: tuple[Predictions, ...]) -> Evidence:
     """As `Metric.evidence`: each row of a table is compared with several others."""
@@ -170,7 +216,17 @@ def _arrays(predictions: Predictions) -> tuple[Array, Array]:
 
 # ------------------------------------------------------------------------------- what they compute
 
+for _name in ("accuracy", "exact_match"):
+    register_metric(_name, ProportionMetric)(stats.correct)
 
+
+@register_metric(
+    "mse",
+    MeanMetric,
+    title="mean squared error",
+    unit=Unit.PLAIN,
+    direction=Direction.LOWER,
+)
 def _squared(predictions: Predictions) -> Array:
     labels, predicted = _arrays(predictions)
     return (labels - predicted) ** 2
@@ -179,11 +235,13 @@ def _squared(predictions: Predictions) -> Array:
 # F1 and Matthews are scikit-learn's, from counts: a bootstrap has no time for its checks.
 
 
+@register_metric("f1", title="F1 of the second class")
 def _f1_second(labels: Array, predicted: Array) -> float:
     right, met = _counts(labels, predicted)
     return _ratio(2 * right[1:2], met[1:2])
 
 
+@register_metric("f1_macro", title="macro F1")
 def _f1_macro(labels: Array, predicted: Array) -> float:
     import numpy as np
 
@@ -192,6 +250,7 @@ def _f1_macro(labels: Array, predicted: Array) -> float:
     return float(np.mean(2 * right[shown] / np.maximum(met[shown], 1)))
 
 
+@register_metric("f1_micro", title="micro F1")
 def _f1_micro(labels: Array, predicted: Array) -> float:
     right, met = _counts(labels, predicted)
     return _ratio(2 * right, met)
@@ -213,6 +272,7 @@ def _ratio(part: Array, whole: Array) -> float:
     return float(part.sum() / max(whole.sum(), 1))
 
 
+@register_metric("matthews", title="Matthews correlation", unit=Unit.PLAIN)
 def _matthews(labels: Array, predicted: Array) -> float:
     import numpy as np
 
@@ -223,12 +283,14 @@ def _matthews(labels: Array, predicted: Array) -> float:
     return float(both / spread**0.5) if spread else 0.0
 
 
+@register_metric("pearson", title="Pearson correlation", unit=Unit.PLAIN)
 def _pearson(labels: Array, predicted: Array) -> float:
     from scipy.stats import pearsonr
 
     return 0.0 if _constant(labels, predicted) else float(pearsonr(labels, predicted).statistic)
 
 
+@register_metric("spearman", title="Spearman correlation", unit=Unit.PLAIN)
 def _spearman(labels: Array, predicted: Array) -> float:
     from scipy.stats import spearmanr
 
@@ -242,42 +304,14 @@ def _constant(labels: Array, predicted: Array) -> bool:
     return bool(np.ptp(labels) == 0 or np.ptp(predicted) == 0)
 
 
+@register_metric("r2", title="R²", unit=Unit.PLAIN)
 def _r2(labels: Array, predicted: Array) -> float:
     from sklearn.metrics import r2_score
 
     return float(r2_score(labels, predicted))
 
 
+@register_metric("perplexity", unit=Unit.PLAIN, direction=Direction.LOWER)
 def _perplexity(tokens: Array, surprise: Array) -> float:
     """`tokens` predicted in each text, and the sum of their negative log-likelihoods in nats."""
     return math.exp(surprise.sum() / tokens.sum())
-
-
-METRICS: Registry[Metric] = Registry("metric")
-
-for _metric in (
-    ProportionMetric(name="accuracy", title="accuracy"),
-    ProportionMetric(name="exact_match", title="exact match"),
-    CorpusMetric(name="f1", title="F1 of the second class", compute=_f1_second),
-    CorpusMetric(name="f1_macro", title="macro F1", compute=_f1_macro),
-    CorpusMetric(name="f1_micro", title="micro F1", compute=_f1_micro),
-    CorpusMetric(name="matthews", title="Matthews correlation", unit=Unit.PLAIN, compute=_matthews),
-    CorpusMetric(name="pearson", title="Pearson correlation", unit=Unit.PLAIN, compute=_pearson),
-    CorpusMetric(name="spearman", title="Spearman correlation", unit=Unit.PLAIN, compute=_spearman),
-    CorpusMetric(name="r2", title="R²", unit=Unit.PLAIN, compute=_r2),
-    MeanMetric(
-        name="mse",
-        title="mean squared error",
-        unit=Unit.PLAIN,
-        direction=Direction.LOWER,
-        each=_squared,
-    ),
-    CorpusMetric(
-        name="perplexity",
-        title="perplexity",
-        unit=Unit.PLAIN,
-        direction=Direction.LOWER,
-        compute=_perplexity,
-    ),
-):
-    METRICS.add(_metric.name, _metric)

@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -73,16 +74,17 @@ def _framed(text: str) -> bytes:
 
 
 class Task(ABC):
-    """A task that deltakit ships: one class in one file, registered with `register_task`.
+    """A task under a short name: one class in one file, registered with `register_task`.
 
-    Class variables that a task sets: `name` (what users type), `description` (one line), `version`
-    (raised when the examples or the splits change) and `citation` (BibTeX).
+    Class variables: `name` (what ``--task`` calls it, given to `register_task`), `description` (one
+    line), `version` (raised when the examples or the splits change) and `citation` (BibTeX; empty
+    where there is none).
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
-    version: ClassVar[int]
-    citation: ClassVar[str]
+    version: ClassVar[int] = 1
+    citation: ClassVar[str] = ""
 
     @abstractmethod
     def load(self) -> TaskData:
@@ -97,20 +99,19 @@ class Task(ABC):
             train=splits.train.dataset(),
             validation=splits.validation.dataset(),
             test=splits.test.dataset(),
-            citation=self.citation,
+            citation=self.citation or None,
         )
 
 
-TASKS: Registry[type[Task]] = Registry("task")
+TASKS: Registry[type[Task]] = Registry("task", group="tasks")
 
 T = TypeVar("T", bound=type[Task])
 
 
-def register_task(cls: T) -> T:
-    """Class decorator: makes a task known by its `name`.
+def register_task(name: str) -> Callable[[T], T]:
+    """Class decorator: makes a task known by `name`, which ``--task`` takes.
 
     Raises:
         NameInUse: another task has the name.
     """
-    TASKS.add(cls.name, cls)
-    return cls
+    return TASKS.register(name)

@@ -30,7 +30,7 @@ def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownName, match="engine 'procesess'.*processes"):
         engine_for("procesess", None)
     with pytest.raises(NameInUse):
-        engines.register_engine(type("Other", (Local,), {"name": "local"}))
+        engines.register_engine("local")(type("Other", (Local,), {}))
 
 
 @pytest.mark.parametrize(

@@ -508,7 +508,7 @@ def test_blank_texts_are_not_modelled(make: SimpleNamespace, tmp_path: Path) -> 
         ("causal", {"pair": "text"}, r"--pair-column text is not for .* takes --text-column\."),
         ("answers", {"pair": "text"}, r"--pair-column text is not for the kind 'answers'"),
         ("regression", {"separator": ";"}, r"--label-separator ; is not for .*'regression'"),
-        ("ranking", {}, r"unknown --kind 'ranking'.*answers, causal, classification, multilabel"),
+        ("ranking", {}, r"unknown kind 'ranking'.*answers, causal, classification, multilabel"),
         ("answers", {}, r"no column 'prompt'.*--text-column"),
     ],
 )
@@ -557,7 +557,7 @@ def test_labels_that_say_nothing(make: SimpleNamespace, tmp_path: Path) -> None:
 
 
 def test_every_kind_has_metrics_that_there_are() -> None:
-    assert {kind.name for kind in KINDS} == set(MAKERS)
+    assert set(KINDS) == set(MAKERS)
 
 
 def test_the_command_line_says_a_kind_and_a_metric(

@@ -557,7 +557,6 @@ def test_a_folder_called_like_a_shipped_task(
 
 def test_registering_a_task_and_a_taken_name() -> None:
     class Mine(Task):
-        name = "mine"
         description = "two classes of my own"
         version = 1
         citation = ""
@@ -567,11 +566,11 @@ def test_registering_a_task_and_a_taken_name() -> None:
             kind = Classification(classes=("x", "y"))
             return self._task_data(carve(source, test=1, validation=1), kind)
 
-    register_task(Mine)
+    register_task("mine")(Mine)
     try:
         assert load_task("mine").labels == ("x", "y")
         with pytest.raises(NameInUse, match="'mine' is already"):
-            register_task(type("Other", (Mine,), {}))
+            register_task("mine")(type("Other", (Mine,), {}))
     finally:
         TASKS.remove("mine")
 

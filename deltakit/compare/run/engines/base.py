@@ -1,6 +1,7 @@
 """What an engine is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from deltakit._registry import Registry
@@ -16,7 +17,7 @@ POLL = 0.5
 class Engine(ABC):
     """Gives a job's cells to workers: one class in one file, registered with `register_engine`.
 
-    Class variable that an engine sets: `name`, what users type.
+    Class variable: `name`, what ``--engine`` calls it, given to `register_engine`.
     """
 
     name: ClassVar[str]
@@ -38,16 +39,15 @@ class Engine(ABC):
         """Sees every cell of the job to its end, or raises with the finished ones stored."""
 
 
-ENGINES: Registry[type[Engine]] = Registry("engine")
+ENGINES: Registry[type[Engine]] = Registry("engine", group="engines")
 
 E = TypeVar("E", bound=type[Engine])
 
 
-def register_engine(cls: E) -> E:
-    """Class decorator: makes an engine known by its `name`.
+def register_engine(name: str) -> Callable[[E], E]:
+    """Class decorator: makes an engine known by `name`, which ``--engine`` takes.
 
     Raises:
         NameInUse: another engine has the name.
     """
-    ENGINES.add(cls.name, cls)
-    return cls
+    return ENGINES.register(name)

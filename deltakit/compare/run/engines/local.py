@@ -1,7 +1,7 @@
 """One cell after the other, in this process."""
 
 import time
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from deltakit.compare.run.engines.base import POLL, Engine, register_engine
 from deltakit.errors import InvalidConfig
@@ -11,11 +11,9 @@ if TYPE_CHECKING:
     from deltakit.compare.run.queue import Job
 
 
-@register_engine
+@register_engine("local")
 class Local(Engine):
     """Everything in the process that asks for it."""
-
-    name: ClassVar[str] = "local"
 
     @classmethod
     def of(cls, workers: int | None) -> "Local":

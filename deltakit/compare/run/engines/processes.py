@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_context
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.run.engines.base import POLL, Engine, register_engine
 from deltakit.core.checks import check_whole
@@ -29,12 +29,11 @@ PATIENCE = 10.0
 """Seconds that a process has to end in."""
 
 
-@register_engine
+@register_engine("processes")
 @dataclass(frozen=True, kw_only=True)
 class Processes(Engine):
     """A fresh process for each cell, so many at a time; on several accelerators in turn."""
 
-    name: ClassVar[str] = "processes"
     workers: int = 1
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.run.engines.base import POLL, Engine, register_engine
 from deltakit.core.checks import check_whole
@@ -23,7 +23,7 @@ ENVIRONMENT = ("DELTAKIT_", "HF_")
 """How the variables begin that a task gets from the process that starts it."""
 
 
-@register_engine
+@register_engine("ray")
 @dataclass(frozen=True, kw_only=True)
 class Ray(Engine):
     """One cell at a time on each accelerator of the cluster, or on each machine without any.
@@ -32,7 +32,6 @@ class Ray(Engine):
         workers: how many cells run at a time at most; None is as many as there is room for.
     """
 
-    name: ClassVar[str] = "ray"
     workers: int | None = None
 
     def __post_init__(self) -> None:

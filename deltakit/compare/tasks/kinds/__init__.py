@@ -1,17 +1,18 @@
 """The kinds of tasks: classification, regression, several labels, texts, short answers.
 
-A kind is one file beside this one; everything in which kinds differ is in it.
+A kind is one file in this folder, or of your own; everything in which kinds differ is in it.
 """
 
+from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks.data.columns import ColumnNames
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.kinds.answers import Answers
-from deltakit.compare.tasks.kinds.base import Kind, ParsedLabels, references
+from deltakit.compare.tasks.kinds.base import KINDS, Kind, ParsedLabels, references, register_kind
 from deltakit.compare.tasks.kinds.causal import Causal
 from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
 from deltakit.compare.tasks.kinds.regression import Regression
-from deltakit.errors import InvalidConfig, unknown
+from deltakit.errors import InvalidConfig
 
 __all__ = [
     "KINDS",
@@ -22,12 +23,11 @@ __all__ = [
     "MultiLabel",
     "ParsedLabels",
     "Regression",
+    "fitting_metrics",
     "kind_of",
     "references",
+    "register_kind",
 ]
-
-KINDS: tuple[type[Kind], ...] = (Answers, MultiLabel, Regression, Classification, Causal)
-"""In the order in which they are asked whether data suits them."""
 
 
 def kind_of(asked: str | None, columns: Columns, names: ColumnNames) -> type[Kind]:
@@ -37,10 +37,7 @@ def kind_of(asked: str | None, columns: Columns, names: ColumnNames) -> type[Kin
         UnknownName: there is no such kind.
         InvalidConfig: the kind has no use for an option that was given.
     """
-    known = {kind.name: kind for kind in KINDS}
-    if asked is not None and asked not in known:
-        raise unknown("--kind", asked, known)
-    kind = known[asked] if asked else next(k for k in KINDS if k.matches(columns, names))
+    kind = KINDS.get(asked) if asked else _looks_like(columns, names)
     for option, name in names.given().items():
         if option not in kind.options:
             raise InvalidConfig(
@@ -48,3 +45,15 @@ def kind_of(asked: str | None, columns: Columns, names: ColumnNames) -> type[Kin
                 f"{', '.join(sorted(kind.options))}. Leave it out, or choose another --kind."
             )
     return kind
+
+
+def fitting_metrics(kind: Kind) -> tuple[str, ...]:
+    """The metrics that fit a kind: its own, the usual one first, then those that name the kind."""
+    others = (name for name, metric in METRICS.items() if kind.name in metric.kinds)
+    return (*kind.metrics, *(name for name in others if name not in kind.metrics))
+
+
+def _looks_like(columns: Columns, names: ColumnNames) -> type[Kind]:
+    """The first kind that matches, those with the highest precedence first."""
+    kinds = sorted((kind for _, kind in KINDS.items()), key=lambda kind: -kind.precedence)
+    return next(kind for kind in kinds if kind.matches(columns, names))

@@ -9,7 +9,14 @@ from deltakit.compare.records.result import Value
 from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit, is_null, no_label, short_repr
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import Batch, EncodedExample, Kind, ParsedLabels, mapped
+from deltakit.compare.tasks.kinds.base import (
+    Batch,
+    EncodedExample,
+    Kind,
+    ParsedLabels,
+    mapped,
+    register_kind,
+)
 from deltakit.compare.tasks.kinds.causal import IGNORED, language_batch
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, LanguageHead
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@register_kind("answers")
 @dataclass(frozen=True, kw_only=True)
 class Answers(Kind):
     """A text to continue, and the one line that should follow.
@@ -29,7 +37,7 @@ class Answers(Kind):
     around it.
     """
 
-    name: ClassVar[str] = "answers"
+    precedence: ClassVar[int] = -1
     text_column: ClassVar[str] = "prompt"
     label_column: ClassVar[str | None] = "answer"
     batch_size: ClassVar[int] = 32

@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+from deltakit._registry import Registry
 from deltakit.compare.records.result import Value
 from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit
 from deltakit.compare.tasks.data.files import Columns
@@ -22,6 +23,8 @@ EncodedExample = Mapping[str, Any]
 Batch = dict[str, "Tensor"]
 """Examples as a model takes them."""
 
+K = TypeVar("K", bound="type[Kind]")
+
 
 class ParsedLabels(NamedTuple):
     """Labels as a kind of task has read them, and what a reader of the scores must know of it."""
@@ -35,9 +38,10 @@ class ParsedLabels(NamedTuple):
 class Kind(ABC):
     """A kind of task: how its labels are read, what a model is asked, how its answer is judged.
 
-    Class variables: `name` (what ``--kind`` calls it), `options` (the options about columns that it
-    has a use for), `text_column` and `label_column` (their usual names; None where it reads no
-    labels) and `batch_size` (rows that are judged at once).
+    Class variables: `name` (what ``--kind`` calls it, given to `register_kind`), `options` (the
+    options about columns that it has a use for), `text_column` and `label_column` (their usual
+    names; None where it reads no labels), `batch_size` (rows that are judged at once) and
+    `precedence` (kinds with a higher one are asked first whether data suits them).
     """
 
     name: ClassVar[str]
@@ -45,12 +49,13 @@ class Kind(ABC):
     text_column: ClassVar[str] = "text"
     label_column: ClassVar[str | None] = "label"
     batch_size: ClassVar[int] = 64
+    precedence: ClassVar[int] = 0
 
     # ------------------------------------------------------------------------- reading the labels
 
     @classmethod
     def matches(cls, columns: Columns, asked: ColumnNames) -> bool:
-        """Whether the training split looks like this kind. The first one that says so is taken."""
+        """Whether the training split looks like this kind. The first kind that matches is taken."""
         del columns, asked
         return False
 
@@ -137,6 +142,18 @@ class Kind(ABC):
         counted = Counter(references(train))
         most = min(counted, key=lambda value: (-counted[value], value))
         return [most] * len(test)
+
+
+KINDS: Registry[type[Kind]] = Registry("kind", group="kinds")
+
+
+def register_kind(name: str) -> Callable[[K], K]:
+    """Class decorator: makes a kind of task known by `name`, which ``--kind`` takes.
+
+    Raises:
+        NameInUse: another kind has the name.
+    """
+    return KINDS.register(name)
 
 
 def references(encoded: "Dataset") -> tuple[Value, ...]:

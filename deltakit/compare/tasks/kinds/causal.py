@@ -14,6 +14,7 @@ from deltakit.compare.tasks.kinds.base import (
     ParsedLabels,
     mapped,
     padded,
+    register_kind,
 )
 from deltakit.models.heads import Head, LanguageHead
 
@@ -25,6 +26,7 @@ IGNORED = -100
 """A label that no loss is taken of."""
 
 
+@register_kind("causal")
 @dataclass(frozen=True, kw_only=True)
 class Causal(Kind):
     """Every token of a text but the first is predicted from those before it.
@@ -33,7 +35,7 @@ class Causal(Kind):
     is how many tokens are predicted, the prediction is the sum of their negative log-likelihoods.
     """
 
-    name: ClassVar[str] = "causal"
+    precedence: ClassVar[int] = -5
     options: ClassVar[frozenset[str]] = frozenset({"--text-column"})
     label_column: ClassVar[str | None] = None
     batch_size: ClassVar[int] = 8  # a vocabulary of logits for every token takes its room

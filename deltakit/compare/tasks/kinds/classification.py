@@ -15,7 +15,7 @@ from deltakit.compare.tasks.data.columns import (
 )
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import ParsedLabels
+from deltakit.compare.tasks.kinds.base import ParsedLabels, register_kind
 from deltakit.compare.tasks.kinds.sequence import SequenceKind
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 _WHOLE = re.compile(r"-?\d+")
 
 
+@register_kind("classification")
 @dataclass(frozen=True, kw_only=True)
 class Classification(SequenceKind):
     """One class for each example. `classes` are their names; the index is the class id."""
 
-    name: ClassVar[str] = "classification"
+    precedence: ClassVar[int] = -4  # every training split matches
     classes: tuple[str, ...]
 
     @classmethod

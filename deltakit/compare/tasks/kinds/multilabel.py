@@ -14,7 +14,7 @@ from deltakit.compare.tasks.data.columns import (
 )
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import ParsedLabels
+from deltakit.compare.tasks.kinds.base import ParsedLabels, register_kind
 from deltakit.compare.tasks.kinds.classification import class_name, in_order
 from deltakit.compare.tasks.kinds.sequence import SequenceKind
 from deltakit.errors import InvalidConfig
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@register_kind("multilabel")
 @dataclass(frozen=True, kw_only=True)
 class MultiLabel(SequenceKind):
     """Any number of labels for each example: a nought or a one for each of `names`."""
 
-    name: ClassVar[str] = "multilabel"
+    precedence: ClassVar[int] = -2
     options: ClassVar[frozenset[str]] = SequenceKind.options | {"--label-separator"}
     names: tuple[str, ...]
 

@@ -15,7 +15,7 @@ from deltakit.compare.tasks.data.columns import (
 )
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import ParsedLabels, references
+from deltakit.compare.tasks.kinds.base import ParsedLabels, references, register_kind
 from deltakit.compare.tasks.kinds.sequence import SequenceKind
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@register_kind("regression")
 @dataclass(frozen=True, kw_only=True)
 class Regression(SequenceKind):
     """One number for each example.
@@ -38,7 +39,7 @@ class Regression(SequenceKind):
         deviation: their standard deviation.
     """
 
-    name: ClassVar[str] = "regression"
+    precedence: ClassVar[int] = -3
     mean: float
     deviation: float
 

@@ -11,11 +11,10 @@ from deltakit.compare.tasks.task import Task, TaskData, register_task
 LABELS = ("business", "entertainment", "politics", "sports", "tech")
 
 
-@register_task
+@register_task("bbc_news")
 class BbcNews(Task):
     """2,225 articles, 98 of them twice; 400 are test and 200 validation."""
 
-    name: ClassVar[str] = "bbc_news"
     description: ClassVar[str] = "section of a news article, 5 classes"
     version: ClassVar[int] = 1
     citation: ClassVar[str] = """@inproceedings{greene2006practical,

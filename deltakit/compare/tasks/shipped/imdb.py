@@ -11,11 +11,10 @@ from deltakit.compare.tasks.task import Task, TaskData, register_task
 _BREAKS = re.compile(r"(?:\s*<br\s*/?>\s*)+")
 
 
-@register_task
+@register_task("imdb")
 class Imdb(Task):
     """25,000 reviews, 96 of them repeated; 2,000 are test and 1,000 validation."""
 
-    name: ClassVar[str] = "imdb"
     description: ClassVar[str] = "sentiment of a film review, 2 classes"
     version: ClassVar[int] = 1
     citation: ClassVar[str] = """@inproceedings{maas2011learning,

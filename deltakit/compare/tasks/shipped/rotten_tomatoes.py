@@ -8,11 +8,10 @@ from deltakit.compare.tasks.shipped.movie_reviews import LABELS, read_reviews
 from deltakit.compare.tasks.task import Task, TaskData, register_task
 
 
-@register_task
+@register_task("rotten_tomatoes")
 class RottenTomatoes(Task):
     """8,530 sentences; 1,600 are test and 1,000 validation."""
 
-    name: ClassVar[str] = "rotten_tomatoes"
     description: ClassVar[str] = "sentiment of a sentence from a film review, 2 classes"
     version: ClassVar[int] = 1
     citation: ClassVar[str] = """@inproceedings{pang2005seeing,

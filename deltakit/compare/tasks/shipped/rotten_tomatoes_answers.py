@@ -9,11 +9,10 @@ from deltakit.compare.tasks.shipped.rotten_tomatoes import RottenTomatoes
 from deltakit.compare.tasks.task import Task, TaskData, register_task
 
 
-@register_task
+@register_task("rotten_tomatoes_answers")
 class RottenTomatoesAnswers(Task):
     """The sentences of `rotten_tomatoes`, in its splits, each between two words of a prompt."""
 
-    name: ClassVar[str] = "rotten_tomatoes_answers"
     description: ClassVar[str] = "sentiment of a sentence as a word, for decoders"
     version: ClassVar[int] = 1
     citation: ClassVar[str] = RottenTomatoes.citation

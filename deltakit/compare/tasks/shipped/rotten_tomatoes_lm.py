@@ -9,11 +9,10 @@ from deltakit.compare.tasks.shipped.rotten_tomatoes import RottenTomatoes
 from deltakit.compare.tasks.task import Task, TaskData, register_task
 
 
-@register_task
+@register_task("rotten_tomatoes_lm")
 class RottenTomatoesLm(Task):
     """The sentences of `rotten_tomatoes`, in its splits, without their labels."""
 
-    name: ClassVar[str] = "rotten_tomatoes_lm"
     description: ClassVar[str] = "perplexity of sentences from film reviews, for decoders"
     version: ClassVar[int] = 1
     citation: ClassVar[str] = RottenTomatoes.citation
