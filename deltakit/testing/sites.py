@@ -75,10 +75,12 @@ class Seen:
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.given.setdefault(module, args[0] if args else next(iter(kwargs.values()), None))
+        if module not in self.given:
+            self.given[module] = _kept(args[0] if args else next(iter(kwargs.values()), None))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.returned.setdefault(module, _tensor(output))
+        if module not in self.returned:
+            self.returned[module] = _kept(_tensor(output))
 
     def x(self, handle: Handle) -> Tensor:
         """The input that a parallel delta reads at a site."""
@@ -90,6 +92,11 @@ class Seen:
             return self.given[handle.module]
         whole: Tensor = self.returned[handle.module]
         return whole if handle.columns is None else handle.columns.read(whole)
+
+
+def _kept(value: Any) -> Any:
+    """A floating tensor as it is now: some models add to it in place (Falcon)."""
+    return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _tensor(output: Any) -> Any:
@@ -118,14 +125,20 @@ def _layers(model: Any, *sites: Site) -> list[Layer]:
 
 def check_values_are_averaged(model: Any, inputs: Inputs) -> None:
     """attn.mid is linear in attn.v, and in no other of the attention's inputs."""
-    plain = Seen(model, inputs)
     for layer in _layers(model, Site.ATTN_V, Site.ATTN_MID):
-        mid = layer[Site.ATTN_MID]
-        before = plain.h(mid)
         for site in (Site.ATTN_Q, Site.ATTN_K, Site.ATTN_V):
-            after = Seen(model, inputs, Change(handle=layer[site], apply=torch.neg)).h(mid)
-            negated = torch.allclose(after, -before, atol=1e-5, rtol=1e-4)
-            assert negated is (site is Site.ATTN_V), f"{layer[site].key}: attn.mid is linear in it"
+            linear = _is_linear_in(model, inputs, layer[site], layer[Site.ATTN_MID])
+            assert linear is (site is Site.ATTN_V), f"{layer[site].key}: linear is {linear}"
+
+
+def _is_linear_in(model: Any, inputs: Inputs, cause: Handle, effect: Handle) -> bool:
+    """Whether h at `effect` is linear in h at `cause`, up to a constant: f(h) + f(-h) = 2 f(0)."""
+    signs = (torch.clone, torch.neg, torch.zeros_like)
+    plus, minus, zero = (
+        Seen(model, inputs, Change(handle=cause, apply=sign)).h(effect) for sign in signs
+    )
+    moved = not torch.allclose(plus, zero)
+    return moved and torch.allclose(plus + minus, 2 * zero, atol=1e-4, rtol=1e-4)
 
 
 def check_queries_are_local(model: Any, inputs: Inputs) -> None:
@@ -244,9 +257,8 @@ def check_inner_activation(model: Any, inputs: Inputs) -> None:
         assert torch.equal(after[..., 1:], before[..., 1:]), f"{up.key} moves other units"
         gated = Site.FFN_GATE in layer
         for site in (Site.FFN_UP, Site.FFN_GATE) if gated else (Site.FFN_UP,):
-            after = Seen(model, inputs, Change(handle=layer[site], apply=torch.neg)).h(mid)
-            negated = torch.allclose(after, -before, atol=1e-5, rtol=1e-4)
-            assert negated is (gated and site is Site.FFN_UP), f"{layer[site].key} is not linear"
+            linear = _is_linear_in(model, inputs, layer[site], mid)
+            assert linear is (gated and site is Site.FFN_UP), f"{layer[site].key}: {linear}"
         if not gated and mid.activation is not None:
             torch.testing.assert_close(before, ACT2FN[mid.activation](plain.h(up)))
 
@@ -258,13 +270,21 @@ def _first_unit(h: Tensor) -> Tensor:
 
 
 def check_every_projection_is_a_site(model: Any, inputs: Inputs) -> None:
-    """Each projection of a layer is a site, but inside a mixture of experts."""
+    """Each projection of a layer's tokens is a site, but those of which the layer chooses some.
+
+    Chosen are experts, and the modules of a `ModuleDict`.
+    """
     seen = Seen(model, inputs)
     handles = dk.resolve(model)
     covered = {handle.module for handle in handles}
+    tokens = {seen.x(h).shape[:-1] for h in handles if h.site in LINEAR_SITES}
     for root, dense in _roots(model, handles):
+        chosen = [f"{name}." for name, m in root.named_modules() if isinstance(m, nn.ModuleDict)]
         for name, module in root.named_modules():
-            if module in seen.given and _is_linear(module) and (dense or "attn" in name):
+            if module not in seen.given or not _is_linear(module):
+                continue
+            always = not name.startswith(tuple(chosen)) and (dense or "attn" in name)
+            if always and seen.given[module].shape[:-1] in tokens:
                 assert module in covered, f"the projection {name} of a layer is no site"
 
 

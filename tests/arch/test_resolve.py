@@ -175,6 +175,72 @@ def test_model_types_that_share_a_layer(kit: SimpleNamespace, model_type: str) -
             law(model, inputs)
 
 
+CONVOLUTIONS = {
+    "conv_dim": (8, 8),
+    "conv_kernel": (4, 4),
+    "conv_stride": (2, 2),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+    "layerdrop": 0.0,
+}
+TEXT = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+LAYER = {**TEXT, "intermediate_size": 32, "max_position_embeddings": 40}
+OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("phi", LAYER),
+    ("gptj", {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 2}),
+    ("falcon", {**TEXT, "multi_query": True, "bias": True}),
+    ("falcon", {**TEXT, "multi_query": False, "alibi": True, "parallel_attn": False}),
+    ("falcon", {**TEXT, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("deberta", LAYER),
+    (
+        "deberta",
+        {**LAYER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    ),
+    ("beit", {**LAYER, "image_size": 8, "patch_size": 4, "drop_path_rate": 0.0}),
+    ("wav2vec2", {**LAYER, **CONVOLUTIONS}),
+    ("wav2vec2", {**LAYER, **CONVOLUTIONS, "do_stable_layer_norm": True}),
+    ("hubert", {**LAYER, **CONVOLUTIONS}),
+    ("xmod", {**LAYER, "default_language": "en_XX"}),
+    ("bert", {**LAYER, "is_decoder": True, "add_cross_attention": True}),
+    ("roberta", {**LAYER, "is_decoder": True, "add_cross_attention": True}),
+    (
+        "gpt2",
+        {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "add_cross_attention": True},
+    ),
+)
+
+
+@pytest.mark.parametrize(("model_type", "config"), OTHERS)
+def test_more_model_types_keep_the_site_laws_and_take_a_lora(
+    kit: SimpleNamespace, model_type: str, config: dict[str, Any]
+) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    full = AutoConfig.for_model(model_type, **config)
+    model = AutoModel.from_config(full, attn_implementation="eager").eval()
+    fill(model)
+    inputs: dict[str, Tensor] = kit.make_batch(2)
+    if model_type == "beit":
+        inputs = {"pixel_values": kit.make_inputs("vit", rows=2)["pixel_values"]}
+    if model_type in ("wav2vec2", "hubert"):
+        inputs = {"input_values": torch.linspace(-1, 1, 80).sin().view(2, 40)}
+    if config.get("add_cross_attention"):
+        inputs["encoder_hidden_states"] = torch.linspace(-1, 1, 2 * 5 * 16).view(2, 5, 16).sin()
+        assert "cross" in {handle.stack for handle in dk.resolve(model)}
+    for law in SITE_LAWS:
+        with contextlib.suppress(NotApplicable):
+            law(model, inputs)
+    plain = model(**inputs)[0]
+    dk.attach(model, dk.LoRA(rank=2, targets="all"))
+    for parameter in model.deltakit.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    assert not torch.allclose(model(**inputs)[0], plain)
+    dk.detach(model)
+    assert torch.equal(model(**inputs)[0], plain)
+
+
 @pytest.mark.parametrize("name", ["T5EncoderModel", "T5ForTokenClassification"])
 def test_an_encoder_without_its_decoder(kit: SimpleNamespace, name: str) -> None:
     import transformers
@@ -200,7 +266,7 @@ def test_unknown_model_type(kit: SimpleNamespace) -> None:
         dk.resolve(model)
     text = str(caught.value)
     assert text.startswith("unknown model type 'berd'. Did you mean 'bert'")
-    assert "Known: albert, bart, bert" in text and "`deltakit sites MODEL --infer`" in text
+    assert "Known: albert, bart, beit, bert" in text and "`deltakit sites MODEL --infer`" in text
     assert "`dk.register_family(dk.infer_family(model).family)`" in text and "\n" not in text
     with pytest.raises(UnknownArchitecture):
         dk.attach(model, dk.LoRA())

@@ -1,8 +1,15 @@
-"""BERT and the encoders that share its layer, post-LN: RoBERTa, XLM-R, ELECTRA, ERNIE, ..."""
+"""BERT and the encoders that share its layer, post-LN: RoBERTa, XLM-R, ELECTRA, ERNIE, ...
+
+As the decoder of an encoder-decoder its layers attend across too: the stack "cross".
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 from deltakit.arch.family import (
     Family,
     LayerStack,
+    Location,
     Tokens,
     attention,
     input_of,
@@ -11,6 +18,21 @@ from deltakit.arch.family import (
     register_family,
 )
 from deltakit.core.site import Site
+
+_CROSS = {
+    Site.ATTN_Q: output("crossattention.self.query"),
+    Site.ATTN_K: output("crossattention.self.key"),
+    Site.ATTN_V: output("crossattention.self.value"),
+    Site.ATTN_MID: input_of("crossattention.output.dense"),
+    Site.ATTN_O: output("crossattention.output.dense"),
+    Site.ATTN_KV: attention("crossattention.self"),
+    Site.ATTN_OUT: output("crossattention.output.dropout", reads="crossattention.self.query"),
+}
+
+
+def _cross(config: Any) -> Mapping[Site, Location]:
+    return _CROSS if getattr(config, "add_cross_attention", False) else {}
+
 
 register_family(
     Family(
@@ -47,6 +69,7 @@ register_family(
                     Site.BLOCK_OUT: norm("output.LayerNorm"),
                 },
             ),
+            LayerStack(name="cross", layers="encoder.layer", sites=_cross),
         ),
         tokens=Tokens(position=1),
         positions="embeddings.position_embeddings",

@@ -1,8 +1,15 @@
-"""GPT-2, pre-LN, with query, key and value in one fused projection."""
+"""GPT-2, pre-LN, with query, key and value in one fused projection.
+
+As the decoder of an encoder-decoder its layers attend across too: the stack "cross".
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 from deltakit.arch.family import (
     Family,
     LayerStack,
+    Location,
     Tokens,
     attention,
     input_of,
@@ -11,6 +18,21 @@ from deltakit.arch.family import (
     thirds,
 )
 from deltakit.core.site import Site
+
+
+def _cross(config: Any) -> Mapping[Site, Location]:
+    if not config.add_cross_attention:
+        return {}
+    return {
+        Site.ATTN_Q: output("crossattention.q_attn"),
+        Site.ATTN_K: output("crossattention.c_attn", columns=thirds(0)),
+        Site.ATTN_V: output("crossattention.c_attn", columns=thirds(1)),
+        Site.ATTN_MID: input_of("crossattention.c_proj"),
+        Site.ATTN_O: output("crossattention.c_proj"),
+        Site.ATTN_KV: attention("crossattention"),
+        Site.ATTN_OUT: output("crossattention.resid_dropout", reads="crossattention.q_attn"),
+    }
+
 
 register_family(
     Family(
@@ -37,6 +59,7 @@ register_family(
                     Site.BLOCK_OUT: output(""),
                 },
             ),
+            LayerStack(name="cross", layers="h", sites=_cross),
         ),
         tokens=Tokens(),
         positions="wpe",
