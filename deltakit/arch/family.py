@@ -147,6 +147,8 @@ class Family:
             where `tokens` says that it takes ids.
         positions: dotted path, relative to the base model, of the module that makes vectors or
             rotations of the tokens' positions; None where they are relative, or read elsewhere too.
+        parts: attributes that are models with families of their own, for a model that is made of
+            several. The layers of each are a stack of the part's name.
     """
 
     name: str
@@ -155,6 +157,7 @@ class Family:
     tokens: Tokens | None = None
     tables: Mapping[str, str] = field(default_factory=dict)
     positions: str | None = None
+    parts: tuple[str, ...] = ()
 
 
 FAMILIES: Registry[Family] = Registry("model type")

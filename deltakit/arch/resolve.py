@@ -2,8 +2,8 @@
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -54,6 +54,8 @@ def resolve(model: "PreTrainedModel") -> tuple[Handle, ...]:
 
 def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
     """The family's data applied to the modules of `model`. Raises `UnknownArchitecture`."""
+    if family.parts:
+        return tuple(handle for part in family.parts for handle in _handles_of_part(model, part))
     names = {module: name for name, module in model.named_modules()}
     tables = _tables(model, family)
     tokens = () if family.tokens is None else _tokens(model, family.tokens, tables, names)
@@ -67,6 +69,17 @@ def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
             f"in none of {paths}. `deltakit sites MODEL` prints the modules that it has."
         )
     return (*tokens, *filter(None, embed), *positions, *layers)
+
+
+def _handles_of_part(model: "PreTrainedModel", part: str) -> Iterator[Handle]:
+    """The handles of one of a model's parts, in a stack of the part's name.
+
+    The sites of tokens and positions are left out: a part is not told how long the others are.
+    """
+    for handle in resolve(cast(Any, model.get_submodule(part))):
+        if handle.site not in (Site.TOKENS, Site.POSITION_IDS):
+            stack = handle.stack if handle.stack == "cross" else part
+            yield replace(handle, stack=stack, path=f"{part}.{handle.path}".rstrip("."))
 
 
 def _tables(model: "PreTrainedModel", family: Family) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import deltakit as dk
-from deltakit.arch.resolve import layers_of, linear_widths
+from deltakit.arch.resolve import family_of, layers_of, linear_widths
 from deltakit.core.site import LINEAR_SITES, Handle, HookKind, Site
 from deltakit.errors import UnknownArchitecture
 from deltakit.testing.case import NotApplicable
@@ -206,6 +206,10 @@ def _attention_calls(model: Any, inputs: Inputs) -> dict[str, tuple[Tensor, ...]
     AttentionInterface._global_mapping[_NOTING] = note
     try:
         model.set_attn_implementation(_NOTING)
+        for part in family_of(model).parts:  # whose modules hold configs of their own
+            for module in model.get_submodule(part).modules():
+                if "config" in vars(module):
+                    module.config._attn_implementation = _NOTING
         with torch.no_grad():
             model(**inputs)
     except ValueError:  # the model knows no other attention than its own
@@ -290,13 +294,14 @@ def check_every_projection_is_a_site(model: Any, inputs: Inputs) -> None:
 
 def _roots(model: Any, handles: Sequence[Handle]) -> Iterator[tuple[nn.Module, bool]]:
     """The layers, and whether each has a feed-forward with sites of its own."""
-    from deltakit.arch.resolve import family_of
-
-    has = {(h.stack, h.layer) for h in handles if h.site in _INSIDE_FFN}
-    for stack in family_of(model).stacks:
-        if stack.name != "cross":
-            for index, layer in enumerate(layers_of(model, stack)):
-                yield layer, (stack.name, index) in has
+    family = family_of(model)
+    for part in family.parts:
+        part_handles = [h for h in handles if h.path.startswith(f"{part}.")]
+        yield from _roots(model.get_submodule(part), part_handles)
+    dense = {h.module for h in handles if h.site in _INSIDE_FFN}
+    for stack in family.stacks:
+        for layer in layers_of(model, stack) if stack.name != "cross" else ():
+            yield layer, not dense.isdisjoint(layer.modules())
 
 
 _INSIDE_FFN = (Site.FFN_GATE, Site.FFN_UP, Site.FFN_MID, Site.FFN_DOWN)

@@ -241,6 +241,32 @@ def test_more_model_types_keep_the_site_laws_and_take_a_lora(
     assert torch.equal(model(**inputs)[0], plain)
 
 
+@pytest.mark.parametrize("decoder", ["bert", "gpt2"])
+def test_a_model_made_of_two(kit: SimpleNamespace, decoder: str) -> None:
+    """Sites of both parts and across, in stacks of the parts' names."""
+    from transformers import AutoConfig, AutoModelForCausalLM, EncoderDecoderModel
+
+    small = dict(OTHERS[-1][1] if decoder == "gpt2" else OTHERS[-3][1])
+    config = AutoConfig.for_model(decoder, **{**small, "is_decoder": True})
+    second = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = EncoderDecoderModel(encoder=kit.make_model("bert"), decoder=second).eval()
+    fill(second)
+    handles = dk.resolve(model)
+    assert {handle.stack for handle in handles} == {"encoder", "decoder", "cross"}
+    assert all(model.get_submodule(handle.path) is handle.module for handle in handles)
+    inputs = kit.make_batch(2) | {"decoder_input_ids": kit.make_batch(2)["input_ids"][:, :4]}
+    for law in SITE_LAWS:
+        with contextlib.suppress(NotApplicable):
+            law(model, inputs)
+    plain = model(**inputs).logits
+    dk.attach(model, dk.parse_method("prefix[length=2]+houlsby[bottleneck=2]+lora[rank=2]"))
+    for parameter in model.deltakit.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    assert not torch.allclose(model(**inputs).logits, plain)
+    dk.detach(model)
+    assert torch.equal(model(**inputs).logits, plain)
+
+
 @pytest.mark.parametrize("name", ["T5EncoderModel", "T5ForTokenClassification"])
 def test_an_encoder_without_its_decoder(kit: SimpleNamespace, name: str) -> None:
     import transformers
