@@ -1,0 +1,47 @@
+"""Each script in examples runs, says something, and stays short."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltakit.compare.measure import costs, diagnostics
+from deltakit.core.method import CLASSES, METHODS
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "tiny.py")
+NEEDS = {"bring_peft_checkpoint.py": "peft"}
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A script's folder is on the path, what it registers is forgotten, and nothing is repeated."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    for registry in (METHODS, CLASSES):
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
+    monkeypatch.setattr(costs, "STEP_REPEATS", 1)
+    monkeypatch.setattr(diagnostics, "REPEATS", 1)
+    monkeypatch.setattr(costs, "LATENCY_REPEATS", {1: 1, 8: 1})
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_an_example_runs(script: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip(NEEDS.get(script, "torch"))
+    try:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    finally:
+        sys.modules.pop("tiny", None)
+    assert capsys.readouterr().out.strip()
+    assert list(tmp_path.iterdir()) == [], "an example leaves files behind"
+
+
+def test_the_examples_are_short_and_say_how_they_are_run() -> None:
+    assert len(SCRIPTS) == 5
+    for name in SCRIPTS:
+        text = (EXAMPLES / name).read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 60, name
+        assert f"    python examples/{name}" in text
