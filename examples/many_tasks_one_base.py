@@ -3,7 +3,7 @@
     python examples/many_tasks_one_base.py
 
 One copy of the base is in memory. The deltas of three customers, each of another method, are used
-in one forward pass. A row without a delta has the plain base. Each row has the head of its delta too.
+in one forward pass. A row without a delta has the plain base. Each row has its delta's head.
 """
 
 import torch

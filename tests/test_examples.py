@@ -1,5 +1,6 @@
 """Each script in examples runs, says something, and stays short."""
 
+import importlib
 import runpy
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A script's folder is on the path, what it registers is forgotten, and nothing is repeated."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
+    importlib.import_module("deltakit.methods")
     for registry in (METHODS, CLASSES):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
     monkeypatch.setattr(costs, "STEP_REPEATS", 1)
