@@ -175,7 +175,8 @@ def switch_to(
     if gates:
         attachments.hooks.append(install_gates(model, tuple(gates)))
     if isinstance(composition, PerRow):
-        attachments.hooks.append(install_rows(model, len(composition.rows)))
+        entries = len(composition.rows)
+        attachments.hooks.extend(install_rows(model, attachments.passes, entries))
         attachments.hooks.extend(install_heads(model, _heads(model, attachments, composition)))
     else:
         _take_own_values(model, attachments, composition.names)

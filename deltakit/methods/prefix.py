@@ -24,7 +24,7 @@ alone, where the paper and this have them in all three. E starts from N(0, 1) in
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +61,22 @@ class Trunk(nn.Module):
         return torch.tanh(self.down(self.embedding))
 
 
+class _Kept(NamedTuple):
+    """A result, and the values of the parameters it was made from."""
+
+    values: tuple[Tensor, ...]
+    memory: Tensor
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 class ReparametrisedPrefix(ExtraPositions, Reparametrised):
     """One layer's keys and values, as the network makes them: ``(2, length, d_kv)``.
 
-    The first layer of a stack has the trunk among its modules; the others refer to it. In
-    evaluation the result is kept until a parameter changes, or `train` or `eval` is called: what
-    goes past autograd's count of changes (fused optimisers, ``p.data``) comes between those.
+    The first layer of a stack has the trunk among its modules; the others refer to it. On a CPU,
+    the result of an evaluation is kept, with the values it was made from.
     """
 
     def __init__(self, trunk: Trunk, d_kv: int, *, owner: bool, dropout: float = 0.0) -> None:
@@ -77,22 +87,26 @@ class ReparametrisedPrefix(ExtraPositions, Reparametrised):
         self._trunk = (trunk,)  # in a tuple, so that its parameters are counted once
         if owner:
             self.trunk = trunk
-        self._kept: tuple[tuple[object, ...], Tensor] | None = None
+        self._kept: _Kept | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._kept = None
-            memory = self._memory()
-            return F.dropout(memory, self.dropout, self.training) if self.dropout else memory
-        parameters = (*self._trunk[0].parameters(), *self.up.parameters())
-        state = tuple((id(p), p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
-        if self._kept is None or self._kept[0] != state:
-            self._kept = state, self._memory()
-        return self._kept[1]
+        memory = self._memory() if self._may_change() else self._kept_memory()
+        return F.dropout(memory, self.dropout, self.training) if self.dropout else memory
 
-    def train(self, mode: bool = True) -> Self:
-        self._kept = None
-        return super().train(mode)
+    def _may_change(self) -> bool:
+        """Whether nothing is kept: in training, in a graph, on a device that would have to wait."""
+        accelerated = self.up.weight.device.type != "cpu"
+        return accelerated or torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+    def _kept_memory(self) -> Tensor:
+        """The memory in evaluation, made once for the same values of the parameters.
+
+        Autograd does not count writes through ``p.data``, so the values themselves are compared.
+        """
+        kept, own = self._kept, (*self._trunk[0].parameters(), *self.up.parameters())
+        if kept is None or not all(map(_same, own, kept.values)):
+            kept = self._kept = _Kept(tuple(p.detach().clone() for p in own), self._memory())
+        return kept.memory
 
     def _memory(self) -> Tensor:
         hidden = self._trunk[0]().to(self.up.weight.device)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltakit.core.delta import Reparametrised
 from deltakit.errors import IncompatibleDeltas
+from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, Signal
 from deltakit.runtime.port_kinds import PositionsPort
 
@@ -31,13 +33,22 @@ class AttentionPort(PositionsPort):
 
     def memory(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """The delta's ``(2, rows, heads, l, width)``, and which of it each row sees (or None)."""
-        nothing = key.new_empty(0)
-        change = self.node.change(Signal(nothing, nothing, nothing), self)
-        visible = self.node.visible(key.device)
+        node = self.node.fitted(key.shape[0])
+        change = self._change(node, key.new_empty(0))
+        visible = node.visible(key.device)
         heads = change.unflatten(-1, (key.shape[1], -1)).transpose(-2, -3)
         if heads.ndim == 4:
             heads = heads.unsqueeze(1)
         return heads.expand(-1, key.shape[0], -1, -1, -1), visible
+
+    def _change(self, node: Node, nothing: Tensor) -> Tensor:
+        """The node's change; while `generate` runs without gradients, it is kept."""
+        kept = None if torch.is_grad_enabled() else kept_values()
+        if kept is None or not any(isinstance(x.delta, Reparametrised) for x in node.leaves):
+            return node.change(Signal(nothing, nothing, nothing), self)
+        if (node, nothing.dtype) not in kept:
+            kept[node, nothing.dtype] = node.change(Signal(nothing, nothing, nothing), self)
+        return kept[node, nothing.dtype]
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,8 @@ class _Attend:
         length = memory.shape[-2]
         causal = self.original == "sdpa" and _is_causal(module, kwargs)
         mask = _explicit(attention_mask, query, key, causal=causal)
+        if mask is None and visible is not None:
+            mask = self._all_seen(query, key)
         if kwargs.get("position_bias") is not None:
             bias = kwargs["position_bias"][..., : key.shape[2]]
             kwargs["position_bias"] = F.pad(bias, (length, 0))
@@ -71,10 +84,17 @@ class _Attend:
             query,
             torch.cat([memory[0].to(key.dtype), key], dim=2),
             torch.cat([memory[1].to(value.dtype), value], dim=2),
-            _widened(mask, visible, length, query, key),
+            _widened(mask, visible, length, query),
             **kwargs,
         )
         return output, None if weights is None else weights[..., length:]
+
+    def _all_seen(self, query: Tensor, key: Tensor) -> Tensor:
+        """A mask that hides nothing; eager attention adds it to the scores."""
+        shape = (1, 1, 1, key.shape[2])
+        if self.original == "eager":
+            return query.new_zeros(shape)
+        return torch.ones(shape, dtype=torch.bool, device=query.device)
 
 
 def _function(kind: type, name: str) -> Any:
@@ -107,15 +127,13 @@ def _explicit(mask: Tensor | None, query: Tensor, key: Tensor, *, causal: bool) 
 
 
 def _widened(
-    mask: Tensor | None, visible: Tensor | None, length: int, query: Tensor, key: Tensor
+    mask: Tensor | None, visible: Tensor | None, length: int, query: Tensor
 ) -> Tensor | None:
     """The mask with `length` columns in front, which every row sees unless `visible` says no."""
-    if visible is None:
-        if mask is None:
-            return None
-        return F.pad(mask, (length, 0), value=mask.dtype == torch.bool)
     if mask is None:
-        mask = visible.new_ones(1, 1, 1, key.shape[2])
+        return None
+    if visible is None:
+        return F.pad(mask, (length, 0), value=mask.dtype == torch.bool)
     mask = mask.expand(query.shape[0], -1, query.shape[2], -1)
     columns = visible[:, None, None, :].expand(-1, mask.shape[1], query.shape[2], -1)
     if mask.dtype != torch.bool:

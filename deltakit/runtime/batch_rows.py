@@ -11,7 +11,9 @@ from torch.func import functional_call, vmap
 
 from deltakit.core.delta import Combiner, compute_dtype
 from deltakit.core.site import Insertion
+from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal, cast
+from deltakit.runtime.row_counts import fitted
 
 Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
 
@@ -25,7 +27,7 @@ class PerRowNode(Node):
     _groups: dict[Any, list[Grouping]] = field(default_factory=dict)
     _indices: dict[Any, Tensor] = field(default_factory=dict)
     _parameters: dict[Any, list[dict[str, Tensor]]] = field(default_factory=dict)
-    _kept: dict[Any, tuple[Any, dict[str, Tensor]]] = field(default_factory=dict)
+    _fitted: dict[int, "PerRowNode"] = field(default_factory=dict)
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         return port.rows(self, signal)
@@ -50,22 +52,29 @@ class PerRowNode(Node):
             self._indices[key] = torch.tensor(rows, device=device)
         return self._indices[key]
 
+    def fitted(self, rows: int) -> "PerRowNode":
+        """The node with an entry for each of the rows that a module is given."""
+        choice = fitted(self.choice, rows)
+        if choice == self.choice:
+            return self
+        if self._fitted.get(rows) is None or self._fitted[rows].choice != choice:
+            self._fitted[rows] = PerRowNode(self.parts, choice)
+        return self._fitted[rows]
+
     def stacked(self, leaves: tuple[PlacedDelta, ...]) -> dict[str, Tensor]:
         """Each parameter of the rows' forms, ``(rows, ...)``.
 
-        Without gradients it is kept until a parameter changes.
+        While `generate` runs without gradients, they are kept.
         """
+        kept = None if torch.is_grad_enabled() else kept_values()
+        found = {} if kept is None else kept
         if leaves not in self._parameters:
             self._parameters[leaves] = [dict(leaf.delta.named_parameters()) for leaf in leaves]
         own = self._parameters[leaves]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._kept.clear()
-            return {name: torch.stack([each[name] for each in own]) for name in own[0]}
-        state = tuple((id(p), p.data_ptr(), p._version) for each in own for p in each.values())
-        if leaves not in self._kept or self._kept[leaves][0] != state:
-            stacked = {name: torch.stack([each[name] for each in own]) for name in own[0]}
-            self._kept[leaves] = state, stacked
-        return self._kept[leaves][1]
+        for name in own[0]:
+            if (leaves, name) not in found:
+                found[leaves, name] = torch.stack([each[name] for each in own])
+        return {name: found[leaves, name] for name in own[0]}
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -98,7 +98,9 @@ class PositionIdsPort(AddingPort):
     def rows(self, node: Node, signal: Signal) -> Tensor:
         """As for any site; the model may have numbered the tokens once for all rows."""
         assert isinstance(node, PerRowNode)
-        each = signal.stream.expand(len(node.choice), -1)
+        counts = current_pass().rows
+        rows = len(node.choice) if counts is None else counts.whole()
+        each = signal.stream.expand(rows if signal.stream.shape[0] == 1 else -1, -1)
         return super().rows(node, Signal(each, each, each))
 
     def _check(self, numbers: Tensor) -> None:

@@ -94,6 +94,11 @@ class Node(ABC):
         """Whether any of the deltas takes part in this forward pass."""
         return any(leaf.present for leaf in self.leaves)
 
+    def fitted(self, rows: int) -> "Node":
+        """The node for a module that is given so many rows."""
+        del rows
+        return self
+
     def visible(self, device: torch.device) -> Tensor | None:
         """``(rows, l)``: which of its positions each row has, where they differ by row."""
         del device

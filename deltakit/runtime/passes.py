@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ from torch.utils.hooks import RemovableHandle
 
 from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
+
+if TYPE_CHECKING:
+    from deltakit.runtime.generation import Generation
+    from deltakit.runtime.row_counts import RowCounts
 
 DECODER = ("decoder", "cross")
 """The stacks whose tokens are those of an encoder-decoder's ``decoder_`` arguments."""
@@ -59,6 +63,7 @@ class Pass:
         dropped: how many of the lowest layers run without their deltas, by the drop that drew it.
         losses: scalar losses that deltas add in this pass, in the order in which they were added.
             A recomputed layer adds to the same list.
+        rows: the numbers of rows, where a `PerRow` is active.
         recomputed: whether a checkpointed layer runs again in the backward pass.
         held: what one port keeps for another, by a key; empty again when the pass is over.
         cast: the latest input that was cast for a delta, and the result.
@@ -69,6 +74,7 @@ class Pass:
     inputs: dict[str, Tensor | None] = field(default_factory=dict)
     dropped: dict[LayerDrop, int] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
+    rows: "RowCounts | None" = None
     recomputed: bool = False
     held: dict[str, Any] = field(default_factory=dict)
     cast: tuple[Tensor, Tensor] | None = None
@@ -96,6 +102,7 @@ class Pass:
             inputs=self.inputs,
             dropped=self.dropped,
             losses=self.losses,
+            rows=self.rows,
             recomputed=True,
             inside=["recomputed"],
         )
@@ -107,9 +114,11 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.passes: tuple[Pass, ...] = ()
         self.outside = Pass()
+        self.generation: Generation | None = None
 
 
-_THREAD = _Thread()
+THREAD = _Thread()
+"""The state of the calling thread."""
 
 
 def current_pass() -> Pass:
@@ -118,19 +127,19 @@ def current_pass() -> Pass:
     A part of a model that is called by itself, below every hooked module, has a pass that
     knows of no call.
     """
-    passes = _THREAD.passes
-    return passes[-1] if passes else _THREAD.outside
+    passes = THREAD.passes
+    return passes[-1] if passes else THREAD.outside
 
 
 @contextmanager
 def running(entered: Pass) -> Iterator[None]:
     """Inside, `entered` is this thread's current pass."""
-    before = _THREAD.passes
-    _THREAD.passes = (*before, entered)
+    before = THREAD.passes
+    THREAD.passes = (*before, entered)
     try:
         yield
     finally:
-        _THREAD.passes = before
+        THREAD.passes = before
 
 
 class PassPort:
@@ -147,7 +156,7 @@ class PassPort:
         current = current_pass()
         if current.owner is not self.owner or self.path in current.inside:
             current = Pass(owner=self.owner)
-            _THREAD.passes = (*_THREAD.passes, current)
+            THREAD.passes = (*THREAD.passes, current)
             self._read(current, args, kwargs)
         current.inside.append(self.path)
 
@@ -158,7 +167,7 @@ class PassPort:
             return  # an earlier hook has failed, so `open` has not run
         current.inside.pop()
         if not current.inside:
-            _THREAD.passes = _THREAD.passes[:-1]
+            THREAD.passes = THREAD.passes[:-1]
 
     def _read(self, entered: Pass, args: Any, kwargs: dict[str, Any]) -> None:
         """Notes the call's masks and positions."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from deltakit.runtime.batch_rows import PerRowNode, change_of_rows
 from deltakit.runtime.nodes import Node, Port, Signal
+from deltakit.runtime.passes import current_pass
 
 
 class AddingPort(Port, ABC):
@@ -19,11 +20,13 @@ class AddingPort(Port, ABC):
 
     def rows(self, node: Node, signal: Signal) -> Tensor:
         assert isinstance(node, PerRowNode)
-        flat = signal.stream.ndim == 2 and signal.stream.shape[0] > len(node.choice)
+        counts = current_pass().rows
+        rows = len(node.choice) if counts is None else counts.whole()
+        flat = signal.stream.ndim == 2 and signal.stream.shape[0] > rows
         if flat:  # some models run their feed-forward on (rows · tokens, d)
-            signal = Signal(*(t.unflatten(0, (len(node.choice), -1)) for t in signal))
-            return self._by_row(node, signal).flatten(0, 1)
-        return self._by_row(node, signal)
+            signal = Signal(*(t.unflatten(0, (rows, -1)) for t in signal))
+        change = self._by_row(node.fitted(signal.stream.shape[0]), signal)
+        return change.flatten(0, 1) if flat else change
 
     def _by_row(self, node: PerRowNode, signal: Signal) -> Tensor:
         groups = node.groups()

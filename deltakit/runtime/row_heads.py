@@ -1,6 +1,6 @@
-"""The task head of each row's own delta, and the check of a batch's number of rows."""
+"""A batch whose rows use different deltas: its number of rows, and the head of each row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,23 +10,9 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
-from deltakit.errors import IncompatibleDeltas
-
-
-class RowsPort:
-    """Checks that a batch has the rows that the active composition says."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        first = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim > 0)
-        if first.shape[0] != self.rows:
-            raise IncompatibleDeltas(
-                f"PerRow has entries for {self.rows} rows, but the batch has {first.shape[0]}. "
-                "Activate a PerRow with one entry for each row of this batch."
-            )
-
+from deltakit.runtime.generation import NotedGenerate, install_generation
+from deltakit.runtime.passes import PassPorts, current_pass
+from deltakit.runtime.row_counts import RowsPort, fitted
 
 RowHead = tuple[dict[str, Tensor], tuple[int, ...]]
 """Values by parameter, and the rows of the batch that use them."""
@@ -40,12 +26,27 @@ class HeadPort:
         self.heads = heads
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-        for values, rows in self.heads:
+        for values, rows in self._fitted(output.shape[0]):
             index = torch.tensor(rows, device=output.device)
             some, named = tree_map(partial(_some_rows, index, output.shape[0]), (args, kwargs))
             own = functional_call(self.run, values, some, named)
             output = output.index_copy(0, index, own)
         return output
+
+    def _fitted(self, size: int) -> list[RowHead]:
+        """The heads, with the rows of the module that use them."""
+        counts = current_pass().rows
+        if counts is None or counts.entries == size:
+            return self.heads
+        used = [
+            next((i for i, h in enumerate(self.heads) if row in h[1]), None)
+            for row in range(counts.entries)
+        ]
+        choice = fitted(tuple(used), size)
+        return [
+            (values, tuple(row for row, each in enumerate(choice) if each == index))
+            for index, (values, _) in enumerate(self.heads)
+        ]
 
 
 class _Forward(nn.Module):
@@ -64,9 +65,14 @@ def _some_rows(index: Tensor, size: int, value: Any) -> Any:
     return value.index_select(0, index) if batched else value
 
 
-def install_rows(model: nn.Module, rows: int) -> RemovableHandle:
-    """Makes the model refuse a batch of another size."""
-    return model.register_forward_pre_hook(RowsPort(rows), with_kwargs=True)
+def install_rows(
+    model: nn.Module, passes: PassPorts, entries: int
+) -> "Iterator[RemovableHandle | NotedGenerate]":
+    """Makes the model refuse a batch of another number of rows, and follow repeated ones."""
+    port = RowsPort(entries)
+    for module in passes.ports:
+        yield module.register_forward_pre_hook(port, with_kwargs=True)
+    yield from install_generation(model)
 
 
 def install_heads(model: nn.Module, heads: list[RowHead]) -> Iterable[RemovableHandle]:

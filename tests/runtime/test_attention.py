@@ -255,7 +255,7 @@ def test_in_evaluation_it_is_computed_once(
 
 
 @pytest.mark.parametrize("change", ["fused", "data"])
-def test_each_evaluation_begins_anew(kit: SimpleNamespace, change: str) -> None:
+def test_an_evaluation_follows_every_write(kit: SimpleNamespace, change: str) -> None:
     """Fused optimisers and averages of weights change values without autograd's counting it."""
     model, batch = prefixed(kit, "bert", "classify"), kit.make_batch(labels=True)
     own = list(model.deltakit.parameters())
@@ -267,9 +267,17 @@ def test_each_evaluation_begins_anew(kit: SimpleNamespace, change: str) -> None:
     else:
         for parameter in own:
             parameter.data.mul_(0.5)
-    second = kit.out(model.eval(), batch)
+    second = kit.out(model, batch)
     assert not torch.equal(first, second)
     assert torch.equal(second, model(**batch).logits)
+
+
+def test_dropout_without_gradients(kit: SimpleNamespace) -> None:
+    """Reentrant checkpointing runs the first pass without gradients, and drops out in it."""
+    model = kit.make_model("bert")
+    dk.attach(model, dk.PrefixTuning(length=3, bottleneck=4, dropout=0.5))
+    model.train()
+    assert not torch.equal(kit.out(model, kit.make_batch()), kit.out(model, kit.make_batch()))
 
 
 def test_another_delta_and_back_is_computed_anew_or_the_same(kit: SimpleNamespace) -> None:
