@@ -1,4 +1,4 @@
-"""The only file that registers hooks: how a site is read while the model runs, and written back.
+"""The hooks at sites: how a site is read while the model runs, and written back.
 
 A port is a callable object, not a closure, so that a model with deltas can be deep-copied and
 pickled. With nothing active there is no hook: the base runs as if deltakit were not there.
