@@ -52,7 +52,7 @@ def sweep(folder: Path, of: str = "") -> None:
 
     Args:
         folder: where they wrote; it need not exist.
-        of: how the names begin of the files that they meant to write. Nobody may be writing one.
+        of: how the names begin of the files that they meant to write. No writer may be active.
     """
     for path in folder.glob(f".{of}*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():

@@ -7,7 +7,7 @@ HUB_TIMEOUT = 5.0
 
 
 def hub_answers(ask: Callable[[], object]) -> bool:
-    """Whether `ask` gets an answer at all; "there is no such thing" is one."""
+    """True if `ask` gets an answer; a "not found" is one."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:

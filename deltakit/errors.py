@@ -59,7 +59,7 @@ def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") ->
         kind: what the name names, for example "method".
         value: the name that was given.
         choices: the names that exist.
-        hint: one more sentence that says what to do next.
+        hint: one more sentence with the next step.
     """
     known = sorted(choices)
     parts = [f"unknown {kind} {value!r}.{nearest(value, known)}"]
@@ -76,6 +76,6 @@ def nearest(value: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, as a sentence."""
+    """The first line of another library's error, as a sentence."""
     first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
     return first if first.endswith(".") else f"{first}."

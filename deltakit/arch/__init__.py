@@ -1,1 +1,1 @@
-"""Where the sites of a model are. Knows models, knows no method."""
+"""The sites of a model: one data file a family."""

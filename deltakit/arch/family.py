@@ -1,4 +1,4 @@
-"""The words in which a model family says where its sites are: one small data file a family."""
+"""The vocabulary of a family's data file: stacks of layers, sites and their locations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ ColumnsOf = Callable[[Any], Columns]
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where one site is, relative to its layer.
+    """The place of one site, relative to its layer.
 
     Attributes:
         path: dotted path of the module; "" is the layer itself.
@@ -99,7 +99,7 @@ class LayerStack:
 
     Attributes:
         name: what the stack is called in keys and tables, for example "encoder".
-        layers: dotted path of the list of layers, relative to the base model; "*" stands for every
+        layers: dotted path of the list of layers, relative to the base model; "*" matches every
             item of a list.
         sites: where each site is in a layer, or a function of the config where models differ.
         config: the part of the model's config that is this stack's, for example "text_config".
@@ -118,7 +118,7 @@ class LayerStack:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Where the sequence of input embeddings is. A model without that module has no such site.
+    """The place of the sequence of input embeddings. A model without that module has no such site.
 
     Attributes:
         path: dotted path of the module that is given the tokens, relative to the base model.
@@ -135,7 +135,7 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Where the sites are in all models of these `model_types` (transformers' config value).
+    """The sites of all models of these `model_types` (transformers' config value).
 
     Attributes:
         name: what the family is called.
@@ -144,7 +144,7 @@ class Family:
         tokens: where the sequence of input embeddings is.
         tables: dotted paths, relative to the base model, of the tables that ids are looked up in,
             by the stack that each is for. By default there is one, the model's input embeddings,
-            where `tokens` says that it takes ids.
+            where `tokens` is given.
         positions: dotted path, relative to the base model, of the module that makes vectors or
             rotations of the tokens' positions; None where they are relative, or read elsewhere too.
         parts: attributes that are models with families of their own, for a model that is made of

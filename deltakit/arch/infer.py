@@ -1,8 +1,8 @@
-"""A family for a model that no data file knows, read off its modules, with the evidence.
+"""A family inferred from a model's modules, with the evidence.
 
-It runs only when somebody asks for it. It reads names, widths, the order in which the layers' own
+It runs only on request. It reads names, widths, the order in which the layers' own
 source calls their modules and, where projections are fused, one forward pass. What it cannot see it
-leaves out and says so; where two candidates remain it refuses.
+leaves out and lists; where two candidates remain it raises an error.
 """
 
 import ast
@@ -42,7 +42,7 @@ _QUERY, _KEY, _VALUE, _FUSED, _OUT, _GATE, _UP, _GATE_UP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """What was read off a model's modules.
+    """The result of reading a model's modules.
 
     Attributes:
         family: for `register_family`, if the evidence convinces.
@@ -385,7 +385,7 @@ class _Reading:
         return kept
 
     def _sandwich(self, sites: dict[Site, Location]) -> bool:
-        """Whether norms stand before and behind both sub-modules: what is added leaves a norm."""
+        """True if norms come before and behind both sub-modules: what is added leaves a norm."""
         if Site.FFN_DOWN not in sites or Site.BLOCK_OUT not in sites:
             return False
         layer, down = self.layers[-1], sites[Site.FFN_DOWN].path

@@ -280,7 +280,7 @@ def linear_widths(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear projection, transformers' transposed Conv1D included.
 
     Raises:
-        UnknownArchitecture: the module is no linear projection.
+        UnknownArchitecture: the module is not a linear projection.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -297,7 +297,7 @@ def linear_widths(module: nn.Module) -> tuple[int, int]:
 
 
 def fit_linear(module: nn.Module) -> None:
-    """Makes the widths that a linear projection says it has those of its weight."""
+    """Sets the widths of a linear projection to those of its weight."""
     from transformers.pytorch_utils import Conv1D
 
     if codec_of(module) is not None:  # its weight is packed, and it says its own widths
@@ -313,14 +313,14 @@ def fit_linear(module: nn.Module) -> None:
 def _dtype(module: nn.Module, layer: nn.Module, default: torch.dtype) -> torch.dtype:
     """What the module hands on: its own floating parameters', its layer's, or the model's dtype.
 
-    What a quantised weight is packed in says nothing, nor what it is multiplied in: the module
+    Neither the packed dtype of a quantised weight counts, nor that of its product: the module
     returns the dtype that it is given.
     """
     return _floating(module) or _floating(layer) or default
 
 
 def _floating(module: nn.Module) -> torch.dtype | None:
-    """The dtype of the first floating parameter that is no quantised weight."""
+    """The dtype of the first floating parameter that is not a quantised weight."""
     for each in module.modules():
         packed = codec_of(each) is not None
         for name, parameter in each.named_parameters(recurse=False):

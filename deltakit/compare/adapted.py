@@ -1,4 +1,4 @@
-"""A model with one method on it, as the comparison needs it: ours, or another library's."""
+"""A model with one method on it, deltakit's or another library's, as the comparison needs it."""
 
 import math
 from collections.abc import Callable, Iterator

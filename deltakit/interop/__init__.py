@@ -1,6 +1,6 @@
 """Deltas between formats: deltakit's own folders and other libraries', read and written.
 
-One file, or package, a format. Importing this one registers every format beside this file.
+One file, or package, a format. Importing this package registers every format in it.
 """
 
 import importlib

@@ -24,7 +24,7 @@ GIVE = "Give it: base=..., on the command line --base."
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was converted; it prints as two lines.
+    """The result of a conversion; it prints as two lines.
 
     Attributes:
         source: the folder that was read.

@@ -42,7 +42,7 @@ class Tensors:
         return iter(tuple(self._left))
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """What has not been taken yet, by name."""
+        """The tensors that have not been taken yet, by name."""
         return iter(tuple(self._left.items()))
 
     def take(self, key: str) -> Tensor:
@@ -69,7 +69,7 @@ def inside(folder: Path, name: object) -> Path:
     The name is judged, not where a link leads: the Hub's snapshots are links into its blobs.
 
     Raises:
-        CheckpointError: it is no name, is absolute, or climbs out.
+        CheckpointError: it is not a name, is absolute, or leaves the folder.
     """
     path = PureWindowsPath(name) if isinstance(name, str) else PureWindowsPath()
     climbs = any(not part.strip(". ") for part in path.parts)  # Windows drops what is stripped
@@ -133,10 +133,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str,
 
 
 def our_words(tensors: Tensors) -> dict[str, Any]:
-    """What `write_tensors` put into the file's metadata; empty for a file of the library's own.
+    """The metadata that `write_tensors` wrote; empty for a file of another library.
 
     Raises:
-        CheckpointError: they are no JSON object.
+        CheckpointError: they are not a JSON object.
     """
     try:
         words = json.loads(tensors.metadata.get(METADATA, "{}"))

@@ -1,4 +1,4 @@
-"""What a format is, and the registry of those that deltakit reads and writes."""
+"""The interface of a format, and the registry of all formats."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,7 +15,7 @@ class Format(ABC):
     """One library's folders.
 
     A format only translates: what it reads becomes a `Checkpoint`, what it writes was one. The
-    model says where the sites are and is never changed; it may be on the meta device.
+    model gives the sites and is never changed; it may be on the meta device.
     """
 
     title: ClassVar[str]
@@ -25,7 +25,7 @@ class Format(ABC):
 
     @abstractmethod
     def recognises(self, folder: Path) -> bool:
-        """Whether the folder claims to be of this format. Reads no weights."""
+        """True if the folder claims to be of this format. Reads no weights."""
 
     @abstractmethod
     def read(self, folder: Path, model: "PreTrainedModel") -> Checkpoint:

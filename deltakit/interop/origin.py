@@ -1,4 +1,4 @@
-"""What a folder says of the model that its deltas were made on, in the words of other libraries."""
+"""The base model that a folder of another library names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ AUTO = {
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The model that deltas were made on, as far as a folder says.
+    """The model that deltas were made on, as far as a folder names it.
 
     Attributes:
         base: its name on the Hub, or a folder; "" where nothing is said.
@@ -31,7 +31,7 @@ class Origin:
 
 
 def origin_of(folder: Path) -> Origin:
-    """What the folder's configs say, or those in its folders: a fusion has one for each member."""
+    """The folder's configs, or those in its folders: a fusion has one for each member."""
     files = [*sorted(folder.glob("adapter*_config.json"))]
     files += sorted(folder.glob("*/adapter*_config.json"))
     configs = [read_json(file) for file in files]

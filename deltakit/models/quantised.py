@@ -1,6 +1,6 @@
 """Linears whose weight is held in fewer bits: reading it in full, counting it, holding another.
 
-What is known of a library is one codec for each of its classes, found by the class's full name, so
+A library is supported by one codec for each of its classes, found by the class's full name, so
 a library is imported only where a model has its modules already.
 """
 
@@ -17,11 +17,11 @@ from deltakit._registry import Registry
 
 
 class Codec(ABC):
-    """How one class of linears holds its weight."""
+    """The storage of weights in one class of linears."""
 
     @abstractmethod
     def holds(self, module: nn.Module) -> bool:
-        """Whether this module's weight is quantised: it is not where it was left out of it."""
+        """True if this module's weight is quantised: some are left in full."""
 
     @abstractmethod
     def weight(self, module: nn.Module) -> Tensor:
@@ -87,7 +87,7 @@ def keep_as_loaded(model: nn.Module) -> "list[TemporaryAttribute]":
 def trainable(model: nn.Module) -> "list[TemporaryAttribute]":
     """Lets transformers' Trainer train a quantised model whose deltas are not PEFT's.
 
-    It goes by the model's `is_quantized`, which nothing else asks but `half` and `float`.
+    It depends on the model's `is_quantized`, which only `half` and `float` read.
     """
     return (
         [TemporaryAttribute(model, "is_quantized", False)]
@@ -188,7 +188,7 @@ def _rows(module: Any) -> Tensor:
 
 @dataclass(eq=False)
 class TemporaryAttribute:
-    """An attribute of somebody's module that has another value until it is given back."""
+    """A temporary value of a module's attribute."""
 
     module: nn.Module
     name: str
@@ -199,7 +199,7 @@ class TemporaryAttribute:
         own[self.name], self.value = self.value, own.get(self.name)
 
     def remove(self) -> None:
-        """Gives it back."""
+        """Restores the attribute."""
         vars(self.module)[self.name] = self.value
 
 

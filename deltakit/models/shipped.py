@@ -27,7 +27,7 @@ class Shipped:
     install: str = 'pip install -e ".[demo]"'
 
     def folder(self, name: str) -> Path:
-        """Where the model `name` is. Raises `MissingExtra` where its package is missing."""
+        """The folder of the model `name`. Raises `MissingExtra` where its package is missing."""
         return self.place(name, self.package) / self.inside
 
     def place(self, name: str, package: str) -> Path:

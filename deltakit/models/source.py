@@ -1,4 +1,4 @@
-"""The base model of a comparison: found, fingerprinted, and loaded anew for every cell."""
+"""The base model of a comparison: found, fingerprinted, and loaded again for every cell."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def device() -> "torch.device":
-    """Where everything runs."""
+    """The device that everything runs on."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,7 +32,7 @@ def device() -> "torch.device":
 
 @dataclass(frozen=True, kw_only=True)
 class BaseChoice:
-    """How a comparison holds the weights of the base.
+    """The weight format of a comparison's base.
 
     Attributes:
         name: "fp32", "bf16", "int8", "nf4" or "fp4".
@@ -152,7 +152,7 @@ class ModelSource:
         return Loaded(model=model, fresh=head.newly_initialised(missing, model))
 
     def check_base(self, base: "BaseChoice") -> "WeightFormat":
-        """What holds the model in a base. Raises as `deltakit.load_base`, before it is loaded."""
+        """The weight format of the base. Raises as `deltakit.load_base`, before it is loaded."""
         from deltakit.models.weights import check_base
 
         return check_base(

@@ -36,7 +36,7 @@ class WeightFormat(ABC):
 
     Attributes:
         name: what users call it.
-        dtype: what it computes in, unless the user says another.
+        dtype: the default dtype of computation.
     """
 
     name: str
@@ -48,16 +48,16 @@ class WeightFormat(ABC):
 
     @abstractmethod
     def reads(self, stored: dict[str, Any] | None) -> bool:
-        """Whether a checkpoint whose config says `stored` of its quantisation is in this base."""
+        """True if a checkpoint with `stored` as its quantisation config has this format."""
 
     @abstractmethod
     def arguments(
         self, stored: dict[str, Any] | None, dtype: torch.dtype, skip: list[str]
     ) -> dict[str, Any]:
-        """What `from_pretrained` needs to quantise, or to read what is quantised.
+        """The arguments of `from_pretrained` to quantise, or to read quantised weights.
 
         Args:
-            stored: what the checkpoint's config says of its quantisation.
+            stored: the quantisation config of the checkpoint.
             dtype: what to compute in.
             skip: modules to leave as they are.
         """
@@ -179,7 +179,7 @@ def load_base(
         dtype: what a quantised base computes in, and what is not quantised is held in; bf16 by
             default.
         device: where the model is put.
-        local_files_only: never asks the Hub.
+        local_files_only: makes no request to the Hub.
 
     Raises:
         UnknownName: a base, a task or a model that there is not.
@@ -285,7 +285,7 @@ def read_config(
 
 
 def _stored(config: Any) -> dict[str, Any] | None:
-    """What the checkpoint's config says of its quantisation."""
+    """The quantisation config of the checkpoint."""
     return vars(config).get("quantization_config")
 
 

@@ -21,7 +21,7 @@ WITHIN = 1e-4
 
 
 class NotApplicable(Exception):  # noqa: N818
-    """Why a law says nothing about a case."""
+    """The reason why a law does not apply to a case."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +31,7 @@ class Case:
     Attributes:
         method: it is attached as "default". If it combines others, its `member` is attached under
             each of its names first.
-        make: makes the plain model in eval mode, each time the same one anew.
+        make: makes the plain model in eval mode, each time a new equal one.
         inputs: what the model is called with; where rows are padded, on the right.
     """
 
@@ -72,7 +72,7 @@ class Case:
 
     @cached_property
     def base(self) -> Tensor:
-        """What the plain model returns."""
+        """The output of the plain model."""
         return run(self.make(), self.inputs)
 
     @cached_property
@@ -109,7 +109,7 @@ def gradients(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def trained(model: Any) -> dict[str, Tensor]:
-    """What training changes, by name."""
+    """The trained parameters, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -1,6 +1,6 @@
 """The laws that any delta keeps on any model: one function each, which raises AssertionError.
 
-Where a law says nothing about a case, because the method is refused or the plain model itself does
+Where a law does not apply to a case, because the method is refused or the plain model itself does
 not keep it, the function raises `NotApplicable` with the reason.
 """
 
@@ -52,7 +52,7 @@ def check_refused_cleanly(case: Case) -> None:
 
 
 def check_start(case: Case) -> None:
-    """At the start the output is the base's, exactly or nearly, as the method says it is."""
+    """At the start the output is the base's, exactly or nearly, as the method declares."""
     found, base = run(case.attached(), case.inputs), case.base
     match case.method.starts:
         case InitialOutput.IDENTITY:

@@ -1,4 +1,4 @@
-"""A saved delta gives the same in a process of its own, which knows nothing of the one before."""
+"""A saved delta gives the same outputs in a new process."""
 
 import importlib
 import importlib.util
@@ -24,8 +24,8 @@ def check_loads_elsewhere(cases: Sequence[Case], modules: Iterable[str] = ()) ->
 
     Args:
         cases: methods on models; those that are refused are left out.
-        modules: what the process must import before it reads the deltas, besides the modules in
-            which the methods are: where a family is registered, for example.
+        modules: what the process must import before it reads the deltas, apart from the
+            modules in which the methods are: where a family is registered, for example.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -61,7 +61,7 @@ def _start(folder: Path, modules: dict[str, str]) -> None:
 
 
 def main(folder: Path) -> None:
-    """What the fresh process does: each delta on its base, and the outputs into one file."""
+    """The fresh process: loads each delta on its base, and writes the outputs to one file."""
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     torch.set_num_threads(plan["threads"])
     for name, file in plan["modules"].items():

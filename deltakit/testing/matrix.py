@@ -71,7 +71,7 @@ def subjects() -> dict[str, Method]:
 
 
 def refusal(case: Case) -> str | None:
-    """Why the model refuses the method, in one line; None if it works."""
+    """The reason for refusing the method, in one line; None if it works."""
     try:
         model = case.attached()
     except NotApplicable as reason:

@@ -1,4 +1,4 @@
-"""Tiny models of every family that deltakit knows, with random values everywhere.
+"""Tiny models of every family in deltakit, with random values everywhere.
 
 Biases and the weights of norms are random too: zeros and ones hide bugs. What is made is the same
 each time, as long as the environment's ``DELTAKIT_TEST_SEED`` is.
@@ -209,7 +209,7 @@ TOWERS = ("clip", "clip_text_model", "clip_vision_model")
 
 
 def kind_of(model_type: str) -> str:
-    """What the family is mostly used as, by the words of `make_model`."""
+    """The usual kind of model of the family, in the words of `make_model`."""
     if model_type in TOWERS:
         return "bare"
     if model_type in (*ENCODERS, *VISION):
@@ -288,7 +288,7 @@ def make_batch(rows: int = 3, length: int = 7, *, labels: bool = False) -> dict[
 
 
 def make_inputs(family: str, kind: str = "bare", rows: int = 3) -> dict[str, Tensor]:
-    """What `make_model` of the same words is called with; text is padded on the right."""
+    """Inputs for `make_model` of the same words; text is padded on the right."""
     draw = generator("inputs")
     pixels = {"pixel_values": torch.randn(rows, 3, 8, 8, generator=draw)}
     if family in VISION or (family, kind) == ("clip", "classify"):

@@ -1,4 +1,4 @@
-"""What tests look at in a model, and what they put there."""
+"""Test probes: what tests read in a model and write to it."""
 
 import json
 from typing import Any
@@ -46,7 +46,7 @@ def snapshot(model: Any) -> dict[str, Any]:
 
 
 def _configs(model: nn.Module) -> dict[str, tuple[str, str | None]]:
-    """Each module's configuration, and the attention that it names, which is no public key.
+    """Each module's configuration, and the attention that it names, which is not a public key.
 
     The kind of problem is left out: transformers writes it there with the first loss.
     """
@@ -65,7 +65,7 @@ def _without_problem(config: Any) -> str:
 
 
 def hook_count(model: nn.Module) -> int:
-    """How many hooks of any kind there are on the model's modules."""
+    """The number of hooks of any kind on the model's modules."""
     return sum(
         len(value)
         for module in model.modules()

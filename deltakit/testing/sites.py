@@ -226,7 +226,7 @@ _NOTING = "deltakit_noting"
 
 
 def check_widths(model: Any, inputs: Inputs) -> None:
-    """The widths that a site says are those of the tensors that pass there."""
+    """The widths of a site are those of the tensors that pass there."""
     seen = Seen(model, inputs)
     for layer in by_layer(model):
         for site, handle in layer.items():

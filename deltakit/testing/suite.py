@@ -39,7 +39,7 @@ class Conformance:
         cls._cases = {}
 
     def labels(self) -> tuple[str, ...]:
-        """What the cases are called."""
+        """The names of the cases."""
         raise NotImplementedError
 
     def build(self, label: str) -> Case:
@@ -151,7 +151,7 @@ class FamilyConformance(Conformance):
         raise NotImplementedError
 
     def inputs(self) -> Mapping[str, Tensor]:
-        """What it is called with: text padded on the right unless a subclass says otherwise."""
+        """The model's inputs: text padded on the right unless a subclass overrides it."""
         return make_batch()
 
     def labels(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Encoder, decoder, and the decoder's attention across as a stack of its own.
 
-The dropouts before the residual additions are no modules, so attn.out and ffn.out are before them.
+The dropouts before the residual additions are not modules, so attn.out and ffn.out are before them.
 """
 
 from deltakit.arch.family import (

@@ -1,6 +1,6 @@
 """BEiT: pre-LN; each sub-module's output is scaled before it is added.
 
-The scaling is no module, so what is added to the stream (`attn.out`, `ffn.out`) is no site.
+The scaling is not a module, so what is added to the stream (`attn.out`, `ffn.out`) is not a site.
 """
 
 from deltakit.arch.family import (

@@ -2,7 +2,7 @@
 
 It computes its attention itself, so nothing joins its keys and values. Attention and feed-forward
 add the residual stream in themselves, so what they add to it is their last projection; the dropout
-between the two is no module. With ``slow_but_exact`` those projections are not called as modules.
+between the two is not a module. With ``slow_but_exact`` those projections are not called at all.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""OPT, pre-LN; post-LN in the one size whose config says ``do_layer_norm_before=False``.
+"""OPT, pre-LN; post-LN in the one size with ``do_layer_norm_before=False`` in its config.
 
-The dropouts before the residual additions are no modules, so attn.out and ffn.out are before them.
+The dropouts before the residual additions are not modules, so attn.out and ffn.out are before them.
 """
 
 from collections.abc import Mapping

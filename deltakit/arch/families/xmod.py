@@ -1,7 +1,7 @@
 """X-MOD: a RoBERTa with an adapter of its own for each language, behind the feed-forward.
 
 That adapter uses the dropout and the norm of the feed-forward a second time, so what the
-feed-forward adds (`ffn.out`) and the norm of the block (`block.out`) are no sites.
+feed-forward adds (`ffn.out`) and the norm of the block (`block.out`) are left out.
 """
 
 from deltakit.arch.family import (

@@ -40,7 +40,7 @@ def matched(method: Method, target: int, trained: Count) -> Method:
 
 
 def described(label: str, method: Method, target: int, trained: Count) -> str:
-    """What matching has come to, as a sentence for the report."""
+    """The result of matching, as a sentence for the report."""
     found = trained(method)
     off = 100 * (found - target) / target
     why = "" if method.sized(1) is not None else " (it has no width to choose)"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Training:
     """One training: everything that decides what comes out of it.
 
-    With several `rates` it stands for the best of them, which trials on the target task find.
+    With several `rates` it means the best of them, which trials on the target task find.
     """
 
     method: Method
@@ -165,7 +165,7 @@ class Plan:
             yield trial
 
     def trials(self, training: Training) -> tuple[Training, ...]:
-        """What finds the rate of a training: one for each rate, on the target task.
+        """The trials that find the rate of a training: one for each rate, on the target task.
 
         They, and their members, are at the tuning seed. None for a training of one rate.
         """
@@ -200,7 +200,7 @@ CONSTANT = "majority"
 
 
 def given_folder(member: Member) -> Path | None:
-    """Where a member that was not trained here is; None where it was."""
+    """The folder of a member that was not trained here; None where it was."""
     return None if member.folder is None else Path(member.folder)
 
 

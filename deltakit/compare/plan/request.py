@@ -1,4 +1,4 @@
-"""What a user asks a comparison for, before anything of it is looked up."""
+"""The request of a user, before anything of it is looked up."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ FULL_PRECISION = "fp32"
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every method gets alike.
+    """The training budget, equal for every method.
 
     Attributes:
         max_train_samples: training examples of each task; None is all of them.
@@ -81,7 +81,7 @@ DEFAULT_SOURCES = ("imdb", "bbc_news")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for. `resolve` makes it a `Plan`.
+    """The request of a user. `build_plan` makes it a `Plan`.
 
     Attributes:
         methods: specs such as ``lora[rank=16]``.
@@ -99,13 +99,13 @@ class Request:
         lr_grid: the lowest and the highest rate that is tried.
         match_params: trained parameters that every method's width is solved for; None leaves the
             methods as they are asked for.
-        latency: shapes that a forward pass, or prefill and decode, are timed at beside the usual
+        latency: shapes that a forward pass, or prefill and decode, are timed at, after the usual
             ones: "8x128" is eight texts of 128 tokens.
         baseline: the row, by its label, that all others are compared with; none by default.
         kind: the kind of task, where it is local or on the Hub; None is what it looks like.
         metric: what scores are; None is what the kind of task usually has.
         text_column: names of columns, where the task is local or on the Hub.
-        label_separator: what stands between several labels in one cell of a table.
+        label_separator: the text between several labels in one cell of a table.
     """
 
     methods: tuple[str, ...]

@@ -24,7 +24,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 12, 10, 24
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """A number at an axis, and where it stands."""
+    """A number at an axis, and its position."""
 
     at: float
     text: str
@@ -35,10 +35,10 @@ class Mark:
     """One trial, or one moment of a training.
 
     Attributes:
-        x: where it stands.
-        y: likewise; for a trial that failed, on the axis.
+        x: its position.
+        y: its position; for a trial that failed, on the axis.
         kind: "chosen", "tried" or "failed"; the last moment of a training is "chosen".
-        tip: what it says.
+        tip: the text shown on hover.
     """
 
     x: float
@@ -54,7 +54,7 @@ class Curve:
     Attributes:
         title: the row.
         chosen: the rate, or the time of the whole training, in words.
-        edge: what must be said of it, or "".
+        edge: a remark, or "".
         line: through the trials that have a score, as an SVG polyline has it.
         marks: the trials.
     """
@@ -74,7 +74,7 @@ class Curves:
         across: of the horizontal axis.
         scores: of the vertical one.
         panels: the curves.
-        target: where a line across all of them stands, if there is one.
+        target: the height of a line across all of them, if there is one.
     """
 
     across: tuple[Tick, ...]
@@ -264,7 +264,7 @@ def _mean(values: Sequence[Any]) -> Any:
 
 
 def changes(found: Mapping[Row, Found], names: Mapping[Row, str], part: str) -> Layers | None:
-    """How far each block or site is moved, shaded by line; None where nothing was recorded.
+    """The movement of each block or site, shaded by line; None where nothing was recorded.
 
     Args:
         found: by row.
@@ -280,7 +280,7 @@ def changes(found: Mapping[Row, Found], names: Mapping[Row, str], part: str) -> 
 
 
 def attention(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Layers | None:
-    """What each member of a fusion is given; None where there was no fusion."""
+    """The attention that each member of a fusion gets; None without a fusion."""
     values = {
         (names[row], f"{key} · {member}"): value
         for row, each in found.items()

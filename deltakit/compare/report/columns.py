@@ -1,4 +1,4 @@
-"""The table that people read: its columns, and what stands under it.
+"""The table that people read: its columns, and the notes under it.
 
 It is one tuple, `COLUMNS_FOR_PEOPLE`: a column is a title, an explanation and a function from a
 `RowSummary` to a `TableCell`. Markdown, LaTeX, HTML, the terminal and the page all draw from it.
@@ -34,7 +34,7 @@ class TableCell:
         text: what people read.
         note: what belongs to it, in brackets or beneath.
         detail: lines that only a page has room for.
-        sort: what the field is sorted by; None where there is no value.
+        sort: the sort key of the field; None for a missing value.
     """
 
     text: str
@@ -288,13 +288,13 @@ def columns_for(summaries: Sequence[RowSummary]) -> tuple[Column, ...]:
 
 
 def score_title(summaries: Sequence[RowSummary]) -> str:
-    """What stands over the scores: their unit, and an arrow where lower ones are better."""
+    """The title over the scores: their unit, and an arrow where lower ones are better."""
     metric = metric_of(row for summary in summaries for row in summary.done)
     return f"Score{metric.unit.value}{metric.direction.value}"
 
 
 def legend(summaries: Sequence[RowSummary], run: Mapping[str, Any]) -> tuple[str, ...]:
-    """The sentences that stand under a table."""
+    """The sentences under a table."""
     ends = [(name, role(run, name.lower())) for name in ("Floor", "Ceiling", "Baseline")]
     rows = [row for summary in summaries for row in summary.done]
     tested = sorted({row.n_test for row in rows if row.n_test is not None})

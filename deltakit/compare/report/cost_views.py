@@ -1,4 +1,4 @@
-"""What a page shows score against: one picture for each kind of cost, none of them the only one."""
+"""Score against cost: one picture for each kind of cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Cost:
         title: its name.
         of: a row's cost; None where it is not known.
         words: the cost as people read it.
-        parts: what it is made of and what stands beside it, in words.
+        parts: its parts and related costs, in words.
         units: what the axis may count in, the smallest first; numbers as they are by default.
         axis: the axis, where it does not depend on the costs.
     """
@@ -144,7 +144,7 @@ def points(summaries: Sequence[RowSummary], cost: Cost = DEPLOYED) -> tuple[Poin
 
 
 def picture(summaries: Sequence[RowSummary], *, title: str, metric: Metric) -> Plot:
-    """The picture that stands alone: score against deployed parameters."""
+    """The picture of its own file: score against deployed parameters."""
     return pareto_plot(points(summaries), title=title, metric=metric)
 
 

@@ -1,4 +1,4 @@
-"""What was recorded beside the rows, as tables of their own: latency by shape, and paces.
+"""Extra tables of a report: latency by shape, and learning curves.
 
 Each is a sheet on the page and, cell by cell, a CSV file.
 """
@@ -128,7 +128,7 @@ def mean_curves(
 def time_to_score_of(
     paces: Mapping[Row, LearningCurve], run: Mapping[str, Any], metric: Metric
 ) -> TimeToScore | None:
-    """What the rows' mean paces say of each other; the ends are those in full precision, if any."""
+    """The time to score of the rows' mean curves; the ends are those in full precision, if any."""
     full = run.get("full_precision")
     rows = sorted(paces, key=lambda row: row[1] != full)
 
@@ -142,7 +142,7 @@ def time_to_score_of(
 def curve_table(
     paces: Mapping[Row, LearningCurve], found: TimeToScore, names: Mapping[Row, str], metric: Metric
 ) -> TextTable:
-    """One line a row: when it reached the target, and where it stood when the first was done."""
+    """One line a row: the time at the target, and the score when the first row was done."""
     goal = "the target" if found.target is None else metric.format(found.target)
     return TextTable(
         titles=(

@@ -1,4 +1,4 @@
-"""The self-contained page of a comparison: no file beside it, nothing fetched from anywhere."""
+"""The self-contained page of a comparison: one file, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LayerMap:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveView:
-    """How good each training was on the way: curves, and what they say in figures."""
+    """The learning curves, and their figures as a table."""
 
     curves: Curves
     sheet: TextTable
@@ -53,7 +53,7 @@ class CurveView:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Everything that the page says.
+    """The content of the page.
 
     Attributes:
         title: what was compared.

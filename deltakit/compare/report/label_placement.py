@@ -90,7 +90,7 @@ def place(
 
 
 def _box_at(label: Annotation, spot: tuple[float, float, str, str]) -> Bbox:
-    """Moves the label to a spot, and says which pixels it covers there."""
+    """Moves the label to a spot, and returns the pixels that it covers there."""
     x, y, horizontal, vertical = spot
     label.set_position((x, y))
     label.set(horizontalalignment=horizontal, verticalalignment=vertical)

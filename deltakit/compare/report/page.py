@@ -1,4 +1,4 @@
-"""What the page of a comparison says, gathered from its rows and from what lies beside them."""
+"""The content of a comparison's page, gathered from its rows and extra records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deltakit.compare.stats.metrics import Metric
 
 @dataclass(frozen=True, kw_only=True)
 class CellExtras:
-    """What finished cells recorded beside their results, by method, base and seed."""
+    """The extra records of finished cells, by method, base and seed."""
 
     searches: Mapping[tuple[str, str, int], Choice] = field(default_factory=dict)
     found: Mapping[tuple[str, str, int], Found] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class CellExtras:
         return {row: of[row] for row in rows if row in of}
 
     def means(self, rows: Iterable[Row]) -> dict[Row, Found]:
-        """What was found inside each of the rows' models, as a mean over its seeds."""
+        """The diagnostics of each row's model, as a mean over its seeds."""
         of: dict[Row, list[Found]] = {}
         for (method, base, _), found in self.found.items():
             of.setdefault((method, base), []).append(found)
@@ -84,7 +84,7 @@ def page_of(
 
 
 def title_of(rows: Sequence[CellResult], run: Mapping[str, Any]) -> str:
-    """What was compared: the task and the model."""
+    """The title: the task and the model."""
     task = rows[0].task if rows else _name(run.get("task"))
     return " · ".join(part for part in (task, _name(run.get("model"))) if part) or "Comparison"
 
@@ -106,7 +106,7 @@ def _names(summaries: Sequence[RowSummary]) -> dict[Row, str]:
 
 
 def _line(summary: RowSummary, columns: Sequence[Column]) -> html.TableRow:
-    """A failed row keeps its name only, so where there are several bases the reason says which."""
+    """Failed rows: the name, and the reason with the base where there are several."""
     where = f"on {summary.base}, " if BASE in columns else ""
     failure = None if summary.failure is None else shorten(where + summary.failure, 300)
     return html.TableRow(cells=tuple(column.cell(summary) for column in columns), failure=failure)

@@ -55,13 +55,13 @@ class Point:
     """One row of the table in the plot.
 
     Attributes:
-        label: what is written beside it.
+        label: the text next to it.
         base: which base it ran on: its colour and marker.
         cost: what it is set against; None where that is not known.
         score: as people read it.
         low: lower end of the score's 95 % interval, where there is one.
         high: upper end.
-        tip: what a page says where the point is pointed at.
+        tip: the text shown on hover.
     """
 
     label: str
@@ -82,10 +82,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """What scores are set against.
+    """The cost axis of a plot.
 
     Attributes:
-        title: what it says.
+        title: its text.
         unit: what costs are divided by for it.
         ticks: how its numbers are written: "engineering" (10 k) or "plain".
         logarithmic_from: how many times the lowest cost the highest must be for a logarithmic axis.

@@ -1,4 +1,4 @@
-"""What is published on the cost of deltas, and what a run shows of it.
+"""Published figures on the cost of deltas, and a run's own figures next to them.
 
 A claim is data: a sentence, the published figures with their sources, and a function that finds
 this run's figures. Figures depend on model, length and machine: it is their direction that a run
@@ -21,7 +21,7 @@ NOISE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimInput:
-    """What a claim may look at.
+    """The input of a claim.
 
     Attributes:
         summaries: the rows of the table.
@@ -38,7 +38,7 @@ class ClaimInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What one row shows: in words, and whether that is the claim's direction."""
+    """One row's figure: in words, and whether it agrees with the claim."""
 
     row: str
     words: str
@@ -47,7 +47,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published figure, and where it stands."""
+    """A published figure, and its source."""
 
     figure: str
     source: str

@@ -73,7 +73,7 @@ class RowSummary:
 
     @property
     def seeds_done(self) -> str:
-        """How many of the seeds have finished and how many came to nothing, in words."""
+        """The numbers of seeds that finished and failed, in words."""
         words = []
         if self.failed:
             words.append(f"{len(self.done)} of {len(self.done) + len(self.failed)} seeds")
@@ -83,12 +83,12 @@ class RowSummary:
 
     @property
     def failure(self) -> str | None:
-        """Why there is nothing to show, where every seed failed."""
+        """The reason of the failure, where every seed failed."""
         return None if self.done else f"failed: {reason_of(self.failed[0])}"
 
 
 def reason_of(row: CellResult) -> str:
-    """Why a cell failed, on one line."""
+    """The reason of a cell's failure, on one line."""
     return " ".join((row.reason or "no reason was recorded").split())
 
 
@@ -155,7 +155,7 @@ def _check_one_task(rows: Sequence[CellResult]) -> None:
 
 
 def machines_of(rows: Iterable[CellResult]) -> tuple[str, ...]:
-    """What the rows were measured on."""
+    """The machines that the rows were measured on."""
     return tuple(sorted({row.machine for row in rows if row.machine is not None}))
 
 
@@ -204,7 +204,7 @@ def _score(done: Sequence[CellResult]) -> Score | None:
 
 
 def metric_of(rows: Iterable[CellResult]) -> Metric:
-    """The metric of a run's rows; accuracy, where none of them says.
+    """The metric of a run's rows; accuracy, where none of them names one.
 
     Raises:
         InvalidConfig: they have several.

@@ -29,7 +29,7 @@ def mean_curve(paces: Sequence[LearningCurve], before: float = 0.0) -> LearningC
 
 @dataclass(frozen=True, kw_only=True)
 class TimeToScore:
-    """What the paces of a run's rows say of each other.
+    """A comparison of the rows' learning curves.
 
     Attributes:
         target: the score half way between those that the floor and the ceiling end with; None
@@ -48,12 +48,12 @@ class TimeToScore:
 def time_to_score(
     paces: Mapping[Row, LearningCurve], floor: Row | None, ceiling: Row | None, direction: Direction
 ) -> TimeToScore | None:
-    """What the rows' mean paces say; None where there is nothing but the floor.
+    """The time to score of the rows' mean curves; None where there is only the floor.
 
     Args:
         paces: of the rows.
         floor: the row that trains the head alone, where there is one.
-        ceiling: the row that trains everything, likewise.
+        ceiling: the row that trains everything, where there is one.
         direction: which scores are the better ones.
     """
     # On every base the floor is done first, and has least to show for it.

@@ -34,7 +34,7 @@ def write_reports(
         predictions: those of the finished cells, by method, base and seed.
         run: what ``run.json`` holds. "roles" names the floor and the ceiling; "plan" is printed as
             the protocol, "notes" at the top, and the rest as provenance.
-        insights: what was recorded beside the cells, for the page.
+        insights: the extra records of the cells, for the page.
 
     Raises:
         InvalidConfig: the rows belong to several tasks, or were tested on different splits.

@@ -38,8 +38,8 @@ def load_task(name: str, names: ColumnNames | None = None, *, kind: str | None =
 
     Args:
         name: a shipped task, a local folder or file, or a data set on the Hub.
-        names: the columns of one's own data; by default those that the kind of task usually has.
-        kind: the kind of one's own task (``classification``, ``regression``, ``multilabel``,
+        names: the columns of your data; by default those that the kind of task usually has.
+        kind: the kind of your task (``classification``, ``regression``, ``multilabel``,
             ``causal``, ``answers``); by default what the data looks like.
 
     Raises:

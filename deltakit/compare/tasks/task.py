@@ -1,4 +1,4 @@
-"""What a task is: examples of one kind in three splits, and where they come from."""
+"""Tasks: examples of one kind in three splits, and their source."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ class TaskData:
     none) and, where the task is about pairs, ``text_pair`` (str).
 
     Attributes:
-        name: what the column ``task`` of the results says.
+        name: the value of the column ``task`` of the results.
         kind: what is asked about an example, and how the answer is judged.
         train: what the weights are trained on.
         validation: what choices are made on.
@@ -49,7 +49,7 @@ class TaskData:
 
     @property
     def has_pairs(self) -> bool:
-        """Whether an example is a pair of texts."""
+        """True if an example is a pair of texts."""
         return "text_pair" in self.train.column_names
 
     @cached_property

@@ -180,7 +180,7 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
 
 
 def group(term: Term) -> Bottleneck:
-    """What must be equal for two methods to share a config."""
+    """The settings that two methods need to share a config."""
     assert isinstance(term.method, SequentialAdapter | ParallelAdapter)
     return replace(term.method, reduction=1, bottleneck=None)
 
@@ -233,7 +233,7 @@ def _factor_by_layer(terms: tuple[Term, ...], host: Host) -> dict[int, float]:
 
 
 def _factor(term: Term, width: int) -> float:
-    """A reduction factor that gives the bottleneck's very width: theirs is rounded down."""
+    """A reduction factor that gives the exact width: the library rounds down."""
     method = term.method
     assert isinstance(method, SequentialAdapter | ParallelAdapter)
     m = bottleneck_width(width, method.reduction, method.bottleneck)
@@ -249,7 +249,7 @@ def _factor(term: Term, width: int) -> float:
 
 
 def links(term: Term, host: Host, name: str) -> Iterator[Link]:
-    """What its tensors are called."""
+    """The names of its tensors."""
     learned = isinstance(term.method, ParallelAdapter) and term.method.learned_scale
     inner = "form." if learned else ""
     for handle in host.at(term):

@@ -86,7 +86,7 @@ def read_adapter(folder: Path, host: Host) -> Found:
 
 
 def fused_names(folder: Path) -> tuple[str, ...]:
-    """What the library calls the members of a folder's fusion. Raises `CheckpointError`."""
+    """The library's names of the members of a folder's fusion. Raises `CheckpointError`."""
     path = folder / FUSION_CONFIG
     top = read_json(path)
     name = top.get("name")
@@ -217,7 +217,7 @@ def _same_sites(members: tuple[Found, ...], host: Host, path: Path) -> tuple[Han
 
 
 def _words(top: Mapping[str, Any], tensors: Tensors, path: Path) -> dict[str, Any]:
-    """What deltakit wrote into the file; in the config where the weights are no safetensors."""
+    """The metadata that deltakit wrote; in the config where the weights are not safetensors."""
     words = our_words(tensors) or top.get(METADATA, {})
     if not isinstance(words, dict):
         raise CheckpointError(f"{path}: {METADATA!r} must be a JSON object.")
@@ -288,7 +288,7 @@ def _files(
 
 
 def top_level(host: Host) -> dict[str, Any]:
-    """What all the library's configs have."""
+    """The keys of all the library's configs."""
     return {
         "hidden_size": host.width,
         "model_class": host.kind,

@@ -1,6 +1,6 @@
 """AdapterFusion over sequential bottlenecks.
 
-The library drops scores out by the *model's* attention dropout where the config says none. It adds
+The library applies the *model's* attention dropout to scores where the config has none. It adds
 the residual twice where parallel adapters are fused, so those are neither read nor written.
 """
 
@@ -69,7 +69,7 @@ def _dropout(settings: Settings, host: Host) -> float:
 
 
 def write(method: AdapterFusion) -> dict[str, Any]:
-    """The config of a fusion; the library knows whether values are regularised, not how much."""
+    """The config of a fusion; it holds whether values are regularised, not how much."""
     return {
         **DEFAULTS,
         "value": method.value,
@@ -80,14 +80,14 @@ def write(method: AdapterFusion) -> dict[str, Any]:
 
 
 def written(method: Method) -> tuple[object, ...]:
-    """All that the library knows of a fusion. Raises `CheckpointError` for another method."""
+    """The library's config of a fusion. Raises `CheckpointError` for another method."""
     if not isinstance(method, AdapterFusion):
         raise CheckpointError(f"{type(method).__name__} is no fusion.")
     return method.names, write(method)
 
 
 def placement_of(name: str, method: Method) -> str:
-    """Where sequential bottlenecks stand: the library composes those of one placement alone.
+    """The placement of sequential bottlenecks: the library composes those of one placement only.
 
     Raises:
         CheckpointError: the method is something else.

@@ -1,7 +1,7 @@
 """Task heads: those of transformers' classes, and the library's flexible ones where they are equal.
 
-A head that the model cannot hold exactly is kept under keys that no model has, so that loading says
-so, and loading with ``head=False`` does without it.
+A head that the model cannot hold exactly is kept under keys that no model has, so loading reports
+it, and loading with ``head=False`` does without it.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the library puts its modules, a row for each model type, and one model seen that way.
+"""The library's layout: where its modules are, for each model type.
 
 Only what golden files of the library check is here; another model type is refused by name.
 """
@@ -113,7 +113,7 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One of the methods that a method is a sum of, and the layers that go without it."""
+    """One summand of a method, and the layers without it."""
 
     method: Method
     omitted: frozenset[int] = frozenset()
@@ -121,7 +121,7 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """A model as the library sees it; only read."""
+    """A model in the library's terms; it is only read."""
 
     model: "PreTrainedModel"
     layout: Layout
@@ -143,27 +143,27 @@ class Host:
 
     @property
     def width(self) -> int:
-        """What the library divides by a reduction factor."""
+        """The width that the library divides by a reduction factor."""
         return next(h.d_out for h in self.handles if h.site is Site.ATTN_OUT)
 
     @property
     def base_prefix(self) -> str:
-        """What the paths in the base model begin with where the model is more than that."""
+        """The prefix of paths in the base model, where the model has a head."""
         return f"{self.model.base_model_prefix}."
 
     @property
     def is_base(self) -> bool:
-        """Whether the model is a base model itself, so that its keys begin with nothing."""
+        """True if the model is a base model itself, so that its keys have no prefix."""
         return self.model.base_model is self.model
 
     @property
     def post_norm(self) -> bool:
-        """Whether the norms stand behind the residual additions."""
+        """True if the norms come after the residual additions."""
         return any(handle.hook_kind is HookKind.NORM for handle in self.handles)
 
     @property
     def crosses(self) -> bool:
-        """Whether a decoder attends to an encoder."""
+        """True if a decoder attends to an encoder."""
         return "cross" in self.depths
 
     def placed(self, term: Term) -> Iterator[tuple[Placement, Handle]]:
@@ -222,7 +222,7 @@ class Host:
 
 
 def host_of(model: "PreTrainedModel") -> Host:
-    """The model as the library sees it. Raises `CheckpointError` where that is not known."""
+    """The model in the library's terms. Raises `CheckpointError` for an unknown architecture."""
     layout = LAYOUTS.get(model.config.model_type)
     if layout is None:
         raise CheckpointError(

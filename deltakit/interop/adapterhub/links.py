@@ -1,4 +1,4 @@
-"""Which of the library's tensors hold which of ours, and how."""
+"""The links between the library's tensors and deltakit's."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +12,15 @@ from deltakit.interop.files import Tensors
 
 
 class Packing(ABC):
-    """How several of our tensors are one of theirs."""
+    """The packing of several deltakit tensors into one of the library's."""
 
     @abstractmethod
     def split(self, whole: Tensor, parts: int) -> Sequence[Tensor]:
-        """Ours. Raises `ValueError` or `RuntimeError` where the shape does not allow it."""
+        """The deltakit tensors. Raises `ValueError` or `RuntimeError` for a wrong shape."""
 
     @abstractmethod
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Theirs, a new tensor."""
+        """The library's tensor, a new one."""
 
 
 class Rows(Packing):
@@ -64,8 +64,8 @@ class Link:
     """One of the library's tensors, by its key in the base model, and what it holds.
 
     Attributes:
-        theirs: its key.
-        ours: the keys of the tensors that it holds, in their order.
+        theirs: the library's key.
+        ours: the keys of the deltakit tensors that it holds, in their order.
         packing: how it holds them.
         copies: keys under which the library repeats it.
     """
@@ -79,10 +79,10 @@ class Link:
 def unpack(
     tensors: Tensors, links: Iterable[Link], shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """Our tensors, from theirs. Each that is read is used up.
+    """The deltakit tensors, from the library's. Each that is read is used up.
 
     Raises:
-        CheckpointError: one is missing or of another shape than ours have, or a copy differs.
+        CheckpointError: one is missing or has another shape, or a copy differs.
     """
     found: dict[str, Tensor] = {}
     for link in links:
@@ -108,10 +108,10 @@ def unpack(
 
 
 def pack(tensors: Mapping[str, Tensor], links: Iterable[Link], prefix: str) -> dict[str, Tensor]:
-    """Theirs, from our tensors: a copy is the same tensor again.
+    """The library's tensors, from deltakit's: a copy is the same tensor again.
 
     Raises:
-        CheckpointError: two of ours have one place in theirs.
+        CheckpointError: two deltakit tensors have one place in the library's.
     """
     found: dict[str, Tensor] = {}
     for link in links:

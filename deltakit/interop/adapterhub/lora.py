@@ -1,10 +1,10 @@
-"""LoRA and (IA)³, which the library tells apart by "composition_mode".
+"""LoRA and (IA)³, which differ in the library's "composition_mode".
 
 Its (IA)³ rescales what the first projection of the feed-forward returns, before the activation:
 ``IA3(feedforward="pre_activation")``. In Llama and Mistral its two feed-forward locations are the
 wrong way round ("intermediate" is the second projection); a file means what the library does with
 it, so it is read and written that way. Files of its versions before 1.1.0 were trained with a scale
-of one, whatever their alpha says.
+of one, for any alpha.
 """
 
 from collections.abc import Iterator
@@ -132,7 +132,7 @@ def _described_ia3(method: IA3) -> dict[str, Any]:
 
 
 def links(term: Term, host: Host, name: str) -> Iterator[Link]:
-    """What its tensors are called. A fused projection has those of all its sites in one."""
+    """The names of its tensors. A fused projection has those of all its sites in one."""
     tensors: dict[str, tuple[str, Packing]] = {
         "lora_A": ("lora_A", Rows()),
         "lora_B": ("lora_B", Rows()),

@@ -24,10 +24,10 @@ from deltakit.methods.prefix import PrefixTuning
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the library calls an architecture.
+    """An architecture of the library.
 
     Attributes:
-        methods: ours that are of this kind.
+        methods: the deltakit methods of this kind.
         defaults: its config.
         read: the methods of one config.
         write: the config of methods of one group.
@@ -138,7 +138,7 @@ def shapes_of(method: Method, host: Host, origin: str) -> dict[str, torch.Size]:
     """The shapes of all its tensors, without making any: a config may say any size.
 
     Raises:
-        CheckpointError: there are no tensors of that size.
+        CheckpointError: no tensor has that size.
     """
     try:
         with torch.device("meta"):
@@ -154,7 +154,7 @@ def shapes_of(method: Method, host: Host, origin: str) -> dict[str, torch.Size]:
 
 
 def terms_of(method: Method) -> tuple[Term, ...]:
-    """The methods that it is a sum of, each with the layers that go without it."""
+    """The summands of the method, each with the layers without it."""
     match method:
         case Sum():
             return tuple(term for part in method.parts for term in terms_of(part))

@@ -2,7 +2,7 @@
 
 Its attention is wrong with a prefix on decoders under SDPA (slots are masked out, or tokens do not
 see themselves), and on DistilBERT where a batch is padded. What it computes with eager attention is
-what its formula says, and what deltakit computes in either; except in T5, see `Layout.no_prefix`.
+its formula, which deltakit computes in either; except in T5, see `Layout.no_prefix`.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def _check(host: Host) -> None:
 
 
 def links(term: Term, host: Host, name: str) -> Iterator[Link]:
-    """What its tensors are called; those of all layers of a stack are one."""
+    """The names of its tensors; those of all layers of a stack are one."""
     assert isinstance(term.method, PrefixTuning)
     stacks: dict[str, list[Handle]] = {}
     for handle in host.at(term):
@@ -109,7 +109,7 @@ def links(term: Term, host: Host, name: str) -> Iterator[Link]:
 def _network(
     method: PrefixTuning, handles: list[Handle]
 ) -> Iterator[tuple[str, tuple[str, ...], Packing]]:
-    """The tensors of one stack: theirs, and those of ours that it holds."""
+    """The tensors of one stack: the library's, and the deltakit tensors that it holds."""
     if method.bottleneck is None:
         ours = tuple(f"{handle.key}.memory" for handle in handles)
         yield "control_trans", ours, Positions(method.length)

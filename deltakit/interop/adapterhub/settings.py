@@ -11,7 +11,7 @@ REQUIRED: Final = object()
 
 
 class Settings:
-    """What one config says; the library's defaults where it says nothing."""
+    """The settings of one config, with the library's defaults."""
 
     def __init__(self, origin: str, given: Any, defaults: Mapping[str, Any]) -> None:
         if not isinstance(given, dict):
@@ -64,13 +64,13 @@ class Settings:
         return int(self[key])
 
     def choice(self, key: str, choices: Mapping[str, Any]) -> Any:
-        """What the word under the key stands for."""
+        """The value of the word under the key."""
         if not isinstance(self[key], str) or self[key] not in choices:
             raise self.refused(key, f"deltakit has {', '.join(choices)}")
         return choices[self[key]]
 
     def layers(self, key: str) -> frozenset[int]:
-        """A list of layers' numbers; null stands for none."""
+        """A list of layers' numbers; null means none."""
         value = [] if self[key] is None else self[key]
         if not isinstance(value, list) or not all(type(layer) is int for layer in value):
             raise self.refused(key, "it must be a list of layers' numbers")
@@ -78,5 +78,5 @@ class Settings:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a finite number; True and False are none."""
+    """True if it is a finite number; booleans do not count."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

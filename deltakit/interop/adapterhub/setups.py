@@ -1,4 +1,4 @@
-"""Folders of several deltas: ``adapter_setup.json``, with a folder beside it for each of them.
+"""Folders of several deltas: ``adapter_setup.json``, with a folder for each of them.
 
 Of the library's compositions, stacks and fusions of sequential adapters are what deltakit computes
 too. Its Average divides what it has averaged by the number of adapters once more (it is off by that
@@ -61,7 +61,7 @@ def read(folder: Path, host: Host) -> Checkpoint:
 
 
 def _read_fusion(folder: Path, host: Host) -> Checkpoint:
-    """A fusion's folder, with its members' in it or beside it."""
+    """A fusion's folder, with its members' folders in it or next to it."""
     found: dict[str, Found] = {}
     names = fused_names(folder)
     members = tuple(_add(read_adapter(_beside(folder, n), host), found, folder) for n in names)
@@ -167,7 +167,7 @@ def _fused(found: Found, members: Sequence[Found]) -> Found:
 
 
 def _head_of_all(setup: Any, folder: Path, host: Host) -> dict[str, Tensor]:
-    """The head of a setup: beside its config, or in a folder by its name."""
+    """The head of a setup: next to its config, or in a folder by its name."""
     if setup is None or setup is False:
         return {}
     if setup is not True and not isinstance(setup, str):

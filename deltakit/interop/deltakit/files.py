@@ -1,6 +1,6 @@
 """deltakit's own files of deltas.
 
-``delta.json`` says what they are, ``delta.safetensors`` holds their tensors. Reading is strict, and
+``delta.json`` describes them, ``delta.safetensors`` holds their tensors. Reading is strict, and
 nothing is unpickled.
 """
 

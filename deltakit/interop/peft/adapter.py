@@ -1,4 +1,4 @@
-"""One adapter between a folder of PEFT's and a checkpoint of ours."""
+"""One adapter between a PEFT folder and a deltakit checkpoint."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Written:
-    """What a tuner makes of an adapter.
+    """The tuner-specific part of an adapter.
 
     Attributes:
         config: its own keys of the config.
@@ -57,7 +57,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Folder:
-    """What is read: a config and its file, for a model."""
+    """The source of an adapter: a config and its file, for a model."""
 
     config: Config
     file: Tensors
@@ -123,15 +123,15 @@ class Folder:
         plain: Callable[[], tuple[Method, ...]],
         apart: Callable[[Method], Values | None],
     ) -> Adapter:
-        """What the folder holds: by our own words in it where they are true, or else by PEFT's.
+        """The adapter in the folder: from deltakit's metadata where it is true, else from PEFT's.
 
         Args:
             own: the values for the model's own parameters.
-            plain: the terms of a method that is all the config says.
-            apart: the tensors of a method that the file holds; None where the config says another.
+            plain: the terms of a method from the config alone.
+            apart: the tensors of a method that the file holds; None where the config names another.
 
         Raises:
-            CheckpointError: no method is what the config says.
+            CheckpointError: no method fits the config.
         """
         words = our_words(self.file)
         said, name = _method(words.get("method")), str(words.get("name", "default"))

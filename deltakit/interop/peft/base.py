@@ -1,4 +1,4 @@
-"""A model as PEFT sees it, by the names of its modules; and which of our sites each of them is."""
+"""A model in PEFT's terms: the names of its modules, and the site of each."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ Drops = tuple[AdapterDrop, ...]
 
 
 def terms(method: Method, drops: Drops = ()) -> Iterator[tuple[Method, Drops]]:
-    """What a method is the sum of."""
+    """The summands of a method."""
     match method:
         case Sum(parts=parts):
             for part in parts:
@@ -256,5 +256,5 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal in shape, dtype and every value."""
+    """True if two tensors are equal in shape, dtype and every value."""
     return one.dtype == other.dtype and torch.equal(one, other)

@@ -136,7 +136,7 @@ class Config:
         return (value,) if isinstance(value, int) else tuple(value or ())
 
     def layer_lists(self) -> tuple[str, ...]:
-        """What the lists of layers are called; none where any name will do."""
+        """The names of the lists of layers; empty where any name is right."""
         names = self.names("layers_pattern") or ()
         return (names,) if isinstance(names, str) else names
 
@@ -155,7 +155,7 @@ class Config:
 
     @property
     def task_heads(self) -> tuple[str, ...]:
-        """What the task adds to the modules that are saved whole."""
+        """The modules that the task adds to those saved whole."""
         return TASK_HEADS.get(self.task or "", ())
 
     def _compiles(self, key: str, pattern: str) -> None:
@@ -185,7 +185,7 @@ def _are_layers(value: object) -> bool:
 
 
 def about(model: "PreTrainedModel") -> dict[str, Any]:
-    """What a config says of the model."""
+    """The config's description of the model."""
     kind = type(model)
     text = model.main_input_name == "input_ids"
     task = next(

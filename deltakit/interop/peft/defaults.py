@@ -1,4 +1,4 @@
-"""What PEFT means where a config names no modules, by the model's type. What it saves does."""
+"""PEFT's default target modules, by the model's type."""
 
 from collections.abc import Mapping
 

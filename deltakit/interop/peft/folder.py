@@ -138,7 +138,7 @@ def _adapter(checkpoint: Checkpoint) -> Adapter:
 
 
 def _check(folder: Folder, adapter: Adapter) -> None:
-    """Raises `CheckpointError` if what is to be written would be read as another delta."""
+    """Raises `CheckpointError` if the written folder would be read as another delta."""
     try:
         back = _read(_reader(folder.config), folder)
     except CheckpointError as error:

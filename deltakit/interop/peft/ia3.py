@@ -104,7 +104,7 @@ def _at(ia3: IA3, sites: tuple[Site, ...]) -> Method:
 
 
 def _apart(vectors: Values, base: Base, method: Method) -> Values | None:
-    """The tensors of a method, if its deltas come to these vectors."""
+    """The tensors of a method, if its deltas give these vectors."""
     placed = spots(method, base, IA3)
     if placed.keys() != vectors.keys():
         return None

@@ -87,7 +87,7 @@ Matrices = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """What PEFT has for one module. Shapes: ``(rank, in)`` and ``(out, rank)``."""
+    """PEFT's pair of matrices for one module. Shapes: ``(rank, in)`` and ``(out, rank)``."""
 
     A: Tensor
     B: Tensor
@@ -99,7 +99,7 @@ class Pair:
         return len(self.A)
 
     def equals(self, other: "Pair") -> bool:
-        """Whether it is the same, bit for bit."""
+        """True if it is the same, bit for bit."""
         return self.alpha == other.alpha and same(self.A, other.A) and same(self.B, other.B)
 
 
@@ -141,7 +141,7 @@ def _keys(path: str, base: Base) -> tuple[str, str]:
 
 
 def _own_of(config: Config, base: Base, paths: Sequence[str]) -> Own:
-    """As everywhere; and PEFT writes a table beside its own change, as the model has it."""
+    """As for other modules; PEFT also writes the table itself, as the model has it."""
     own = own_of(config, base, TUNED, paths)
     tables = {
         f"{TUNED}{path}.base_layer.weight": f"{path}.weight"
@@ -185,7 +185,7 @@ def _words(sites: Sequence[Site]) -> tuple[str, ...]:
 
 
 def _apart(pairs: Mapping[str, Pair], usual: LoRA, base: Base, method: Method) -> Values | None:
-    """The tensors of a method, if its deltas come to these pairs."""
+    """The tensors of a method, if its deltas give these pairs."""
     placed = spots(method, base, LoRA)
     loras = [spot.term for group in placed.values() for spot in group]
     alike = {(lora.dropout, _is_stable(loras)) for lora in loras} == {(usual.dropout, usual.rslora)}
@@ -202,7 +202,7 @@ def _apart(pairs: Mapping[str, Pair], usual: LoRA, base: Base, method: Method) -
 
 
 def _split(pair: Pair, group: Spots) -> list[Matrices]:
-    """Each site's matrices; none, if the ranks of the sites do not come to the pair's."""
+    """Each site's matrices; empty, if the ranks of the sites do not add up to the pair's."""
     ranks = [spot.term.rank for spot in group]
     rows = [part_of(spot.handle, pair.B.T).T for spot in group]
     if set(ranks) == {pair.rank} and _is_spread(group):

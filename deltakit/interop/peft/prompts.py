@@ -1,4 +1,4 @@
-"""Prompts and prefixes: one tensor for the whole model, beside the task head."""
+"""Prompts and prefixes: one tensor for the whole model, and the task head."""
 
 import inspect
 from dataclasses import replace
@@ -41,7 +41,7 @@ PROMPT = (
 
 
 def read_prompt(folder: Folder) -> Adapter:
-    """Raises `CheckpointError` for a prompt that stands elsewhere than ours."""
+    """Raises `CheckpointError` for a prompt at another place than deltakit's."""
     config, base = folder.config, folder.base
     config.check(PROMPT, {})
     handle = _tokens(base)
@@ -124,7 +124,7 @@ def write_prefix(adapter: Adapter, base: Base) -> Written:
 
 
 def deployed(adapter: Adapter, base: Base) -> Adapter:
-    """What PEFT saves of a prefix: the keys and values, without the network that trains them."""
+    """The saved part of a prefix: the keys and values, without the network that trains them."""
     prefix, found = sole(adapter.method, PrefixTuning), dict[str, Tensor]()
     if prefix is None or prefix.bottleneck is None:
         return adapter
@@ -172,7 +172,7 @@ def _heads(d_kv: int, base: Base) -> int:
 
 
 def _check_sizes(folder: Folder, **sizes: int) -> None:
-    """Raises `CheckpointError` where the config says another size than the model has."""
+    """Raises `CheckpointError` where the config has another size than the model."""
     for key, here in sizes.items():
         if folder.config.values.get(key) is not None and folder.config.whole(key, here) != here:
             raise folder.config.refusal(key, f"with this {folder.base.kind} it must be {here}.")

@@ -22,11 +22,11 @@ _ANY_HEAD = {name for names in TASK_HEADS.values() for name in names}
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """Which of the model's own parameters a file holds.
+    """The model's own parameters in a file.
 
     Attributes:
         keys: by the file's key, the name in the model.
-        spare: keys that PEFT writes besides, and whose value they must repeat: the name in the
+        spare: keys that PEFT writes in addition, and whose value they must repeat: the name in the
             model, or None where the value is not used.
     """
 
@@ -35,7 +35,7 @@ class Own:
 
 
 def own_of(config: Config, base: Base, prefix: str, targeted: Collection[str]) -> Own:
-    """What a config says that its file holds of the model's own parameters.
+    """The model's own parameters that a config lists for its file.
 
     Args:
         config: of any tuner.
@@ -172,7 +172,7 @@ def _whole(own: Iterable[str], base: Base) -> tuple[tuple[str, ...], set[str]]:
 def own_tensors(
     own: Mapping[str, Tensor], config: Config, base: Base, prefix: str, targeted: Collection[str]
 ) -> dict[str, Tensor]:
-    """The values by the keys that the config says the file has; the arguments are `own_of`'s.
+    """The values by the keys that the config lists; the arguments are those of `own_of`.
 
     Raises:
         CheckpointError: the config has no words for one of the values.

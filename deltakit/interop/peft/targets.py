@@ -1,4 +1,4 @@
-"""Which modules a config means, by PEFT's rules; and the shortest words for the ones we mean."""
+"""The target modules of a config, by PEFT's rules, and the shortest way to name them."""
 
 import functools
 import re
@@ -22,7 +22,7 @@ class Targets:
 
     Attributes:
         modules: names or ends of names, or a regular expression for whole names.
-        excluded: likewise; these are left out.
+        excluded: names of modules that are left out.
         saved: parts of names; what is saved whole is left out too.
         layers: the layers that count for ends of names; all if empty.
         lists: what the lists of layers are called, as regular expressions; anything if empty.
@@ -35,7 +35,7 @@ class Targets:
     lists: tuple[str, ...] = ()
 
     def match(self, name: str) -> bool:
-        """Whether a module is meant."""
+        """True if a module is a target."""
         if named(self.excluded, name) or any(_inside(each, name) for each in self.saved):
             return False
         if not named(self.modules, name):
@@ -51,12 +51,12 @@ class Targets:
         return None if first is None else int(first["layer"])
 
     def among(self, names: Iterable[str]) -> list[str]:
-        """Those that are meant."""
+        """The modules that are targets."""
         return [name for name in names if self.match(name)]
 
 
 def named(names: Names, name: str) -> bool:
-    """Whether it is one of several names, or ends in one; or all of it is what a regex says."""
+    """True if it is one of several names, ends in one, or matches a regex in full."""
     if isinstance(names, str):
         return re.fullmatch(names, name) is not None
     return any(name == each or name.endswith(f".{each}") for each in names)
@@ -77,7 +77,7 @@ def targeted(
     Args:
         config: with target_modules and what narrows it down.
         base: the model.
-        defaults: what no target_modules stands for, by the model's type.
+        defaults: the targets without target_modules, by the model's type.
 
     Raises:
         CheckpointError: it means none, or some part of it does.
@@ -160,7 +160,7 @@ def _check_names(config: Config, base: Base, targets: Targets) -> None:
 def by_pattern(
     config: Config, key: str, paths: Iterable[str], table: Mapping[str, N], default: N
 ) -> dict[str, N]:
-    """What a table of numbers by regular expressions says of each path: the first that fits.
+    """The number of each path in a table by regular expressions: the first that fits.
 
     Raises:
         CheckpointError: a regular expression that fits none.
@@ -219,5 +219,5 @@ def ends(paths: Iterable[str], words: int) -> tuple[str, ...]:
 
 
 def longest(paths: Iterable[str]) -> int:
-    """How many words the longest path has."""
+    """The number of words in the longest path."""
     return max(len(path.split(".")) for path in paths)

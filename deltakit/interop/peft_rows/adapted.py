@@ -1,12 +1,12 @@
 """A model with one of PEFT's tuners on it, treated by a comparison as one with our deltas is.
 
-What is made alike, for a row of PEFT's beside one of ours:
+A row of PEFT's and one of deltakit's are made alike:
 
 - The task head is trained and saved, and nothing of the base is: PEFT's `modules_to_save`.
 - New parameters have the dtype of the layer that they change (`autocast_adapter_dtype=False`; PEFT
   would hold them in float32 on a bf16 base).
 - The base, which latency is measured against, is the plain model: PEFT's own `disable_adapter`
-  leaves its wrappers in the path, so they are taken out. Likewise where the method is merged.
+  leaves its wrappers in the path, so they are taken out, also where the method is merged.
 """
 
 import copy
@@ -373,7 +373,7 @@ def _allocation(tuner: Any) -> Any:
     from transformers import TrainerCallback
 
     class Allocation(TrainerCallback):
-        """Tells AdaLoRA how many steps there are, and which one was made."""
+        """A callback that gives AdaLoRA the number of steps, and the current one."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             config = tuner.peft_config[ADAPTER]

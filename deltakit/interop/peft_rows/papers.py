@@ -1,4 +1,4 @@
-"""Where PEFT's tuners come from. PEFT's own configurations do not say."""
+"""The papers of PEFT's tuners, which PEFT's configurations do not name."""
 
 from deltakit.core.method import Paper
 from deltakit.methods.ia3 import IA3

@@ -1,7 +1,7 @@
 """Any of PEFT's tuners as a row of the comparison: ``peft:vera[r=256]``.
 
 A name is a tuner's type in PEFT, in lower case, and a setting is a field of its configuration. PEFT
-is imported inside functions, so it need not be installed where nobody asks for it.
+is imported inside functions, so it need not be installed until it is used.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ NOT_SETTINGS = {"peft_type", "auto_mapping", "peft_version", "base_model_name_or
 
 @dataclass(frozen=True, kw_only=True)
 class PeftTuner(ExternalMethod):
-    """One of PEFT's tuners, trained beside deltakit's methods and measured as they are.
+    """One of PEFT's tuners, trained and measured as deltakit's methods are.
 
     Args:
         name: the tuner's type in lower case ("lora", "vera", "prefix_tuning"), "dora" or "rslora".
@@ -80,7 +80,7 @@ class PeftTuner(ExternalMethod):
 
     @property
     def learning_rate(self) -> float:  # type: ignore[override]
-        """That of the same method here, where there is one."""
+        """The rate of the same method in deltakit, where there is one."""
         return RATES.get(self.name, USUAL_RATE)
 
     @property
@@ -92,7 +92,7 @@ class PeftTuner(ExternalMethod):
         return {field.name for field in dataclasses.fields(self._config_class())}
 
     def config(self, **more: Any) -> Any:
-        """PEFT's configuration, with `more` fields where the user says nothing.
+        """PEFT's configuration, with `more` fields where the user gives none.
 
         Raises:
             InvalidConfig: PEFT refuses it.
@@ -140,12 +140,12 @@ def _tuners() -> dict[str, Any]:
 
 
 def refusal(error: Exception, kind: type[E], start: str = "") -> E:
-    """PEFT's error as one of ours, in one line."""
+    """PEFT's error as a deltakit error, in one line."""
     return kind(f"{start}PEFT refuses it ({type(error).__name__}): {first_line(error)}")
 
 
 def first_line(said: object) -> str:
-    """The first line of what PEFT says, cut to a sentence's length."""
+    """The first line of a message of PEFT's, cut to a sentence's length."""
     lines = (line.strip() for line in str(said).splitlines())
     line = next((line for line in lines if line), "it gives no reason.")
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

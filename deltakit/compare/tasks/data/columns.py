@@ -15,13 +15,13 @@ _MOST_SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnNames:
-    """Which columns hold what; None where nobody says.
+    """The columns of a data file, as given; None for the default.
 
     Attributes:
         text: the text, or the prompt.
         pair: the second text of a task about pairs.
         label: the label, or the answer.
-        separator: what stands between the labels of one example.
+        separator: the text between the labels of one example.
     """
 
     text: str | None = None
@@ -30,7 +30,7 @@ class ColumnNames:
     separator: str | None = None
 
     def given(self) -> dict[str, str]:
-        """What somebody says, by the option that says it."""
+        """The given columns, by their option."""
         options = {
             "--text-column": self.text,
             "--pair-column": self.pair,
@@ -51,7 +51,7 @@ class RawTable:
         """The values of a column. `option` is the flag that names another one.
 
         Raises:
-            InvalidConfig: there is no such column, or no row.
+            InvalidConfig: the column or the rows are missing.
         """
         if not self.columns or not all(self.columns.values()):
             raise InvalidConfig(f"{self.where} has no rows. Give it at least one example.")
@@ -126,7 +126,7 @@ class RawSplit:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number, infinity and not-a-number among them."""
+    """True if a text is a number, infinity and not-a-number included."""
     try:
         float(text)
     except ValueError:
@@ -135,12 +135,12 @@ def is_number(text: str) -> bool:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a cell holds nothing: None, or the not-a-number that data frames write for it."""
+    """True if a cell is empty: None, or the not-a-number that data frames write for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def no_label(value: Any) -> bool:
-    """Whether a label is missing: null or blank."""
+    """True if a label is missing: null or blank."""
     return is_null(value) or (isinstance(value, str) and not value.strip())
 
 

@@ -25,7 +25,7 @@ class Examples:
         return len(self.texts)
 
     def text_keys(self) -> list[str]:
-        """What makes an example the same as another: its text, or both its texts."""
+        """The identity of an example: its text, or both its texts."""
         if self.pairs is None:
             return self.texts
         return [f"{text}\x1f{pair}" for text, pair in zip(self.texts, self.pairs, strict=True)]

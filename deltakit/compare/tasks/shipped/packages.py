@@ -12,7 +12,7 @@ def package_path(task: str, package: str, inside: str) -> Path:
     The package is located, never imported: its own code (which may print, or be slow) does not run.
 
     Args:
-        task: the task that asks, for the message.
+        task: the task's name, for the message.
         package: the name that one would import.
         inside: path of the data in the package's folder.
 

@@ -57,7 +57,7 @@ def load_hub(name: str, names: ColumnNames | None = None, kind: str | None = Non
         kind: the kind of task; by default what train looks like.
 
     Raises:
-        UnknownName: the data set cannot be found or loaded, or there is no such kind.
+        UnknownName: the data set cannot be found or loaded, or the kind is unknown.
         InvalidConfig: its columns or labels do not make a task.
     """
     return hub_task(name, _downloaded(name), names or ColumnNames(), kind)
@@ -69,7 +69,7 @@ def hub_task(
     """A task out of the splits that the Hub gave.
 
     Raises:
-        InvalidConfig: there is no train split, or the columns do not make a task.
+        InvalidConfig: the train split is missing, or the columns do not make a task.
     """
     train = _first(loaded, ("train",))
     if train is None:
@@ -149,7 +149,7 @@ def _name(value: Any, names: tuple[str, ...]) -> Any:
 def _complete_rows(where: str, dataset: "Dataset", names: ColumnNames) -> tuple[RawTable, int]:
     """The rows that have a text and a label, and how many have not.
 
-    A file of one's own can be corrected, and raises; a data set on the Hub cannot.
+    Your own file can be corrected, and raises; a data set on the Hub cannot.
     """
     raw = _named(dataset, names.label)
     keep = [True] * len(dataset)

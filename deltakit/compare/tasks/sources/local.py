@@ -1,4 +1,4 @@
-"""A task from files of one's own: a folder with a file a split, or one file."""
+"""A task from local files: a folder with a file a split, or one file."""
 
 import difflib
 from pathlib import Path
@@ -24,7 +24,7 @@ def load_folder(
 
     The classes are the labels of train, whole numbers by value and names by alphabet. Where
     validation or test is missing, 10 % or 20 % of train is cut off by a rule that does not depend
-    on the order of the rows; `TaskData.notes` says so.
+    on the order of the rows; `TaskData.notes` reports it.
 
     Args:
         path: a folder with ``train.*`` and optionally ``validation.*`` (or ``valid.*``,
@@ -48,7 +48,7 @@ def load_folder(
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ``~`` filled in; a ``~somebody`` that nobody is called stays as it is."""
+    """The path with ``~`` filled in; a ``~name`` without a user of that name stays as it is."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def subsample(
     data: TaskData, *, max_train: int | None, max_eval: int | None, seed: int = 0
 ) -> TaskData:
-    """The task with at most so many examples in each split: the first ones of a seeded shuffle.
+    """The task with at most a given number of examples in each split, from a seeded shuffle.
 
     A larger bound keeps all that a smaller one does. A split that is within its bound stays as it
     is, in its order.
