@@ -36,9 +36,18 @@ if TYPE_CHECKING:
         Reparametrised,
         Scaling,
     )
-    from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
+    from deltakit.core.method import (
+        InitialOutput,
+        Method,
+        MethodWrapper,
+        Paper,
+        Placement,
+        Summable,
+        register_method,
+    )
     from deltakit.core.site import Handle, Insertion, Site
     from deltakit.core.spec import parse_method
+    from deltakit.core.steps import StepCallback, TrainingStep
     from deltakit.errors import DeltakitError, NotMergeable
     from deltakit.inject.arithmetic import task_arithmetic
     from deltakit.inject.attach import activate, attach, detach, disabled
@@ -46,6 +55,7 @@ if TYPE_CHECKING:
     from deltakit.inject.merge import merge, unmerge
     from deltakit.inject.merge_report import MergeReport
     from deltakit.inject.observe import fusion_attention
+    from deltakit.inject.steps import step_callbacks
     from deltakit.inject.summary import summary
     from deltakit.interop.convert import convert
     from deltakit.interop.folders import load, save
@@ -84,9 +94,18 @@ _HOMES = {
         "FFNUnits",
         "MergesAsFFN",
     ),
-    "deltakit.core.method": ("Method", "Paper", "Placement", "InitialOutput", "register_method"),
+    "deltakit.core.method": (
+        "Method",
+        "MethodWrapper",
+        "Paper",
+        "Placement",
+        "InitialOutput",
+        "Summable",
+        "register_method",
+    ),
     "deltakit.core.site": ("Handle", "Insertion", "Site"),
     "deltakit.core.spec": ("parse_method",),
+    "deltakit.core.steps": ("StepCallback", "TrainingStep"),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
     "deltakit.inject.arithmetic": ("task_arithmetic",),
     "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
@@ -94,6 +113,7 @@ _HOMES = {
     "deltakit.inject.merge": ("merge", "unmerge"),
     "deltakit.inject.merge_report": ("MergeReport",),
     "deltakit.inject.observe": ("fusion_attention",),
+    "deltakit.inject.steps": ("step_callbacks",),
     "deltakit.inject.summary": ("summary",),
     "deltakit.interop.convert": ("convert",),
     "deltakit.interop.folders": ("load", "save"),
@@ -142,6 +162,7 @@ __all__ = [
     "Mergeable",
     "MergesAsFFN",
     "Method",
+    "MethodWrapper",
     "NormTuning",
     "NotMergeable",
     "Paper",
@@ -157,6 +178,9 @@ __all__ = [
     "SequentialAdapter",
     "Site",
     "Stack",
+    "StepCallback",
+    "Summable",
+    "TrainingStep",
     "__version__",
     "activate",
     "attach",
@@ -176,6 +200,7 @@ __all__ = [
     "register_method",
     "resolve",
     "save",
+    "step_callbacks",
     "summary",
     "task_arithmetic",
     "unmerge",

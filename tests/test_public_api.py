@@ -13,13 +13,13 @@ PUBLIC = [
     "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Attending", "BitFit", "Combiner", "Composition",
     "CustomSum", "Delta", "DeltakitError", "ExtraPositions", "FFNUnits", "Family", "FullFineTuning",
     "FusedAdd", "Handle", "HeadOnly", "InitialOutput", "Insertion", "LayerStack", "LoRA",
-    "Location", "Mean", "MergeReport", "Mergeable", "MergesAsFFN", "Method", "NormTuning",
-    "NotMergeable", "Paper", "ParallelAdapter", "PartialFineTuning", "PerRow", "Placement",
-    "PrefixTuning", "PromptTuning", "Regularised", "Reparametrised", "Scaling", "SequentialAdapter",
-    "Site", "Stack", "__version__", "activate", "attach", "convert", "deploy", "detach", "disabled",
-    "drop", "fusion_attention", "infer_family", "load", "load_base", "merge", "parse_method",
-    "prune", "register_family", "register_method", "resolve", "save", "summary", "task_arithmetic",
-    "unmerge",
+    "Location", "Mean", "MergeReport", "Mergeable", "MergesAsFFN", "Method", "MethodWrapper",
+    "NormTuning", "NotMergeable", "Paper", "ParallelAdapter", "PartialFineTuning", "PerRow",
+    "Placement", "PrefixTuning", "PromptTuning", "Regularised", "Reparametrised", "Scaling",
+    "SequentialAdapter", "Site", "Stack", "StepCallback", "Summable", "TrainingStep", "__version__",
+    "activate", "attach", "convert", "deploy", "detach", "disabled", "drop", "fusion_attention",
+    "infer_family", "load", "load_base", "merge", "parse_method", "prune", "register_family",
+    "register_method", "resolve", "save", "step_callbacks", "summary", "task_arithmetic", "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

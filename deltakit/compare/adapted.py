@@ -53,6 +53,9 @@ class DeltakitModel(AdaptedModel):
             base_bytes=counted.base_bytes,
         )
 
+    def callbacks(self) -> tuple[Any, ...]:
+        return dk.step_callbacks(self.model).for_trainer()
+
     def deploy(self) -> bool:
         if self.method.deployed() == self.method:
             return False

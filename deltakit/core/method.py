@@ -9,6 +9,7 @@ variables are what defines it. It never sees a model: `deltakit.inject` resolves
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from torch import nn
 
 from deltakit._registry import Registry
 from deltakit.core.delta import Combiner, Delta
+from deltakit.core.renamed import old_keyword, old_name
 from deltakit.core.site import Handle, Insertion, Site
+from deltakit.core.steps import StepCallback
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """Where a method comes from. `key` is its BibTeX key."""
+    """A method's source. `key` is its BibTeX key."""
 
     key: str
     title: str
@@ -44,17 +47,18 @@ class Paper:
         return f"@inproceedings{{{self.key},\n{body}\n}}"
 
 
+@old_keyword("Placement", form="make_delta")
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """One row of He et al.'s table.
 
     Attributes:
-        site: which representation is modified, in every layer.
-        form: makes the functional form for a resolved site.
+        site: the representation that is modified, in every layer.
+        make_delta: makes the functional form for a resolved site.
         insertion: what the form reads.
         scale: the s of h <- h + s Δh.
         optional: whether a model without this site is fine (it is an error otherwise).
-        omitted: the layers that go without, of every stack.
+        omitted: the layers without this delta, of every stack.
         drop_up_to: in training, each batch leaves the lowest n layers out, n drawn from 0 to this.
     """
 
@@ -68,7 +72,7 @@ class Placement:
 
 
 class Role(Enum):
-    """What a row of a comparison is for."""
+    """The purpose of a row of a comparison."""
 
     METHOD = "method"
     FLOOR = "floor"
@@ -78,32 +82,49 @@ class Role(Enum):
 
 
 class InitialOutput(IntEnum):
-    """What a model computes when a method has just been attached to it."""
+    """The output of a model to which a method has just been attached."""
 
     IDENTITY = 0
-    """What it did before, bit for bit."""
+    """The base's output, bit for bit."""
     NEAR = 1
-    """Nearly what it did before: the change is small and random."""
+    """Nearly the base's output: the change is small and random."""
     ELSEWHERE = 2
-    """Something else, until it is trained."""
+    """Another output, until the method is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(ABC):  # noqa: B024
     """A way of adapting a model.
 
-    Class variables that a method sets: `paper`, `learning_rate` (where training starts when nobody
-    says otherwise; the comparison can search it), `starts` where that is not at the identity and,
-    for baselines, `role`.
+    A method sets `paper` and `learning_rate`, and `starts` where that is not at the identity: as
+    class variables, or as properties where they follow from its fields. Baselines set `role`.
     """
 
-    paper: ClassVar[Paper]
-    learning_rate: ClassVar[float]
     role: ClassVar[Role] = Role.METHOD
-    starts: ClassVar[InitialOutput] = InitialOutput.IDENTITY
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if inspect.isfunction(vars(cls).get("trains")):
+            old_name(f"{cls.__name__}.trains", "trains_base_parameter")
+            type.__setattr__(cls, "trains_base_parameter", vars(cls)["trains"])
+
+    @property
+    def paper(self) -> Paper:
+        """The publication that the method comes from."""
+        raise NotImplementedError(f"{type(self).__name__} names no `paper`.")
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate at which training starts unless the user sets one."""
+        raise NotImplementedError(f"{type(self).__name__} names no `learning_rate`.")
+
+    @property
+    def starts(self) -> InitialOutput:
+        """The output of a model to which the method has just been attached."""
+        return InitialOutput.IDENTITY
 
     def placements(self) -> tuple[Placement, ...]:
-        """Where this method puts new modules. None by default."""
+        """The places of this method's new modules. None by default."""
         return ()
 
     def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
@@ -111,17 +132,25 @@ class Method(ABC):
         del name, owner
         return False
 
+    def trains(self, name: str, owner: nn.Module) -> bool:
+        """The old name of `trains_base_parameter`, renamed on 2026-11-26. It goes in 0.3."""
+        old_name("Method.trains", "trains_base_parameter")
+        return self.trains_base_parameter(name, owner)
+
     def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
-        """Checks that the base's parameters are those that the method asks for.
+        """Checks that the base has the parameters that the method asks for.
 
         Args:
-            names: of each parameter all its names, first the one that it goes by; tied ones have
-                several.
+            names: of each parameter all its names, the principal one first; tied ones have several.
 
         Raises:
-            InvalidConfig: it asks for one that is not there, or by some of its names only.
+            InvalidConfig: it asks for one that is missing, or by some of its names only.
         """
         del names
+
+    def callbacks(self) -> tuple[StepCallback, ...]:
+        """Actions between training steps, such as a schedule of ranks or gates. None by default."""
+        return ()
 
     def deployed(self) -> Method:
         """The method as it is when training is over: without what only training needs."""
@@ -137,7 +166,7 @@ class Method(ABC):
         """
         for other in others:
             if other != self:
-                raise IncompatibleDeltas(_why_no_sum(self, other))
+                raise IncompatibleDeltas(why_no_sum(self, other))
         return self
 
     def truncated(self, rank: int) -> Method:
@@ -161,6 +190,83 @@ class Method(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Summable(Method):
+    """A method whose deltas can be summed parameter by parameter (`deltakit.task_arithmetic`).
+
+    A form that has another way of being summed says so itself (`CustomSum`). A method whose forms
+    are all of that kind need not be `Summable`.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodWrapper(Method, ABC):
+    """A method made of others, which it forwards every question to.
+
+    A subclass says which methods it wraps, and overrides only what it changes. Each member of
+    `Method` that a method can override is forwarded here.
+    """
+
+    @property
+    @abstractmethod
+    def wrapped(self) -> tuple[Method, ...]:
+        """The methods that it is made of, one or more."""
+
+    @abstractmethod
+    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
+        """The same wrapper around other methods, one for each of `wrapped`."""
+
+    @property
+    def paper(self) -> Paper:
+        """That of the first method."""
+        return self.wrapped[0].paper
+
+    @property
+    def learning_rate(self) -> float:
+        """The smallest one, at which none of the methods diverges."""
+        return min(method.learning_rate for method in self.wrapped)
+
+    @property
+    def starts(self) -> InitialOutput:
+        """The one that is farthest from the base."""
+        return max(method.starts for method in self.wrapped)
+
+    def placements(self) -> tuple[Placement, ...]:
+        return tuple(p for method in self.wrapped for p in method.placements())
+
+    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
+        return any(method.trains_base_parameter(name, owner) for method in self.wrapped)
+
+    def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
+        for method in self.wrapped:
+            method.check_names(names)
+
+    def callbacks(self) -> tuple[StepCallback, ...]:
+        return tuple(c for method in self.wrapped for c in method.callbacks())
+
+    def deployed(self) -> Method:
+        return self.rewrapped(tuple(method.deployed() for method in self.wrapped))
+
+    def summed(self, others: Sequence[Method]) -> Method:
+        for other in others:
+            _check_kind(self, other)
+        alike = [other for other in others if isinstance(other, MethodWrapper)]
+        columns = zip(self.wrapped, *(other.wrapped for other in alike), strict=True)
+        return self.rewrapped(tuple(first.summed(rest) for first, *rest in columns))
+
+    def truncated(self, rank: int) -> Method:
+        return self.rewrapped(tuple(method.truncated(rank) for method in self.wrapped))
+
+    def sized(self, width: int) -> Method | None:
+        """Every method that has a width has this one."""
+        sized = tuple(method.sized(width) for method in self.wrapped)
+        if not any(sized):
+            return None
+        return self.rewrapped(
+            tuple(new or old for new, old in zip(sized, self.wrapped, strict=True))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CombiningMethod(Method, ABC):
     """A method over deltas that are attached already: it composes their changes at each site.
 
@@ -177,7 +283,7 @@ class CombiningMethod(Method, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sum(Method):
+class Sum(MethodWrapper):
     """Several methods at once: all their placements, each reading the unchanged signal."""
 
     parts: tuple[Method, ...]
@@ -191,49 +297,16 @@ class Sum(Method):
                 )
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
-        """The smallest of the parts': what none of them diverges at."""
-        return min(part.learning_rate for part in self.parts)
+    def wrapped(self) -> tuple[Method, ...]:
+        return self.parts
+
+    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
+        return Sum(parts=methods)
 
     @property
-    def starts(self) -> InitialOutput:  # type: ignore[override]
-        """As far away as the farthest of the parts."""
-        return max(part.starts for part in self.parts)
-
-    @property
-    def paper(self) -> Paper:  # type: ignore[override]
+    def paper(self) -> Paper:
         """The unified view, which is what allows sums."""
         return UNIFIED_VIEW
-
-    def placements(self) -> tuple[Placement, ...]:
-        return tuple(p for part in self.parts for p in part.placements())
-
-    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
-        return any(part.trains_base_parameter(name, owner) for part in self.parts)
-
-    def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
-        for part in self.parts:
-            part.check_names(names)
-
-    def deployed(self) -> Method:
-        return Sum(parts=tuple(part.deployed() for part in self.parts))
-
-    def summed(self, others: Sequence[Method]) -> Method:
-        for other in others:
-            if _kind(other) != _kind(self):
-                raise IncompatibleDeltas(_why_no_sum(self, other))
-        columns = zip(self.parts, *map(_parts, others), strict=True)
-        return Sum(parts=tuple(first.summed(rest) for first, *rest in columns))
-
-    def truncated(self, rank: int) -> Method:
-        return Sum(parts=tuple(part.truncated(rank) for part in self.parts))
-
-    def sized(self, width: int) -> Method | None:
-        """Every part that has a width has this one."""
-        sized = tuple(part.sized(width) for part in self.parts)
-        if not any(sized):
-            return None
-        return Sum(parts=tuple(new or old for new, old in zip(sized, self.parts, strict=True)))
 
 
 UNIFIED_VIEW = Paper(
@@ -251,9 +324,28 @@ def _parts(method: Method) -> tuple[Method, ...]:
     return method.parts if isinstance(method, Sum) else (method,)
 
 
-def _why_no_sum(one: Method, other: Method) -> str:
+def can_be_summed(method: Method) -> bool:
+    """Whether the method's type says that its deltas have a weighted sum."""
+    if isinstance(method, MethodWrapper):
+        return all(map(can_be_summed, method.wrapped))
+    return isinstance(method, Summable) or type(method).summed is not Method.summed
+
+
+def summable_names() -> list[str]:
+    """The names of the registered classes of methods whose deltas have a weighted sum."""
+    return [name for name in CLASSES if issubclass(CLASSES.get(name), Summable)]
+
+
+def _check_kind(one: Method, other: Method) -> None:
     if _kind(one) != _kind(other):
-        return f"{_kind(one)} and {_kind(other)} have no weighted sum: take deltas of one kind."
+        raise IncompatibleDeltas(
+            f"{_kind(one)} and {_kind(other)} have no weighted sum: take deltas of one kind."
+        )
+
+
+def why_no_sum(one: Method, other: Method) -> str:
+    """The setting in which two methods of one kind differ, as a message."""
+    _check_kind(one, other)
     fields = [f.name for f in dataclasses.fields(one)]
     name = next((n for n in fields if getattr(one, n) != getattr(other, n)), "")
     return (
@@ -271,7 +363,7 @@ def _kind(method: Method) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A short name: a method's class, and the fields that the name stands for."""
+    """A short name's meaning: a method's class, and some of its fields."""
 
     cls: type[Method]
     preset: tuple[tuple[str, Any], ...]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltakit.core.checks import check_whole
 from deltakit.core.delta import CustomSum, Reparametrised, precise
-from deltakit.core.method import CombiningMethod, Method
+from deltakit.core.method import CombiningMethod, Method, can_be_summed, summable_names
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.inject.attach import attach, detach
 from deltakit.inject.attachments import Attached, Attachments, base_parameters, need_attachments
@@ -32,8 +32,9 @@ def task_arithmetic(
     ``{"a": 1, "b": 1}`` adds, ``{"a": 1, "b": -1}`` subtracts, ``{"a": -1}`` negates and
     ``{"a": .5, "b": .5}`` averages. LoRA's products are summed exactly, in a LoRA whose rank is the
     sum of the ranks, (IA)³'s vectors as deviations from one, the forms of other methods parameter
-    by parameter. What a delta trains of the base, and its task head, are summed as deviations from
-    the model's own values: with weights that add up to one, the head is their weighted mean.
+    by parameter, if the method is `Summable`. What a delta trains of the base, and its task head,
+    are summed as deviations from the model's own values: with weights that add up to one, the head
+    is their weighted mean.
 
     Args:
         model: a model with deltas.
@@ -43,8 +44,8 @@ def task_arithmetic(
             one stay as they are.
 
     Raises:
-        IncompatibleDeltas: no deltas, or deltas of different kinds or sites, of a method that
-            combines others, or of one that is trained as more than it is.
+        IncompatibleDeltas: no deltas, deltas of different kinds or sites, or of a method that
+            combines others, is trained as more than it is, or does not say that it can be summed.
         UnknownName: a name that nothing attached has.
         NameInUse: a delta has the new name already.
         InvalidConfig: a weight that is no finite number, a rank below one, or a bad name.
@@ -81,6 +82,7 @@ def _method(terms: _Terms, rank: int | None) -> Method:
     method = first.method.summed([other.method for other in others])
     for term in (first, *others):
         _check_forms(term, first)
+    _check_type(first)
     if rank is None:
         return method
     check_whole(method, rank=rank)
@@ -100,6 +102,18 @@ def _check_forms(term: Attached, first: Attached) -> None:
                 f"{term.name!r} is trained through a network at {key!r}, and a sum of networks is "
                 f"not the sum of what they make: deploy(model, {term.name!r}) first."
             )
+
+
+def _check_type(term: Attached) -> None:
+    """Parameters are summed one by one only where the method or each form says that they can."""
+    own = [type(m).__name__ for _, m in term.modules() if not isinstance(m, CustomSum)]
+    if own and not can_be_summed(term.method):
+        raise IncompatibleDeltas(
+            f"{term.name!r} has no weighted sum: {type(term.method).__name__} does not say that "
+            f"the parameters of its {own[0]} add up. These methods do: "
+            f"{', '.join(summable_names())}. A method of your own says so as a Summable, or its "
+            "form as a CustomSum."
+        )
 
 
 def _dtype(term: Attached) -> torch.dtype | None:

@@ -41,7 +41,7 @@ from deltakit.core.checks import (
     check_whole,
 )
 from deltakit.core.delta import BatchedRows, Delta, FFNUnits, FusedAdd, MergesAsFFN
-from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
+from deltakit.core.method import InitialOutput, Method, Paper, Placement, Summable, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
 
@@ -182,7 +182,7 @@ _PRESETS = {
 @register_method("pfeiffer", placement="pfeiffer")
 @register_method("houlsby", placement="houlsby")
 @dataclass(frozen=True, kw_only=True)
-class SequentialAdapter(Method):
+class SequentialAdapter(Summable):
     """A bottleneck that reads the representation it changes (Houlsby 2019, Pfeiffer 2021).
 
     Args:
@@ -226,12 +226,12 @@ class SequentialAdapter(Method):
             check_choice(self, INITIALISATIONS, initialisation=self.initialisation)
 
     @property
-    def paper(self) -> Paper:  # type: ignore[override]
+    def paper(self) -> Paper:
         """The paper of the placement."""
         return _PRESETS[self.placement].paper
 
     @property
-    def starts(self) -> InitialOutput:  # type: ignore[override]
+    def starts(self) -> InitialOutput:
         """Near the identity in both papers, exactly there with "lora"."""
         return (
             InitialOutput.IDENTITY

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltakit.core.method import Method, Paper, Role, register_method
+from deltakit.core.method import Paper, Role, Summable, register_method
 
 _BERT = Paper(
     key="devlin2019bert",
@@ -20,7 +20,7 @@ _BERT = Paper(
 
 @register_method("head")
 @dataclass(frozen=True, kw_only=True)
-class HeadOnly(Method):
+class HeadOnly(Summable):
     """Trains the task head on the frozen base: the floor that a delta must beat."""
 
     paper: ClassVar[Paper] = _BERT
@@ -30,7 +30,7 @@ class HeadOnly(Method):
 
 @register_method("full")
 @dataclass(frozen=True, kw_only=True)
-class FullFineTuning(Method):
+class FullFineTuning(Summable):
     """Trains every parameter of the base and the head.
 
     While it is attached the original weights are kept beside the trained ones, so that `detach`

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltakit.core.method import Method, Paper, register_method
+from deltakit.core.method import Paper, Summable, register_method
 
 
 @register_method("bitfit")
 @dataclass(frozen=True, kw_only=True)
-class BitFit(Method):
+class BitFit(Summable):
     """Trains every bias of the base (Ben Zaken et al. 2022)."""
 
     paper: ClassVar[Paper] = Paper(

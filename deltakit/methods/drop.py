@@ -15,19 +15,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import nn
-
 from deltakit.core.checks import check_whole
 from deltakit.core.method import (
     CombiningMethod,
-    InitialOutput,
     Method,
+    MethodWrapper,
     Paper,
     Placement,
     register_method,
+    why_no_sum,
 )
 from deltakit.core.site import INPUT_SITES
-from deltakit.errors import InvalidConfig
+from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.methods.adapter import SequentialAdapter
 
 DEEPEST = 10_000
@@ -36,7 +35,7 @@ DEEPEST = 10_000
 
 @register_method("adapterdrop")
 @dataclass(frozen=True, kw_only=True, init=False)
-class AdapterDrop(Method):
+class AdapterDrop(MethodWrapper):
     """A method without its deltas in some layers (Rücklé et al. 2021).
 
     ``AdapterDrop(SequentialAdapter(), first=5)``. Layers are counted in every stack of the model.
@@ -106,14 +105,12 @@ class AdapterDrop(Method):
             raise InvalidConfig(f"AdapterDrop: no model has {largest:,} layers. Drop fewer.")
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
-        """That of the method."""
-        return self.method.learning_rate
+    def wrapped(self) -> tuple[Method, ...]:
+        return (self.method,)
 
-    @property
-    def starts(self) -> InitialOutput:  # type: ignore[override]
-        """Where the method does."""
-        return self.method.starts
+    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
+        (method,) = methods
+        return replace(self, method=method)
 
     def placements(self) -> tuple[Placement, ...]:
         omitted = frozenset((*range(self.first), *self.layers))
@@ -123,27 +120,12 @@ class AdapterDrop(Method):
                 omitted=placement.omitted | omitted,
                 drop_up_to=max(placement.drop_up_to, self.random_up_to),
             )
-            for placement in self.method.placements()
+            for placement in super().placements()
         )
 
-    def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
-        return self.method.trains_base_parameter(name, owner)
-
-    def check_names(self, names: Sequence[tuple[str, ...]]) -> None:
-        self.method.check_names(names)
-
-    def deployed(self) -> Method:
-        return replace(self, method=self.method.deployed())
-
     def summed(self, others: Sequence[Method]) -> Method:
-        inner = [other.method for other in others if isinstance(other, AdapterDrop)]
-        if [replace(self, method=method) for method in inner] != list(others):
-            return super().summed(others)
-        return replace(self, method=self.method.summed(inner))
-
-    def sized(self, width: int) -> Method | None:
-        sized = self.method.sized(width)
-        return None if sized is None else replace(self, method=sized)
-
-    def truncated(self, rank: int) -> Method:
-        return replace(self, method=self.method.truncated(rank))
+        """All of them must leave the same layers out."""
+        for other in others:
+            if isinstance(other, AdapterDrop) and replace(other, method=self.method) != self:
+                raise IncompatibleDeltas(why_no_sum(self, replace(other, method=self.method)))
+        return super().summed(others)

@@ -135,7 +135,7 @@ class AdapterFusion(CombiningMethod):
         object.__setattr__(self, "dropout", dropout)
 
     @property
-    def starts(self) -> InitialOutput:  # type: ignore[override]
+    def starts(self) -> InitialOutput:
         """Where the members do: it weighs what they propose."""
         return self.member.starts
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from deltakit.core.checks import check_choice
 from deltakit.core.delta import BatchedRows, CustomSum, Delta, FusedAdd, Scaling
-from deltakit.core.method import Method, Paper, Placement, register_method
+from deltakit.core.method import Paper, Placement, Summable, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
 
@@ -69,7 +69,7 @@ class Rescale(Delta, FusedAdd, BatchedRows, Scaling, CustomSum):
 
 @register_method("ia3")
 @dataclass(frozen=True, kw_only=True)
-class IA3(Method):
+class IA3(Summable):
     """Learned rescaling of keys, values and the feed-forward's inner activation (Liu et al. 2022).
 
     Args:

@@ -37,7 +37,7 @@ from deltakit.core.checks import (
     check_whole,
 )
 from deltakit.core.delta import BatchedRows, CustomSum, Delta, FusedAdd, Mergeable, add_product
-from deltakit.core.method import Method, Paper, Placement, register_method
+from deltakit.core.method import Method, Paper, Placement, Summable, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
 
@@ -154,7 +154,7 @@ def _truncate(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 @register_method("lora")
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Method):
+class LoRA(Summable):
     """A low-rank change beside linear projections (Hu et al. 2022).
 
     Args:

@@ -15,8 +15,10 @@ from deltakit.core.method import (
     UNIFIED_VIEW,
     InitialOutput,
     Method,
+    MethodWrapper,
     Paper,
-    Placement,
+    Sum,
+    Summable,
     register_method,
 )
 from deltakit.methods.parallel import ParallelAdapter
@@ -25,7 +27,7 @@ from deltakit.methods.prefix import PrefixTuning
 
 @register_method("mam")
 @dataclass(frozen=True, kw_only=True)
-class MAM(Method):
+class MAM(Summable, MethodWrapper):
     """A prefix in every attention and a parallel adapter beside every feed-forward.
 
     Args:
@@ -56,8 +58,8 @@ class MAM(Method):
     def __post_init__(self) -> None:
         self.sum()
 
-    def sum(self) -> Method:
-        """The same, as the sum that it is."""
+    def sum(self) -> Sum:
+        """The sum that it is."""
         prefix = PrefixTuning(
             length=self.length, bottleneck=self.prefix_bottleneck, dropout=self.dropout
         )
@@ -73,8 +75,9 @@ class MAM(Method):
         """Another bottleneck of the adapter; the prefix stays."""
         return replace(self, bottleneck=width)
 
-    def placements(self) -> tuple[Placement, ...]:
-        return self.sum().placements()
+    @property
+    def wrapped(self) -> tuple[Method, ...]:
+        return self.sum().parts
 
-    def deployed(self) -> Method:
-        return self.sum().deployed()
+    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
+        return self if methods == self.wrapped else Sum(parts=methods)

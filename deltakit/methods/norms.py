@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltakit.core.method import Method, Paper, register_method
+from deltakit.core.method import Paper, Summable, register_method
 
 
 @register_method("norms")
 @dataclass(frozen=True, kw_only=True)
-class NormTuning(Method):
+class NormTuning(Summable):
     """Trains every norm layer of the base (Zhao et al. 2024)."""
 
     paper: ClassVar[Paper] = Paper(

@@ -39,6 +39,7 @@ from deltakit.core.method import (
     Method,
     Paper,
     Placement,
+    Summable,
     register_method,
 )
 from deltakit.core.site import Handle, Insertion, Site
@@ -70,7 +71,7 @@ class ScaledDelta(Delta, MergesAsFFN):
 
 @register_method("parallel")
 @dataclass(frozen=True, kw_only=True)
-class ParallelAdapter(Method):
+class ParallelAdapter(Summable):
     """A bottleneck beside the feed-forward (He et al. 2022).
 
     Args:
@@ -103,7 +104,7 @@ class ParallelAdapter(Method):
     learning_rate: ClassVar[float] = 3e-4
 
     @property
-    def starts(self) -> InitialOutput:  # type: ignore[override]
+    def starts(self) -> InitialOutput:
         """At the identity, unless the initialisation is one of the sequential adapters'."""
         return InitialOutput.IDENTITY if self.initialisation == "lora" else InitialOutput.NEAR
 

@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from deltakit.core.method import Method, Paper, register_method
+from deltakit.core.method import Paper, Summable, register_method
 from deltakit.errors import InvalidConfig, nearest
 
 
 @register_method("partial")
 @dataclass(frozen=True, kw_only=True)
-class PartialFineTuning(Method):
+class PartialFineTuning(Summable):
     """Trains the base's parameters whose names match (Lee et al. 2019).
 
     Args:

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from deltakit.core.checks import check_choice, check_fraction, check_whole
 from deltakit.core.delta import Delta, ExtraPositions, Reparametrised
-from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
+from deltakit.core.method import InitialOutput, Method, Paper, Placement, Summable, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 
@@ -151,7 +151,7 @@ class _Network:
 
 @register_method("prefix")
 @dataclass(frozen=True, kw_only=True)
-class PrefixTuning(Method):
+class PrefixTuning(Summable):
     """Learned keys and values in front of those of every attention (Li & Liang 2021).
 
     Args:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from deltakit.core.checks import check_whole
 from deltakit.core.delta import Delta, ExtraPositions
-from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
+from deltakit.core.method import InitialOutput, Method, Paper, Placement, Summable, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
 
@@ -46,7 +46,7 @@ class Prompt(ExtraPositions):
 
 @register_method("prompt")
 @dataclass(frozen=True, kw_only=True)
-class PromptTuning(Method):
+class PromptTuning(Summable):
     """Learned input embeddings beside those of the tokens (Lester et al. 2021).
 
     Args:

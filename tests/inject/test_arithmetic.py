@@ -333,3 +333,50 @@ def test_a_form_that_fails_leaves_the_model_as_it_was(kit: SimpleNamespace) -> N
     with pytest.raises(ArithmeticError):
         dk.task_arithmetic(model, {"a": 1}, name="x")
     kit.assert_same(before, kit.snapshot(model))
+
+
+class Gated(dk.Delta):
+    """h times a gate: a product of two parameters, so sums of both are no sum of changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Parameter(torch.ones(1))
+        self.vector = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate * self.vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedMethod(Breaking):
+    """Says nothing about sums."""
+
+    def placements(self) -> tuple[dk.Placement, ...]:
+        form = lambda handle: Gated()  # noqa: E731
+        site, insertion = dk.Site.BLOCK_OUT, dk.Insertion.SEQUENTIAL
+        return (dk.Placement(site=site, make_delta=form, insertion=insertion),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummableMethod(GatedMethod, dk.Summable):
+    """Says that it adds up."""
+
+
+@pytest.mark.parametrize(
+    "method", [GatedMethod(), GatedMethod() + dk.LoRA(), dk.AdapterDrop(GatedMethod(), first=1)]
+)
+def test_a_method_that_says_nothing_has_no_sum(kit: SimpleNamespace, method: dk.Method) -> None:
+    model = kit.make_model("bert")
+    dk.attach(model, method, name="a")
+    before = kit.snapshot(model)
+    with pytest.raises(IncompatibleDeltas, match=r"does not say .* of its Gated add up.*IA3, LoRA"):
+        dk.task_arithmetic(model, {"a": 1}, name="x")
+    kit.assert_same(before, kit.snapshot(model))
+
+
+def test_a_method_that_says_so_is_summed_by_parameter(kit: SimpleNamespace) -> None:
+    model = kit.make_model("bert")
+    dk.attach(model, SummableMethod(), name="a")
+    dk.task_arithmetic(model, {"a": 0.5}, name="x")
+    values = {n: p.item() for n, p in model.named_parameters() if "delta_x" in n}
+    assert set(values.values()) == {0.5}

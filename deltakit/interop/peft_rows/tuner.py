@@ -74,12 +74,12 @@ class PeftTuner(ExternalMethod):
             self.config()
 
     @property
-    def paper(self) -> Paper:  # type: ignore[override]
+    def paper(self) -> Paper:
         """The tuner's own where it is known, else the library's."""
         return PAPERS.get(self.name, LIBRARY)
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
+    def learning_rate(self) -> float:
         """The rate of the same method in deltakit, where there is one."""
         return RATES.get(self.name, USUAL_RATE)
 
