@@ -24,7 +24,7 @@ class LazyTarget:
         return getattr(importlib.import_module(module), name)
 
     def names(self, thing: object) -> bool:
-        """Whether `thing` is the class at the target, which may not be whole yet."""
+        """True if `thing` is the class at the target, which may not be whole yet."""
         return isinstance(thing, type) and f"{thing.__module__}:{thing.__qualname__}" == self.target
 
 

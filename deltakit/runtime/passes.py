@@ -40,7 +40,7 @@ INPUTS = (
 
 @dataclass(frozen=True, eq=False)
 class LayerDrop:
-    """How many of the lowest layers run without their deltas in one forward pass.
+    """The number of the lowest layers that run without their deltas in one forward pass.
 
     AdapterDrop draws the number for each batch that is trained on (Rücklé et al. 2021).
     """
@@ -54,7 +54,7 @@ class LayerDrop:
 
 @dataclass(kw_only=True, eq=False)
 class Pass:
-    """What one call of a model is given and has drawn. Only the thread of the call uses it.
+    """The arguments and random draws of one call of a model. Only the thread of the call uses it.
 
     Attributes:
         owner: the model's own mark; a pass of another model has another. None outside any call.
@@ -263,7 +263,7 @@ def _above_layers(path: str) -> Iterator[str]:
 
 
 class PassPorts:
-    """What opens and closes the passes of one model."""
+    """The opening and closing of one model's passes."""
 
     def __init__(self, model: nn.Module, handles: Iterable[Handle]) -> None:
         self.root = RootPort(model, self)

@@ -132,7 +132,7 @@ def check_values_are_averaged(model: Any, inputs: Inputs) -> None:
 
 
 def _is_linear_in(model: Any, inputs: Inputs, cause: Handle, effect: Handle) -> bool:
-    """Whether h at `effect` is linear in h at `cause`, up to a constant: f(h) + f(-h) = 2 f(0)."""
+    """True if h at `effect` is linear in h at `cause`, up to a constant: f(h) + f(-h) = 2 f(0)."""
     signs = (torch.clone, torch.neg, torch.zeros_like)
     plus, minus, zero = (
         Seen(model, inputs, Change(handle=cause, apply=sign)).h(effect) for sign in signs

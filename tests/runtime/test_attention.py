@@ -49,9 +49,18 @@ def padded_left(length: int = 7) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------- one path, all the masks
 
 
+def alike(kit: SimpleNamespace, model: Any, batch: Any, eager: Tensor) -> bool:
+    """True if the plain model is the same with SDPA: Gemma 2's is not in transformers 5.20."""
+    model.set_attn_implementation("sdpa")
+    plain = kit.out(model, batch)
+    model.set_attn_implementation("eager")
+    return torch.allclose(plain, eager, atol=1e-5, rtol=1e-4)
+
+
 def test_eager_equals_sdpa_in_every_family(kit: SimpleNamespace, family: str) -> None:
     model, batch = kit.make_model(family), kit.make_inputs(family)
     plain = kit.out(model, batch)
+    same = model._supports_sdpa and alike(kit, model, batch, plain)
     try:
         dk.attach(model, PREFIX)
     except SiteNotFound:
@@ -60,7 +69,8 @@ def test_eager_equals_sdpa_in_every_family(kit: SimpleNamespace, family: str) ->
     kit.randomise_deltas(model, std=0.5)
     eager = kit.out(model, batch)
     assert (eager - plain).abs().max() > 0.02
-    if model._supports_sdpa:
+    assert same or not model._supports_sdpa or family == "gemma2"
+    if same:
         model.set_attn_implementation("sdpa")
         torch.testing.assert_close(kit.out(model, batch), eager, atol=1e-5, rtol=1e-4)
         model.set_attn_implementation("eager")

@@ -109,7 +109,8 @@ def test_another_mean_has_students_interval() -> None:
     found = score(Predictions(labels=(0.0,) * 4, predicted=(1.0, 1.0, 2.0, 2.0)), "mse")
     assert found.value == 2.5
     # Squares 1, 1, 4, 4: their standard error is √3/2, Student's quantile for 3 degrees 3.1824.
-    assert found.high - 2.5 == 2.5 - found.low == pytest.approx(3.1824 * math.sqrt(3) / 2, rel=1e-4)
+    half = pytest.approx(3.1824 * math.sqrt(3) / 2, rel=1e-4)
+    assert (found.high - 2.5, 2.5 - found.low) == (half, half)
 
 
 def test_what_is_no_mean_has_a_bootstraps_interval_that_covers_it() -> None:

@@ -55,7 +55,7 @@ class Kind(ABC):
 
     @classmethod
     def matches(cls, columns: Columns, asked: ColumnNames) -> bool:
-        """Whether the training split looks like this kind. The first kind that matches is taken."""
+        """True if the training split looks like this kind. The first kind that matches is taken."""
         del columns, asked
         return False
 
