@@ -23,6 +23,7 @@ import deltakit as dk
 from deltakit.compare.adapted import TRAINED, adapted_model
 from deltakit.compare.measure.costs import inference_cost, training_cost
 from deltakit.compare.measure.timing import Step
+from deltakit.compare.records.protocol import Protocol
 
 ENCODER = {
     "hidden_size": 384,
@@ -32,6 +33,7 @@ ENCODER = {
     "vocab_size": 30522,
     "num_labels": 2,
 }
+PROTOCOL = Protocol()
 METHODS = ("adapter", "lora", "ia3", "prefix", "mam")
 RATIOS = (
     "train_step_vs_full",
@@ -63,9 +65,9 @@ def measured(spec: str) -> dict[str, Any]:
     adapted.attach()
     train, device = batch(32, labels=True), torch.device("cpu")
     assert list(adapted.model.deltakit.attached) == [TRAINED]
-    found = training_cost(adapted, train, Step(full, train), device)
+    found = training_cost(adapted, train, Step(full, train), device, PROTOCOL)
     adapted.deploy()
-    return found | inference_cost(adapted, batch(1), batch(8))
+    return found | inference_cost(adapted, batch(1), batch(8), PROTOCOL)
 
 
 def spread(values: list[float]) -> str:

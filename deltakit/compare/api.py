@@ -1,19 +1,26 @@
 """Running a plan: every cell that is not finished yet, then the reports."""
 
 import dataclasses
-import importlib.metadata
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deltakit as dk
-from deltakit.compare.measure import hardware as machine
-from deltakit.compare.plan.plan import CONSTANT, Plan
+from deltakit.compare.measure.hardware import this_machine
+from deltakit.compare.measure.provenance import code_version, library_versions
+from deltakit.compare.plan.plan import CONSTANT, Cell, Plan
 from deltakit.compare.plan.request import FULL_PRECISION
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import CellResult, Predictions
+from deltakit.compare.records.run import (
+    ModelRecord,
+    PlanRecord,
+    RunRecord,
+    Statistics,
+    TargetRecord,
+    TaskRecord,
+)
 from deltakit.compare.records.training import EvalPoint
 from deltakit.compare.records.trial import Choice
 from deltakit.compare.report.page import CellExtras
@@ -21,18 +28,10 @@ from deltakit.compare.report.write import write_reports
 from deltakit.compare.run.engines import Engine, Local
 from deltakit.compare.run.progress import Progress, Silent
 from deltakit.compare.run.queue import Failures, job_of, silence_libraries
+from deltakit.compare.stats.significance import CONFIDENCE, DRAWS, LEVEL, POWER
 from deltakit.compare.store.join_runs import join
 from deltakit.compare.store.run_folder import RunFolder, open_run
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "scikit-learn",
-)
+from deltakit.compare.tasks.task import TaskData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +42,14 @@ class Results:
         folder: the run folder.
         results: every cell's row, in the plan's order.
         predictions: per-example predictions by (method, base, seed).
-        run: what ``run.json`` says.
+        run: the record of the run, ``run.json``.
         reused: how many cells an earlier run had finished.
     """
 
     folder: Path
     results: tuple[CellResult, ...]
     predictions: dict[tuple[str, str, int], Predictions]
-    run: dict[str, Any]
+    run: RunRecord
     reused: int
 
     @property
@@ -117,8 +116,8 @@ def report_joined(folders: Sequence[Path], out: Path) -> Results:
 
 def collect(folder: RunFolder, *, reused: int) -> Results:
     """Reads what the folder holds, in the plan's order, and writes the reports."""
-    run = folder.description()
-    ids = [cell["id"] for cell in run["plan"]["cells"]]
+    run = folder.run_record()
+    ids = [cell.id for cell in run.plan.cells]
     stored = {each: result for each in ids if (result := folder.result(each)) is not None}
     predictions = {
         (result.method, result.base, result.seed): found
@@ -148,8 +147,9 @@ def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> CellExtras
     return CellExtras(
         searches={key: Choice.from_plain(each) for key, each in recorded("search").items()},
         found=recorded("diagnostics"),
-        paces={
-            key: tuple(EvalPoint(**each) for each in pace) for key, pace in recorded("pace").items()
+        learning_curves={
+            key: tuple(EvalPoint(**each) for each in curve)
+            for key, curve in recorded("pace").items()
         },
         latencies={
             key: tuple(ShapeTime(**each) for each in times)
@@ -158,52 +158,56 @@ def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> CellExtras
     )
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """What ``run.json`` says: the resolved plan, versions, machine, fingerprints."""
+def describe(plan: Plan) -> RunRecord:
+    """The record of a run that starts now: the plan, its data, the protocol, code and machine."""
     task = plan.task
-    return {
-        "plan": {
-            **dataclasses.asdict(plan.request),
-            "cells": [
-                {
-                    "id": cell.id,
-                    "method": cell.label,
-                    "base": cell.base,
-                    "seed": cell.seed,
-                    "rates": None if cell.training is None else list(cell.training.rates),
-                    "config": None if cell.training is None else repr(cell.training.method),
-                }
-                for cell in plan.cells
-            ],
-        },
-        "roles": dict(plan.roles),
-        "constant": CONSTANT,
-        "full_precision": FULL_PRECISION if FULL_PRECISION in plan.request.bases else None,
-        "model": {"name": plan.model.name, "fingerprint": plan.model.fingerprint},
-        "tasks": {
-            name: {
-                "fingerprint": data.fingerprint,
-                "kind": data.kind.name,
-                "labels": list(data.labels),
-                "train": len(data.train),
-                "validation": len(data.validation),
-                "test": len(data.test),
-            }
-            for name, data in plan.tasks.items()
-        },
-        "task": {"name": task.name, "metric": task.metric, "citation": task.citation},
-        "notes": [
+    return RunRecord(
+        id=plan.id,
+        plan=_plan_record(plan),
+        roles=dict(plan.roles),
+        constant=CONSTANT,
+        full_precision=FULL_PRECISION if FULL_PRECISION in plan.request.bases else None,
+        model=ModelRecord(name=plan.model.name, fingerprint=plan.model.fingerprint),
+        tasks={name: _task_record(data) for name, data in plan.tasks.items()},
+        task=TargetRecord(name=task.name, metric=task.metric, citation=task.citation),
+        notes=(
             *(f"{data.name}: {note}" for data in plan.tasks.values() for note in data.notes),
             *plan.notes,
-        ],
-        "versions": {"deltakit-peft": dk.__version__, **{n: _version(n) for n in PACKAGES}},
-        "machine": machine.facts(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        ),
+        protocol=plan.request.protocol,
+        statistics=Statistics(
+            confidence=CONFIDENCE, level=LEVEL, power=POWER, bootstrap_draws=DRAWS
+        ),
+        code=code_version(),
+        versions=library_versions(),
+        machines=(this_machine(),),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _plan_record(plan: Plan) -> PlanRecord:
+    request = dataclasses.asdict(plan.request)
+    del request["protocol"]
+    return PlanRecord.from_dict({**request, "cells": map(_cell_record, plan.cells)})
+
+
+def _cell_record(cell: Cell) -> dict[str, Any]:
+    return {
+        "id": cell.id,
+        "method": cell.label,
+        "base": cell.base,
+        "seed": cell.seed,
+        "rates": None if cell.training is None else cell.training.rates,
+        "config": None if cell.training is None else repr(cell.training.method),
     }
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _task_record(data: TaskData) -> TaskRecord:
+    return TaskRecord(
+        fingerprint=data.fingerprint,
+        kind=data.kind.name,
+        labels=data.labels,
+        train=len(data.train),
+        validation=len(data.validation),
+        test=len(data.test),
+    )

@@ -20,10 +20,8 @@ import pytest
 import torch
 
 from deltakit.cli.main import main
-from deltakit.compare.measure import costs
-from deltakit.compare.measure import diagnostics as diagnose
-from deltakit.compare.measure import latency_by_shape as shapes
 from deltakit.compare.plan.request import Budget, Request
+from deltakit.compare.records.protocol import VARIABLE
 from deltakit.compare.report import cost_views as views
 from deltakit.compare.report.pareto import Plot
 from deltakit.compare.run import cell, engines
@@ -204,15 +202,18 @@ def _own_place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setattr(views, "pareto_plot", lambda *_, **__: nothing)
 
 
+ONCE = (
+    "step_repeats=1,latency_repeats_b1=1,latency_repeats_b8=1,handling_repeats=1,"
+    "shape_repeats=1,inspected_repeats=1"
+)
+"""A measuring protocol that times each thing once."""
+
+
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures each thing once, and leaves the garbage of small models where it is."""
-    monkeypatch.setattr(costs, "STEP_REPEATS", 1)
-    monkeypatch.setattr(costs, "LATENCY_REPEATS", {1: 1, 8: 1})
-    monkeypatch.setattr(costs, "HANDLING_REPEATS", 1)
-    monkeypatch.setattr(shapes, "REPEATS", 1)
-    monkeypatch.setattr(diagnose, "REPEATS", 1)
+    monkeypatch.setenv(VARIABLE, ONCE)
     monkeypatch.setattr(work, "free_memory", lambda: None)
-    monkeypatch.setattr(engines, "DEFAULT", "local")  # other processes are not patched
+    monkeypatch.setattr(engines, "DEFAULT", "local")  # starting a process takes longer than a cell
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import deltakit as dk
-from deltakit.compare import api as run
 from deltakit.compare.api import report_folder, run_plan
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.result import COLUMNS
@@ -81,8 +80,8 @@ def test_the_run_folder_holds_every_file_of_the_contract(finished: Any) -> None:
 
 def test_what_happens_inside_each_model_is_recorded_and_shown(finished: Any) -> None:
     folder = RunFolder(finished.folder)
-    cells = folder.description()["plan"]["cells"]
-    found = {cell["method"]: folder.extras(cell["id"], "diagnostics") or {} for cell in cells}
+    cells = folder.run_record().plan.cells
+    found = {cell.method: folder.extras(cell.id, "diagnostics") or {} for cell in cells}
     assert set(found["full"]) == {"texts", "moved"}
     assert set(found["lora"]) == {"texts", "moved", "changes", "by_dropped"}
     assert {key.split(".")[-1] for key in found["lora"]["changes"]} == {"q", "v"}
@@ -552,10 +551,6 @@ def test_reports_are_written_anew_from_the_cells(finished: Any, tmp_path: Path) 
     assert [result.method for result in outcome.results] == ROWS
     assert {name: (copy / name).read_bytes() for name in before} == before
     assert all((copy / name).is_file() for name in REPORTS)
-
-
-def test_versions_that_are_not_installed_are_none() -> None:
-    assert run._version("surely-not-installed-anywhere") is None
 
 
 # ------------------------------------------------------------------------------------ bases

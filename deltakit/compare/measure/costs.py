@@ -12,15 +12,16 @@ from deltakit.compare.measure import timing
 from deltakit.compare.measure.hardware import device_peak
 from deltakit.compare.measure.memory import inference_memory, training_memory
 from deltakit.compare.measure.timing import Batch, Step
+from deltakit.compare.records.protocol import Protocol
 from deltakit.core.provider import AdaptedModel
-
-STEP_REPEATS = 11
-LATENCY_REPEATS = {1: 30, 8: 12}
-HANDLING_REPEATS = 3
 
 
 def training_cost(
-    adapted: AdaptedModel, batch: Batch, reference: Step | None, device: torch.device
+    adapted: AdaptedModel,
+    batch: Batch,
+    reference: Step | None,
+    device: torch.device,
+    protocol: Protocol,
 ) -> dict[str, Any]:
     """Time and memory of a training step; nothing where there is nothing to train.
 
@@ -30,13 +31,16 @@ def training_cost(
         reference: a step of full fine-tuning on that batch, where there is one. Where it is the
             subject's own, the ratio is 1.
         device: where the model is.
+        protocol: how often a step is timed.
     """
     if not any(parameter.requires_grad for parameter in adapted.model.parameters()):
         return {}
     step = Step(adapted.model, batch)
     memory = training_memory(step)
     steps = [step] if reference is None else [step, reference]
-    own, *others = timing.interleave(steps, repeats=STEP_REPEATS, warmup=1)
+    own, *others = timing.interleave(
+        steps, repeats=protocol.step_repeats, warmup=protocol.step_warmup
+    )
     return {
         "train_step_ms": own.median_ms,
         "train_step_iqr_ms": own.iqr_ms,
@@ -50,10 +54,13 @@ def training_cost(
     }
 
 
-def inference_cost(adapted: AdaptedModel, one: Batch, eight: Batch) -> dict[str, Any]:
+def inference_cost(
+    adapted: AdaptedModel, one: Batch, eight: Batch, protocol: Protocol
+) -> dict[str, Any]:
     """Time and memory of a forward pass of one text, and of eight."""
-    single = timing.latency(adapted, one, repeats=LATENCY_REPEATS[1])
-    batched = timing.latency(adapted, eight, repeats=LATENCY_REPEATS[8])
+    repeats, warmup = protocol.latency_repeats_b1, protocol.latency_warmup
+    single = timing.latency(adapted, one, repeats=repeats, warmup=warmup)
+    batched = timing.latency(adapted, eight, repeats=protocol.latency_repeats_b8, warmup=warmup)
     return {
         "infer_peak_bytes": inference_memory(adapted.model, eight),
         "latency_ms_b1": single.timing.median_ms,
@@ -62,19 +69,20 @@ def inference_cost(adapted: AdaptedModel, one: Batch, eight: Batch) -> dict[str,
         "latency_ms_b8": batched.timing.median_ms,
         "latency_vs_base_b8": batched.vs_base,
         "merged_latency_vs_base_b1": timing.merged_latency_vs_base(
-            adapted, one, repeats=LATENCY_REPEATS[1]
+            adapted, one, repeats=repeats, warmup=warmup
         ),
     }
 
 
-def handling_cost(adapted: AdaptedModel) -> dict[str, Any]:
+def handling_cost(adapted: AdaptedModel, protocol: Protocol) -> dict[str, Any]:
     """What the method weighs on disk, and how long loading, switching and merging take."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapted.save(folder)
-        handled = timing.load_and_swap(adapted, folder, repeats=HANDLING_REPEATS)
+        repeats = protocol.handling_repeats
+        handled = timing.load_and_swap(adapted, folder, repeats=repeats)
         return {
             "delta_bytes": weights_bytes(folder),
             **dataclasses.asdict(handled),
-            "merge_ms": timing.merge_ms(adapted, repeats=HANDLING_REPEATS),
+            "merge_ms": timing.merge_ms(adapted, repeats=repeats),
         }

@@ -32,15 +32,14 @@ from deltakit.inject.switch import active_nodes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-REPEATS = 7
 
-
-def diagnose(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, Any]:
+def diagnose(model: "PreTrainedModel", batch: timing.Batch, *, repeats: int) -> dict[str, Any]:
     """All that can be said of the active deltas; nothing where there are none.
 
     Args:
         model: it is left as it was, in evaluation mode.
-        batch: texts of the test split, without labels. The first of them is what times are of.
+        batch: texts of the test split, without labels. Times are of the first of them.
+        repeats: how often each state is timed.
     """
     if attachments_of(model) is None:
         return {}
@@ -51,8 +50,8 @@ def diagnose(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, Any]:
         "moved": moved(model, batch),
         "changes": changed(model, batch),
         "attention": attention,
-        "by_dropped": latency_by_dropped(model, one),
-        "by_members": latency_by_members(model, one, attention),
+        "by_dropped": latency_by_dropped(model, one, repeats),
+        "by_members": latency_by_members(model, one, attention, repeats),
     }
     found = {name: part for name, part in parts.items() if part}
     return {"texts": len(next(iter(batch.values()))), **found} if found else {}
@@ -108,7 +107,9 @@ def attended(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, dict[st
 # -------------------------------------------------------------- what layers and members cost
 
 
-def latency_by_dropped(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, float]:
+def latency_by_dropped(
+    model: "PreTrainedModel", batch: timing.Batch, repeats: int
+) -> dict[str, float]:
     """By n, a forward pass without the deltas of the lowest n layers over one with all."""
     attachments = need_attachments(model)
     handles = [attachments.handles[key] for key in active_nodes(attachments)]
@@ -116,7 +117,8 @@ def latency_by_dropped(model: "PreTrainedModel", batch: timing.Batch) -> dict[st
     if len(layers) < 2:
         return {}
     numbers = (0, layers[len(layers) // 2], 1 + layers[-1])
-    return _alternated(model, batch, {str(n): partial(_dropped, model, n) for n in numbers})
+    states = {str(n): partial(_dropped, model, n) for n in numbers}
+    return _alternated(model, batch, states, repeats)
 
 
 @contextmanager
@@ -129,7 +131,10 @@ def _dropped(model: "PreTrainedModel", first: int) -> Iterator[None]:
 
 
 def latency_by_members(
-    model: "PreTrainedModel", batch: timing.Batch, usage: Mapping[str, Mapping[str, float]]
+    model: "PreTrainedModel",
+    batch: timing.Batch,
+    usage: Mapping[str, Mapping[str, float]],
+    repeats: int,
 ) -> dict[str, float]:
     """By n, a forward pass with the n members that are used most over one with a single member.
 
@@ -137,6 +142,7 @@ def latency_by_members(
         model: one whose active delta combines others.
         batch: what is passed.
         usage: as `attended` returns it; empty where nothing is combined.
+        repeats: how often each number of members is timed.
     """
     members = min((len(each) for each in usage.values()), default=0)
     active = need_attachments(model).active
@@ -146,11 +152,11 @@ def latency_by_members(
     prune = partial(pruned, model, usage, name)
     numbers = sorted({1, (1 + members) // 2, members})
     states = {str(n): partial(prune, keep=n) for n in numbers}
-    return _alternated(model, batch, states)
+    return _alternated(model, batch, states, repeats)
 
 
 def _alternated(
-    model: "PreTrainedModel", batch: timing.Batch, states: Mapping[str, Any]
+    model: "PreTrainedModel", batch: timing.Batch, states: Mapping[str, Any], repeats: int
 ) -> dict[str, float]:
     """By state, the shortest time over the first state's, the states in turn.
 
@@ -162,7 +168,7 @@ def _alternated(
             model(**batch)
 
     shortest = dict.fromkeys(states, math.inf)
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, state in states.items():
             with state():
                 (timed,) = timing.interleave([forward], repeats=1, warmup=1)

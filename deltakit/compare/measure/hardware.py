@@ -10,9 +10,10 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from deltakit.compare.records.run import Machine
 
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -20,17 +21,17 @@ _POWERCAP = Path("/sys/class/powercap")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def facts() -> dict[str, Any]:
-    """What ``run.json`` says of this machine."""
-    return {
-        "name": name(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+def this_machine() -> Machine:
+    """The machine as ``run.json`` records it."""
+    return Machine(
+        name=name(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    )
 
 
 def name() -> str:

@@ -7,6 +7,7 @@ kinds, which cost differently: it reads the prompt (prefill), then it generates 
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,15 +23,12 @@ from deltakit.compare.measure.timing import (
     unmerged,
 )
 from deltakit.compare.records.latency import Shape, ShapeTime
+from deltakit.compare.records.protocol import Protocol
 from deltakit.core.provider import AdaptedModel
 from deltakit.models.heads import Head, LanguageHead
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-REPEATS = 7
-GENERATED = 8
-"""Tokens that are generated to time one."""
 
 
 def filled(data: "Dataset", shape: Shape, device: torch.device) -> Batch:
@@ -48,6 +46,7 @@ def by_shape(
     data: "Dataset",
     shapes: Sequence[Shape],
     device: torch.device,
+    protocol: Protocol,
 ) -> tuple[ShapeTime, ...]:
     """Times every phase of every shape, unmerged and, where that exists, merged.
 
@@ -57,6 +56,7 @@ def by_shape(
         data: an encoded split, for tokens that occur.
         shapes: what is asked for.
         device: where the model is.
+        protocol: how often a pass is timed, and how many tokens are generated.
     """
     adapted.model.eval()
     states: list[ModelState] = [adapted.disabled, unmerged(adapted)]
@@ -65,25 +65,28 @@ def by_shape(
     return tuple(
         _row(shape, phase, timings)
         for shape in shapes
-        for phase, timings in _timed(head, states, filled(data, shape, device))
+        for phase, timings in _timed(head, states, filled(data, shape, device), protocol)
     )
 
 
 def _timed(
-    head: Head, states: Sequence[ModelState], batch: Batch
+    head: Head, states: Sequence[ModelState], batch: Batch, protocol: Protocol
 ) -> Iterator[tuple[str, list[Timing]]]:
+    timed = partial(
+        in_states, states, repeats=protocol.shape_repeats, warmup=protocol.latency_warmup
+    )
     if not isinstance(head, LanguageHead):
-        yield "forward", in_states(states, forward(batch), repeats=REPEATS)
+        yield "forward", timed(forward(batch))
         return
-    first = in_states(states, _generation(batch, 1), repeats=REPEATS)
-    whole = in_states(states, _generation(batch, 1 + GENERATED), repeats=REPEATS)
+    tokens = protocol.generated_tokens
+    first, whole = timed(_generation(batch, 1)), timed(_generation(batch, 1 + tokens))
     yield "prefill", first
-    yield "decode", [_each(*pair) for pair in zip(first, whole, strict=True)]
+    yield "decode", [_each(*pair, tokens) for pair in zip(first, whole, strict=True)]
 
 
-def _each(first: Timing, whole: Timing) -> Timing:
-    """One token after the first: what all take, less the typical first, shared among the rest."""
-    return Timing(times_ms=tuple((time - first.median_ms) / GENERATED for time in whole.times_ms))
+def _each(first: Timing, whole: Timing, tokens: int) -> Timing:
+    """One token after the first: the time of all, less the typical first, shared by the rest."""
+    return Timing(times_ms=tuple((time - first.median_ms) / tokens for time in whole.times_ms))
 
 
 def _generation(batch: Batch, tokens: int) -> Call:

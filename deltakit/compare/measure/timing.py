@@ -105,18 +105,22 @@ class Latency:
     vs_base: float
 
 
-def latency(adapted: AdaptedModel, batch: Batch, *, repeats: int) -> Latency:
+def latency(adapted: AdaptedModel, batch: Batch, *, repeats: int, warmup: int) -> Latency:
     """Forward passes of a model with its method against those of the base without it."""
     adapted.model.eval()
-    own, base = in_states((unmerged(adapted), adapted.disabled), forward(batch), repeats=repeats)
+    states = (unmerged(adapted), adapted.disabled)
+    own, base = in_states(states, forward(batch), repeats=repeats, warmup=warmup)
     return Latency(timing=own, vs_base=own.over(base))
 
 
-def merged_latency_vs_base(adapted: AdaptedModel, batch: Batch, *, repeats: int) -> float | None:
+def merged_latency_vs_base(
+    adapted: AdaptedModel, batch: Batch, *, repeats: int, warmup: int
+) -> float | None:
     """The same ratio with the method merged into the weights; None where it does not merge."""
     if merge_ms(adapted) is None:
         return None
-    own, base = in_states((adapted.merged, adapted.disabled), forward(batch), repeats=repeats)
+    states = (adapted.merged, adapted.disabled)
+    own, base = in_states(states, forward(batch), repeats=repeats, warmup=warmup)
     return own.over(base)
 
 
@@ -140,18 +144,20 @@ def forward(batch: Batch) -> Call:
     return run
 
 
-def in_states(states: Sequence[ModelState], run: Call, *, repeats: int) -> list[Timing]:
-    """As `alternate`, with the model in one state after the other.
+def in_states(
+    states: Sequence[ModelState], run: Call, *, repeats: int, warmup: int
+) -> list[Timing]:
+    """As `interleave`, with the model in one state after the other.
 
-    Changing the state is not part of a time, and one run before each that is timed warms the
+    Changing the state is not part of a time. One untimed run before each timed one warms the
     state's caches up.
     """
     times: list[list[float]] = [[] for _ in states]
-    for turn in range(repeats + 2):
+    for turn in range(warmup + repeats):
         for index, state in enumerate(states):
             with state() as model:
                 took = _warm_ms(model, run)
-            if turn >= 2:
+            if turn >= warmup:
                 times[index].append(took)
     return [Timing(times_ms=tuple(each)) for each in times]
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from deltakit.compare.plan.lr_search import GRID
+from deltakit.compare.records.protocol import Protocol
 from deltakit.core.checks import check_positive, check_whole
 from deltakit.errors import unknown
 from deltakit.models.source import DEFAULT_MODEL
@@ -106,6 +107,8 @@ class Request:
         metric: what scores are; None is what the kind of task usually has.
         text_column: names of columns, where the task is local or on the Hub.
         label_separator: the text between several labels in one cell of a table.
+        protocol: how often things are measured; by default that of the environment variable
+            ``DELTAKIT_PROTOCOL``.
     """
 
     methods: tuple[str, ...]
@@ -127,6 +130,7 @@ class Request:
     pair_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None
+    protocol: Protocol = field(default_factory=Protocol.from_environment)
 
 
 def profile(name: str) -> Profile:

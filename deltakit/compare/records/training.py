@@ -1,15 +1,15 @@
-"""What is kept of a training, beside what it has trained."""
+"""The record of a training: its time, losses and learning curve."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalPoint:
-    """How good a training was at one moment.
+    """A point of a learning curve.
 
     Attributes:
         step: after how many steps.
-        seconds: the time of these steps alone, without that of judging.
+        seconds: the time of these steps alone, without that of evaluating.
         score: on the validation split.
     """
 
@@ -19,16 +19,22 @@ class EvalPoint:
 
 
 LearningCurve = tuple[EvalPoint, ...]
-"""The checkpoints of one training, in order."""
+"""The points of one training, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """How a training went.
+    """The record of one training.
 
-    `seconds` is the wall time of its steps and their data loading, `joules` what the machine's
-    processors took meanwhile, where they say; `machine` is what it ran on, where that is known;
-    `pace` is how good it was on the way, where it was judged, which is not part of the time.
+    Attributes:
+        seconds: wall time of its steps and their data loading, without that of evaluating.
+        steps: optimiser steps.
+        examples: of the training split.
+        losses: one for each step.
+        joules: energy that the machine's processors took meanwhile; None where it is not known.
+        machine: where it ran; None where that is not known.
+        learning_curve: its score on the way; empty where it was not evaluated. Files call it
+            "pace".
     """
 
     seconds: float
@@ -37,4 +43,4 @@ class TrainingRecord:
     losses: tuple[float, ...]
     joules: float | None = None
     machine: str | None = None
-    pace: LearningCurve = ()
+    learning_curve: LearningCurve = ()

@@ -6,10 +6,10 @@ It is one tuple, `COLUMNS_FOR_PEOPLE`: a column is a title, an explanation and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.number_format import (
     MISSING,
     format_bytes,
@@ -21,7 +21,7 @@ from deltakit.compare.report.number_format import (
     format_ratio,
     shorten,
 )
-from deltakit.compare.report.summary import RowSummary, machines_of, metric_of, role
+from deltakit.compare.report.summary import RowSummary, machines_of, metric_of
 from deltakit.compare.stats.metrics import Direction, Metric, Unit
 from deltakit.compare.stats.significance import Difference
 
@@ -293,9 +293,9 @@ def score_title(summaries: Sequence[RowSummary]) -> str:
     return f"Score{metric.unit.value}{metric.direction.value}"
 
 
-def legend(summaries: Sequence[RowSummary], run: Mapping[str, Any]) -> tuple[str, ...]:
+def legend(summaries: Sequence[RowSummary], run: RunRecord) -> tuple[str, ...]:
     """The sentences under a table."""
-    ends = [(name, role(run, name.lower())) for name in ("Floor", "Ceiling", "Baseline")]
+    ends = [(name, run.role(name.lower())) for name in ("Floor", "Ceiling", "Baseline")]
     rows = [row for summary in summaries for row in summary.done]
     tested = sorted({row.n_test for row in rows if row.n_test is not None})
     lines = [f"{name}: {label}." for name, label in ends if label is not None]

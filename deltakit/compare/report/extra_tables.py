@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import Row
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import LearningCurve
 from deltakit.compare.report.number_format import (
     MISSING,
@@ -20,7 +21,7 @@ from deltakit.compare.report.number_format import (
     format_milliseconds,
     format_ratio,
 )
-from deltakit.compare.report.summary import RowSummary, role
+from deltakit.compare.report.summary import RowSummary
 from deltakit.compare.report.time_to_score import TimeToScore, mean_curve, time_to_score
 from deltakit.compare.stats.metrics import Metric
 
@@ -126,14 +127,14 @@ def mean_curves(
 
 
 def time_to_score_of(
-    paces: Mapping[Row, LearningCurve], run: Mapping[str, Any], metric: Metric
+    paces: Mapping[Row, LearningCurve], run: RunRecord, metric: Metric
 ) -> TimeToScore | None:
     """The time to score of the rows' mean curves; the ends are those in full precision, if any."""
-    full = run.get("full_precision")
+    full = run.full_precision
     rows = sorted(paces, key=lambda row: row[1] != full)
 
     def first(name: str) -> Row | None:
-        label = role(run, name)
+        label = run.role(name)
         return next((row for row in rows if row[0] == label), None)
 
     return time_to_score(paces, first("floor"), first("ceiling"), metric.direction)

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import COLUMNS, CellResult, Row
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import LearningCurve
 from deltakit.compare.records.trial import Choice
 from deltakit.compare.report import charts, html
@@ -32,7 +33,7 @@ class CellExtras:
 
     searches: Mapping[tuple[str, str, int], Choice] = field(default_factory=dict)
     found: Mapping[tuple[str, str, int], Found] = field(default_factory=dict)
-    paces: Mapping[tuple[str, str, int], LearningCurve] = field(default_factory=dict)
+    learning_curves: Mapping[tuple[str, str, int], LearningCurve] = field(default_factory=dict)
     latencies: Mapping[tuple[str, str, int], tuple[ShapeTime, ...]] = field(default_factory=dict)
 
     def choices(self, rows: Iterable[Row]) -> dict[Row, Choice]:
@@ -51,7 +52,7 @@ class CellExtras:
 def page_of(
     summaries: Sequence[RowSummary],
     rows: Sequence[CellResult],
-    run: Mapping[str, Any],
+    run: RunRecord,
     insights: CellExtras,
 ) -> html.Page:
     """The page of a run."""
@@ -73,27 +74,32 @@ def page_of(
         latency=latency_table(insights.latencies, summaries, names),
         maps=list(_maps(found, names)),
         limits=list(_limits(summaries, rows, run)),
-        notes=_sequence(run.get("notes")),
-        protocol=_mapping(run.get("plan")),
+        notes=run.notes,
+        protocol=_protocol(run),
         failed=_failed(summaries, rows, choices),
         failures=[_failure(row) for row in rows if row.status == "failed"],
         cell_columns=shown,
         cells=[[row.to_dict()[column] for column in shown] for row in rows],
-        provenance={key: run[key] for key in run if key not in ("plan", "notes")},
+        provenance=_provenance(run),
     )
 
 
-def title_of(rows: Sequence[CellResult], run: Mapping[str, Any]) -> str:
+def title_of(rows: Sequence[CellResult], run: RunRecord) -> str:
     """The title: the task and the model."""
-    task = rows[0].task if rows else _name(run.get("task"))
-    return " · ".join(part for part in (task, _name(run.get("model"))) if part) or "Comparison"
+    task = rows[0].task if rows else run.task.name
+    return " · ".join(part for part in (task, run.model.name) if part) or "Comparison"
 
 
-def _name(value: object) -> str:
-    """What a record of ``run.json`` calls itself."""
-    if isinstance(value, Mapping):
-        return str(value.get("name", ""))
-    return "" if value is None else str(value)
+def _protocol(run: RunRecord) -> dict[str, Any]:
+    """The plan, and how often things were measured."""
+    measured = {} if run.protocol is None else {"measuring": run.protocol.to_dict()}
+    return {**run.plan.to_dict(), **measured}
+
+
+def _provenance(run: RunRecord) -> dict[str, Any]:
+    """The rest of the record."""
+    shown_elsewhere = ("plan", "notes", "protocol")
+    return {key: value for key, value in run.to_dict().items() if key not in shown_elsewhere}
 
 
 def _names(summaries: Sequence[RowSummary]) -> dict[Row, str]:
@@ -131,13 +137,13 @@ def _failed(
 
 
 def _facts(
-    summaries: Sequence[RowSummary], rows: Sequence[CellResult], run: Mapping[str, Any]
+    summaries: Sequence[RowSummary], rows: Sequence[CellResult], run: RunRecord
 ) -> list[str]:
     seeds = len({row.seed for row in rows})
     failed = sum(row.status == "failed" for row in rows)
     facts = [_many(len(summaries), "row"), _many(seeds, "seed"), _many(len(rows), "cell")]
     facts += [f"{failed} failed"] if failed else []
-    return [*facts, *([str(run["created"])] if run.get("created") else [])]
+    return [*facts, *([run.created] if run.created else [])]
 
 
 def _many(number: int, noun: str) -> str:
@@ -149,25 +155,14 @@ def _columns_with_values(rows: Sequence[CellResult]) -> list[str]:
     return [name for name in COLUMNS if any(cell[name] is not None for cell in cells)]
 
 
-def _sequence(value: object) -> Sequence[Any]:
-    """Notes come as one sentence or as several."""
-    if value is None or value == "":
-        return ()
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {} if value is None else {"plan": value}
-
-
 def _pace(
     summaries: Sequence[RowSummary],
-    run: Mapping[str, Any],
+    run: RunRecord,
     insights: CellExtras,
     names: Mapping[Row, str],
     metric: Metric,
 ) -> html.CurveView | None:
-    paces = mean_curves(insights.paces, summaries)
+    paces = mean_curves(insights.learning_curves, summaries)
     found = time_to_score_of(paces, run, metric)
     curves = None if found is None else charts.paces(paces, names, found.target, metric)
     if found is None or curves is None:
@@ -207,7 +202,7 @@ def _maps(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Iterator[html
 
 
 def _limits(
-    summaries: Sequence[RowSummary], rows: Sequence[CellResult], run: Mapping[str, Any]
+    summaries: Sequence[RowSummary], rows: Sequence[CellResult], run: RunRecord
 ) -> Iterator[str]:
     """What a reader must not take from this run."""
     seeds = len({row.seed for row in rows})

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltakit.compare.records.result import Row
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.charts import Found
 from deltakit.compare.report.number_format import format_ratio
-from deltakit.compare.report.summary import RowSummary, role
+from deltakit.compare.report.summary import RowSummary
 
 NOISE = 0.1
 """How far from 1 a ratio of two equal times may lie: what such ratios vary by between runs."""
@@ -27,13 +28,13 @@ class ClaimInput:
         summaries: the rows of the table.
         found: what was found inside their models.
         names: what the page calls the rows.
-        run: what ``run.json`` holds.
+        run: the record of the run.
     """
 
     summaries: Sequence[RowSummary]
     found: Mapping[Row, Found]
     names: Mapping[Row, str]
-    run: Mapping[str, object]
+    run: RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def _ratios(
     """One figure for each row that has something to deploy and a value in the column."""
 
     def figures(evidence: ClaimInput) -> tuple[Figure, ...]:
-        ceiling = role(evidence.run, "ceiling")
+        ceiling = evidence.run.role("ceiling")
         return tuple(
             Figure(
                 row=evidence.names[summary.method, summary.base],

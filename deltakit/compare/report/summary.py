@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from deltakit.compare.records.result import CellResult, Predictions, Row
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.stats.contrasts import Seeds, contrasts, letter_display
 from deltakit.compare.stats.metrics import METRICS, Metric, Unit
 from deltakit.compare.stats.significance import Difference, across_seeds, is_constant
@@ -93,15 +93,15 @@ def reason_of(row: CellResult) -> str:
 
 
 def summarise(
-    rows: Sequence[CellResult], predictions: PredictionsOf, run: Mapping[str, Any]
+    rows: Sequence[CellResult], predictions: PredictionsOf, run: RunRecord
 ) -> tuple[RowSummary, ...]:
     """One `RowSummary` for each method and base, in the order of first appearance, by method.
 
     Args:
         rows: the cells of one run.
         predictions: those of the finished cells; where they are missing, so are differences.
-        run: what ``run.json`` holds; its "roles" name the floor and the ceiling, and its
-            "full_precision" the base that other bases are compared with.
+        run: its roles name the floor and the ceiling, and its `full_precision` the base that
+            other bases are compared with.
 
     Raises:
         InvalidConfig: the rows belong to several tasks, or have several metrics.
@@ -113,11 +113,11 @@ def summarise(
         groups.setdefault((row.method, row.base), []).append(row)
     seeds = {key: _predictions(group, predictions) for key, group in groups.items()}
     methods = list(dict.fromkeys(method for method, _ in groups))
-    full = str(run.get("full_precision"))
+    full = str(run.full_precision)
     scores = {key: _score(_done(group)) for key, group in groups.items()}
     ranked = sorted(groups, key=lambda key: -_rank(scores[key], metric))
     group_of = letter_display(seeds, ranked, metric)
-    versus = {name: _versus(seeds, role(run, name), full, metric) for name in _REFERENCES}
+    versus = {name: _versus(seeds, run.role(name), full, metric) for name in _REFERENCES}
     vs_full = contrasts(seeds, {key: (key[0], full) for key in seeds}, metric)
     machines = machines_of(rows)
     return tuple(
@@ -137,12 +137,6 @@ def summarise(
         )
         for (method, base), group in sorted(groups.items(), key=lambda g: methods.index(g[0][0]))
     )
-
-
-def role(run: Mapping[str, Any], name: str) -> str | None:
-    """The label of the method that is the "floor" or the "ceiling" of a run, if it has one."""
-    label = (run.get("roles") or {}).get(name)
-    return None if label is None else str(label)
 
 
 def _check_one_task(rows: Sequence[CellResult]) -> None:
@@ -180,9 +174,9 @@ def _rank(score: Score | None, metric: Metric) -> float:
     return -math.inf if score is None else metric.direction.rank(score.mean)
 
 
-def _collapsed(method: str, run: Mapping[str, Any], seeds: Seeds) -> int:
+def _collapsed(method: str, run: RunRecord, seeds: Seeds) -> int:
     """The constant prediction is one class for everything by design."""
-    return 0 if method == run.get("constant") else sum(map(is_constant, seeds.values()))
+    return 0 if method == run.constant else sum(map(is_constant, seeds.values()))
 
 
 def _score(done: Sequence[CellResult]) -> Score | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from deltakit.compare.records import result as schema
 from deltakit.compare.records.result import CellResult
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.columns import columns_for, legend
 from deltakit.compare.report.number_format import MISSING
 from deltakit.compare.report.summary import RowSummary
@@ -28,7 +29,7 @@ def _cells_frame(rows: Sequence[CellResult]) -> pd.DataFrame:
     return pd.DataFrame([row.to_dict() for row in rows], columns=list(schema.COLUMNS), dtype=object)
 
 
-def table_md(summaries: Sequence[RowSummary], run: Mapping[str, Any]) -> str:
+def table_md(summaries: Sequence[RowSummary], run: RunRecord) -> str:
     """``table.md``: the table and its legend."""
     frame = _frame(summaries, _markdown)
     align = ["left", *["right"] * (frame.shape[1] - 1)]

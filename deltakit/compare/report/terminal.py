@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from deltakit.compare.records.result import CellResult
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.columns import (
     BASE,
     VS_FULL,
@@ -74,7 +75,7 @@ _DROPPED_FIRST = ("Disk", "%", "vs floor\np", "Trained")
 def terminal_table(
     rows: Sequence[CellResult],
     predictions: PredictionsOf,
-    run: Mapping[str, Any],
+    run: RunRecord,
     *,
     width: int = 120,
 ) -> Table:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deltakit._files import atomic_path, write_text
 from deltakit.compare.records.result import CellResult
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report import html
 from deltakit.compare.report.cost_views import picture
 from deltakit.compare.report.extra_tables import curve_csv, latency_csv
@@ -23,7 +24,7 @@ def write_reports(
     out: Path,
     rows: Sequence[CellResult],
     predictions: PredictionsOf,
-    run: Mapping[str, Any],
+    run: RunRecord,
     insights: CellExtras | None = None,
 ) -> None:
     """Writes every file of the report, each whole or not at all.
@@ -32,8 +33,8 @@ def write_reports(
         out: the run's folder.
         rows: its cells, in the order of the table.
         predictions: those of the finished cells, by method, base and seed.
-        run: what ``run.json`` holds. "roles" names the floor and the ceiling; "plan" is printed as
-            the protocol, "notes" at the top, and the rest as provenance.
+        run: its roles name the floor and the ceiling. The page prints its plan and measuring
+            protocol, its notes at the top, and the rest as provenance.
         insights: the extra records of the cells, for the page.
 
     Raises:
@@ -48,7 +49,7 @@ def write_reports(
     insights = insights or CellExtras()
     for name, text in (
         ("latency.csv", latency_csv(insights.latencies)),
-        ("pace.csv", curve_csv(insights.paces)),
+        ("pace.csv", curve_csv(insights.learning_curves)),
     ):
         if text.strip():
             write_text(out / name, text)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.records.training import TrainingRecord
 from deltakit.compare.records.trial import Choice, Trial
 from deltakit.compare.run.context import RunContext
-from deltakit.compare.run.learning_curve import EVALUATED_ROWS
+from deltakit.compare.run.learning_curve import CurveScore
 from deltakit.compare.run.predict import predict, score
 from deltakit.compare.run.train import TrainingFailed, steps_of, train
 from deltakit.compare.stats.metrics import METRICS
@@ -72,7 +72,7 @@ def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
         **dataclasses.asdict(adapted.counts()),
         **_costs(context, adapted, training),
     )
-    beside = {"search": choice.to_plain() if choice.trials else None, **_pace(record)}
+    beside = {"search": choice.to_plain() if choice.trials else None, **_learning_curve(record)}
     for kind, content in {**beside, **_extras(context, cell, adapted)}.items():
         context.folder.write_extra(cell, kind, content)
     if training.method.role is Role.CEILING:
@@ -175,22 +175,24 @@ def train_now(
         seed=training.seed,
         progress=context.progress,
         callbacks=adapted.callbacks(),
-        judge=_judge(context, adapted, training),
+        curve=_curve(context, adapted, training),
     )
     return adapted, record
 
 
-def _judge(
-    context: RunContext, adapted: AdaptedModel, training: Training
-) -> Callable[[], float] | None:
-    """How good the target's model is on the way; trials are judged at their end alone."""
-    if training.task != context.plan.task.name or training.seed == TUNING_SEED:
+def _curve(context: RunContext, adapted: AdaptedModel, training: Training) -> CurveScore | None:
+    """The learning curve of a training on the target task; trials have none."""
+    trial = training.seed == TUNING_SEED
+    if trial or training.task != context.plan.task.name or not context.protocol.curve_points:
         return None
     metric = METRICS.get(context.plan.task.metric)
     whole = context.encoded(training.task, "validation")
-    rows = whole.select(range(min(len(whole), EVALUATED_ROWS)))
+    rows = whole.select(range(min(len(whole), context.protocol.curve_rows)))
     kind = context.kind(training.task)
-    return lambda: metric.value(predict(adapted.model, rows, kind, context.tokenizer))
+    return CurveScore(
+        score=lambda: metric.value(predict(adapted.model, rows, kind, context.tokenizer)),
+        points=context.protocol.curve_points,
+    )
 
 
 def ensure_trained(context: RunContext, training: Training) -> TrainingRecord:
@@ -199,8 +201,8 @@ def ensure_trained(context: RunContext, training: Training) -> TrainingRecord:
     return get_trained(context, training)[1] if record is None else record
 
 
-def _pace(record: TrainingRecord) -> dict[str, Any]:
-    return {"pace": [dataclasses.asdict(each) for each in record.pace]}
+def _learning_curve(record: TrainingRecord) -> dict[str, Any]:
+    return {"pace": [dataclasses.asdict(each) for each in record.learning_curve]}
 
 
 def _constant(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
@@ -236,27 +238,30 @@ def _stage1_seconds(context: RunContext, training: Training) -> float | None:
 
 def _costs(context: RunContext, adapted: AdaptedModel, training: Training) -> dict[str, Any]:
     """Everything that is measured, training first: in the end the method is as it is deployed."""
-    ceiling = training.method.role is Role.CEILING
+    ceiling, protocol = training.method.role is Role.CEILING, context.protocol
     own_reference = ceiling and training.base.name == FULL_PRECISION
     reference = None if own_reference else context.reference_step
-    found = training_cost(adapted, context.train_batch, reference, context.device)
+    found = training_cost(adapted, context.train_batch, reference, context.device, protocol)
     if own_reference:
         found["train_step_vs_full"] = 1.0
     adapted.deploy()
-    found |= inference_cost(adapted, context.inference_batch(1), context.inference_batch(8))
+    one, eight = context.inference_batch(1), context.inference_batch(8)
+    found |= inference_cost(adapted, one, eight, protocol)
     if ceiling:  # loading it is loading a model
         return {**found, "delta_bytes": context.store_for(training).size(training)}
-    return found | handling_cost(adapted)
+    return found | handling_cost(adapted, protocol)
 
 
 def _extras(context: RunContext, cell: Cell, adapted: AdaptedModel) -> dict[str, Any]:
-    """What is recorded of a deployed method beside its row."""
+    """What is recorded of a deployed method besides its row."""
+    protocol = context.protocol
     shapes = [shape_of(text) for text in cell.latency]
     head, data = context.kind(cell.task).head, context.encoded(cell.task, "test")
-    times = by_shape(adapted, head, data, shapes, context.device)
+    times = by_shape(adapted, head, data, shapes, context.device, protocol)
+    inspected = context.inference_batch(protocol.inspected_texts)
     return {
         "latency": [dataclasses.asdict(each) for each in times],
-        "diagnostics": diagnose(adapted.model, context.inference_batch(8)),
+        "diagnostics": diagnose(adapted.model, inspected, repeats=protocol.inspected_repeats),
     }
 
 

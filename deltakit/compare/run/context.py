@@ -12,6 +12,7 @@ import deltakit as dk
 from deltakit.compare.measure import timing
 from deltakit.compare.plan.plan import Member, Plan, Training
 from deltakit.compare.plan.request import FULL_PRECISION
+from deltakit.compare.records.protocol import Protocol
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.run.device_lock import DeviceLock, device_lock_for
 from deltakit.compare.run.distributed import SingleProcess
@@ -44,6 +45,11 @@ class RunContext:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer."""
         return self.plan.model.tokenizer()
+
+    @property
+    def protocol(self) -> Protocol:
+        """How often things are measured."""
+        return self.plan.request.protocol
 
     @property
     def device(self) -> torch.device:

@@ -1,45 +1,53 @@
-"""How fast a training gets somewhere: its score on the validation split, a few times on the way.
+"""Learning curves: the score on the validation split, a few times on the way through a training.
 
-A step that is faster may need more of them, so step times say nothing of the time to a result.
-Rates rise and fall with a schedule that is made for the whole training: a score on the way is lower
-than what a training of that length would have ended with.
+A method with a faster step may need more steps, so a step time is not the time to a result. The
+learning rate follows a schedule that is made for the whole training: a score on the way is lower
+than the score at the end of a training of that length.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from deltakit.compare.measure.hardware import Meter
 from deltakit.compare.records.training import EvalPoint
 
-EVALUATIONS = 6
-"""How often a training is judged; the last time is at its end."""
-EVALUATED_ROWS = 400
-"""Rows of the validation split that it is judged on, at most."""
+
+@dataclass(frozen=True, kw_only=True)
+class CurveScore:
+    """How the points of a learning curve are made.
+
+    Attributes:
+        score: evaluates the model as it is now.
+        points: evaluations over a training, the last one at its end.
+    """
+
+    score: Callable[[], float]
+    points: int
 
 
-def eval_steps(steps: int) -> frozenset[int]:
-    """The steps after which a training is judged, evenly over it."""
-    return frozenset(
-        max(1, round(steps * part / EVALUATIONS)) for part in range(1, 1 + EVALUATIONS)
-    )
+def eval_steps(steps: int, points: int) -> frozenset[int]:
+    """The steps after which a training is evaluated, evenly over it."""
+    return frozenset(max(1, round(steps * part / points)) for part in range(1, 1 + points))
 
 
 class IntermediateEval:
-    """Judges a training at its marks.
+    """Evaluates a training at the steps of its learning curve.
 
     Args:
         steps: of the whole training.
-        judge: the score of the model as it is now.
+        curve: how a point of the curve is made.
         meter: paused meanwhile.
     """
 
-    def __init__(self, steps: int, judge: Callable[[], float], meter: Meter) -> None:
-        self._marks, self._judge, self._meter = eval_steps(steps), judge, meter
-        self.pace: list[EvalPoint] = []
+    def __init__(self, steps: int, curve: CurveScore, meter: Meter) -> None:
+        self._steps, self._score = eval_steps(steps, curve.points), curve.score
+        self._meter = meter
+        self.points: list[EvalPoint] = []
 
     def after(self, step: int) -> None:
-        """Told of every step that has been made."""
-        if step in self._marks:
+        """Called after every step."""
+        if step in self._steps:
             seconds = self._meter.seconds()
             with self._meter.paused():
-                score = self._judge()
-            self.pace.append(EvalPoint(step=step, seconds=seconds, score=score))
+                score = self._score()
+            self.points.append(EvalPoint(step=step, seconds=seconds, score=score))

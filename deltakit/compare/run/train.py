@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from deltakit.compare.measure.hardware import Meter
 from deltakit.compare.plan.request import Budget
 from deltakit.compare.records.training import TrainingRecord
 from deltakit.compare.run import distributed
-from deltakit.compare.run.learning_curve import IntermediateEval
+from deltakit.compare.run.learning_curve import CurveScore, IntermediateEval
 from deltakit.compare.run.progress import Lane
 from deltakit.errors import DeltakitError
 from deltakit.models.source import device
@@ -45,7 +45,7 @@ def train(
     seed: int,
     progress: Lane,
     callbacks: Sequence[Any] = (),
-    judge: Callable[[], float] | None = None,
+    curve: CurveScore | None = None,
 ) -> TrainingRecord:
     """Trains whatever of the model requires a gradient. Nothing takes no step.
 
@@ -59,7 +59,7 @@ def train(
         seed: of the order of the examples and of dropout.
         progress: advanced by one at each step.
         callbacks: transformers' callbacks, for methods that do something between steps.
-        judge: the model's score as it is, asked for a few times on the way; None leaves that out.
+        curve: makes the points of the learning curve; None leaves them out.
 
     Raises:
         TrainingFailed: the loss became infinite or NaN.
@@ -100,7 +100,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         meter = Meter()
-        watch = None if judge is None else IntermediateEval(steps, judge, meter)
+        watch = None if curve is None else IntermediateEval(steps, curve, meter)
         if watch is not None:
             trainer.add_callback(_watching(watch))
         trainer.train()
@@ -108,7 +108,7 @@ def train(
     return TrainingRecord(
         seconds=seconds,
         joules=joules,
-        pace=() if watch is None else tuple(watch.pace),
+        learning_curve=() if watch is None else tuple(watch.points),
         steps=steps,
         examples=len(data),
         losses=tuple(trainer.losses),

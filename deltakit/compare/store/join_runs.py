@@ -3,47 +3,48 @@
 What does not compare is not joined: a table would not show that its rows were made differently.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from deltakit._files import atomic_path, write_text
+from deltakit._files import atomic_path
 from deltakit.compare.plan.plan import content_id
-from deltakit.compare.store.run_folder import RUN, RunFolder, check_ours
+from deltakit.compare.records.protocol import Protocol
+from deltakit.compare.records.run import CellRecord, RunRecord
+from deltakit.compare.store.run_folder import RUN, RunFolder, check_ours, differences
 from deltakit.errors import InvalidConfig
 
-Run = Mapping[str, Any]
-JOINED = "joined"
-"""What ``run.json`` says of a folder that was joined from others: which."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """Something that must be the same in all runs of a table."""
+    """Something that must be the same in all runs of a table. A mapping is compared by key."""
 
     name: str
-    of: Callable[[Run], Any]
-
-
-def _target(run: Run) -> Mapping[str, Any]:
-    return dict(run["tasks"][run["task"]["name"]])
+    of: Callable[[RunRecord], Any]
 
 
 CONDITIONS = (
-    Condition(name="the version of deltakit", of=lambda run: run["versions"]["deltakit-peft"]),
-    Condition(name="the model", of=lambda run: run["model"]["fingerprint"]),
-    Condition(name="the task", of=lambda run: run["task"]["name"]),
-    Condition(name="the metric", of=lambda run: run["task"]["metric"]),
-    Condition(name="the number of test examples", of=lambda run: _target(run)["test"]),
-    Condition(name="the budget", of=lambda run: run["plan"]["budget"]),
-    Condition(name="the number of trials", of=lambda run: run["plan"]["trials"]),
-    Condition(name="the grid of learning rates", of=lambda run: run["plan"]["lr_grid"]),
-    Condition(name="the compute dtype", of=lambda run: run["plan"]["compute_dtype"]),
-    Condition(name="the examples of the task", of=lambda run: _target(run)["fingerprint"]),
+    Condition(name="the version of deltakit", of=lambda run: run.versions["deltakit-peft"]),
+    Condition(name="the model", of=lambda run: run.model.fingerprint),
+    Condition(name="the task", of=lambda run: run.task.name),
+    Condition(name="the metric", of=lambda run: run.task.metric),
+    Condition(name="the number of test examples", of=lambda run: run.target.test),
+    Condition(name="the budget", of=lambda run: run.plan.budget),
+    Condition(name="the number of trials", of=lambda run: run.plan.trials),
+    Condition(name="the grid of learning rates", of=lambda run: run.plan.lr_grid),
+    Condition(name="the compute dtype", of=lambda run: run.plan.compute_dtype),
+    Condition(name="the examples of the task", of=lambda run: run.target.fingerprint),
+    Condition(name="the measuring protocol", of=lambda run: _protocol(run.protocol)),
 )
+
+
+def _protocol(known: Protocol | None) -> Mapping[str, int]:
+    """The numbers; those of a file of the first layout are the defaults, which it did not say."""
+    return (known or Protocol()).to_dict()
 
 
 def join(folders: Sequence[Path], out: Path) -> RunFolder:
@@ -58,20 +59,22 @@ def join(folders: Sequence[Path], out: Path) -> RunFolder:
     Raises:
         InvalidConfig: a folder is none of a run, the runs do not compare, or `out` is in use.
     """
-    runs = {RunFolder(folder): RunFolder(folder).description() for folder in folders}
+    runs = {RunFolder(folder): RunFolder(folder).run_record() for folder in folders}
     first = RunFolder(folders[0])
     for other in runs:
         _check_comparable((first, runs[first]), (other, runs[other]))
     cells = _cells(runs)
     target = _target_folder(out)
     for source, cell in cells:
-        _copy(source, target, cell["id"])
-    run = _described(list(runs.values()), [cell for _, cell in cells], folders)
-    write_text(target.path / RUN, json.dumps(run, indent=2) + "\n")
+        _copy(source, target, cell.id)
+    joined = _joined(list(runs.values()), [cell for _, cell in cells], folders)
+    target.write_run_record(joined)
     return target
 
 
-def _check_comparable(first: tuple[RunFolder, Run], other: tuple[RunFolder, Run]) -> None:
+def _check_comparable(
+    first: tuple[RunFolder, RunRecord], other: tuple[RunFolder, RunRecord]
+) -> None:
     for condition in CONDITIONS:
         ours, theirs = (condition.of(run) for _, run in (first, other))
         if ours != theirs:
@@ -90,20 +93,20 @@ def _words(value: Any, other: Any) -> str:
     return str(value)[:16]
 
 
-def _cells(runs: Mapping[RunFolder, Run]) -> list[tuple[RunFolder, Mapping[str, Any]]]:
+def _cells(runs: Mapping[RunFolder, RunRecord]) -> list[tuple[RunFolder, CellRecord]]:
     """Every row's cell once, and the folder that it is taken from."""
-    chosen: dict[tuple[str, str, int], tuple[RunFolder, Mapping[str, Any]]] = {}
+    chosen: dict[tuple[str, str, int], tuple[RunFolder, CellRecord]] = {}
     for folder, run in runs.items():
-        for cell in run["plan"]["cells"]:
-            key = (cell["method"], cell["base"], cell["seed"])
+        for cell in run.plan.cells:
+            key = (cell.method, cell.base, cell.seed)
             there, known = chosen.setdefault(key, (folder, cell))
-            if known["id"] != cell["id"]:
+            if known.id != cell.id:
                 raise InvalidConfig(
                     f"{there.path} and {folder.path} do not compare: both have the row "
-                    f"{cell['method']} ({cell['base']}, seed {cell['seed']}), made differently "
+                    f"{cell.method} ({cell.base}, seed {cell.seed}), made differently "
                     "(other members, or another width). Report them apart."
                 )
-            if not there.finished(cell["id"]) and folder.result(cell["id"]) is not None:
+            if not there.finished(cell.id) and folder.result(cell.id) is not None:
                 chosen[key] = (folder, cell)
     return list(chosen.values())
 
@@ -111,7 +114,7 @@ def _cells(runs: Mapping[RunFolder, Run]) -> list[tuple[RunFolder, Mapping[str, 
 def _target_folder(out: Path) -> RunFolder:
     check_ours(out)
     target = RunFolder(out)
-    if (out / RUN).is_file() and JOINED not in target.description():
+    if (out / RUN).is_file() and not target.run_record().joined:
         raise InvalidConfig(
             f"--out {out} is the folder of a run. Choose another one: what is joined is copied."
         )
@@ -129,34 +132,28 @@ def _copy(source: RunFolder, target: RunFolder, cell_id: str) -> None:
             shutil.copyfile(file, temporary)
 
 
-def _described(
-    runs: Sequence[Run], cells: Sequence[Mapping[str, Any]], folders: Sequence[Path]
-) -> dict[str, Any]:
-    """The first run's description, with what the others add."""
-    methods = dict.fromkeys(method for run in runs for method in run["plan"]["methods"])
-    notes = dict.fromkeys(note for run in runs for note in run.get("notes", ()))
-    merged: dict[str, Any] = {
-        **runs[0],
-        "id": content_id([cell["id"] for cell in cells]),
-        "plan": {**runs[0]["plan"], "methods": list(methods), "cells": list(cells)},
-        "roles": {role: row for run in reversed(runs) for role, row in run["roles"].items()},
-        "tasks": {name: task for run in reversed(runs) for name, task in run["tasks"].items()},
-        "full_precision": next(filter(None, (run["full_precision"] for run in runs)), None),
-        "notes": [*notes, *_other_versions(runs)],
-        JOINED: [str(folder) for folder in folders],
-    }
-    merged["machine"] = [run["machine"] for run in runs]
-    return merged
+def _joined(
+    runs: Sequence[RunRecord], cells: Sequence[CellRecord], folders: Sequence[Path]
+) -> RunRecord:
+    """The first run's record, with what the others add."""
+    methods = dict.fromkeys(method for run in runs for method in run.plan.methods)
+    notes = dict.fromkeys(note for run in runs for note in run.notes)
+    return replace(
+        runs[0],
+        id=content_id([cell.id for cell in cells]),
+        plan=replace(runs[0].plan, methods=tuple(methods), cells=tuple(cells)),
+        roles={role: row for run in reversed(runs) for role, row in run.roles.items()},
+        tasks={name: task for run in reversed(runs) for name, task in run.tasks.items()},
+        full_precision=next(filter(None, (run.full_precision for run in runs)), None),
+        notes=(*notes, *differences("The joined runs had", runs)),
+        protocol=_common([run.protocol for run in runs]),
+        statistics=_common([run.statistics for run in runs]),
+        code=_common([run.code for run in runs]),
+        machines=tuple(machine for run in runs for machine in run.machines),
+        joined=tuple(str(folder) for folder in folders),
+    )
 
 
-def _other_versions(runs: Sequence[Run]) -> list[str]:
-    """A sentence on each library of which the runs had several versions."""
-    found = {
-        name: dict.fromkeys(str(run["versions"].get(name)) for run in runs)
-        for name in runs[0]["versions"]
-    }
-    return [
-        f"The joined runs had different versions of {name}: {', '.join(versions)}."
-        for name, versions in found.items()
-        if len(versions) > 1
-    ]
+def _common(values: Sequence[T | None]) -> T | None:
+    """The value that all runs have; None where they differ, or where one has none."""
+    return values[0] if all(value == values[0] for value in values) else None

@@ -3,14 +3,16 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deltakit._files import cache_folder, sweep, weights_bytes, write_text
 from deltakit.compare.plan.plan import Cell, Plan, Training
+from deltakit.compare.records.protocol import VARIABLE
 from deltakit.compare.records.result import SCHEMA_VERSION, CellResult, Predictions
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import EvalPoint, TrainingRecord
 from deltakit.compare.records.trial import Trial
 from deltakit.compare.store.locks import Lock
@@ -131,61 +133,95 @@ class RunFolder:
     def _extra_path(self, cell_id: str, kind: str) -> Path:
         return self.path / "cells" / f"{cell_id}.{kind}.json"
 
-    def description(self) -> dict[str, Any]:
-        """What ``run.json`` says.
+    def run_record(self) -> RunRecord:
+        """The content of ``run.json``.
 
         Raises:
-            InvalidConfig: the folder is no run folder.
+            InvalidConfig: the folder is no run folder, or a later version of deltakit wrote it.
         """
         try:
-            content = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-            content["id"], content["plan"]["cells"]
-        except (OSError, ValueError, KeyError, TypeError):
+            return RunRecord.from_dict(json.loads((self.path / RUN).read_text(encoding="utf-8")))
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{self.path / RUN} cannot be read: {error}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InvalidConfig(
                 f"{self.path} is no run folder: it has no readable {RUN}. Name a folder that "
                 "`deltakit compare` wrote."
             ) from None
-        return dict(content)
 
-    def note(self, text: str) -> None:
-        """Adds a sentence to the run's notes, once; the report prints them."""
+    def write_run_record(self, run: RunRecord) -> None:
+        """Writes ``run.json``. `files_lock` must be held where others may write."""
+        write_text(self.path / RUN, json.dumps(run.to_dict(), indent=2) + "\n")
+
+    def note(self, *texts: str) -> None:
+        """Adds sentences to the run's notes, each once; the report prints them."""
         with self.files_lock.held():
-            run = self.description()
-            notes = run.setdefault("notes", [])
-            if text not in notes:
-                notes.append(text)
-                write_text(self.path / RUN, json.dumps(run, indent=2) + "\n")
+            run = self.run_record()
+            notes = tuple(dict.fromkeys((*run.notes, *texts)))
+            if notes != run.notes:
+                self.write_run_record(replace(run, notes=notes))
 
     def deltas(self) -> "DeltaStore":
         """The deltas that were trained for this comparison."""
         return DeltaStore(self.path / "deltas")
 
 
-def open_run(plan: Plan, out: Path | None, run: dict[str, Any]) -> RunFolder:
+def open_run(plan: Plan, out: Path | None, run: RunRecord) -> RunFolder:
     """The folder of a plan: a new one, or that of an earlier run of the same plan.
 
     Args:
         plan: what is going to run.
         out: where; by default ``runs/<time>-<plan>``, or the newest folder there of this plan.
-        run: what ``run.json`` says, besides the plan's id.
+        run: what ``run.json`` holds where the folder is a new one. An earlier run's record stays,
+            with a note on what differs.
 
     Raises:
-        InvalidConfig: `out` belongs to another plan, or holds something else.
+        InvalidConfig: `out` belongs to another plan, was measured by another protocol, or holds
+            something else.
     """
     folder = RunFolder(out or _default_folder(plan))
     check_ours(folder.path)
     with folder.files_lock.held():
         sweep(folder.path)
         if not (folder.path / RUN).is_file():
-            write_text(folder.path / RUN, json.dumps({"id": plan.id, **run}, indent=2) + "\n")
-    there = folder.description()["id"]
-    if there != plan.id:
+            folder.write_run_record(run)
+    before = folder.run_record()
+    _check_same_run(folder, before, run)
+    folder.note(*differences("The cells were run with", (before, run)))
+    return folder
+
+
+def _check_same_run(folder: RunFolder, before: RunRecord, run: RunRecord) -> None:
+    """Raises `InvalidConfig` where the cells of both would not belong into one table."""
+    if before.id != run.id:
         raise InvalidConfig(
-            f"--out {folder.path} belongs to another plan ({there}, this one is {plan.id}): the "
+            f"--out {folder.path} belongs to another plan ({before.id}, this one is {run.id}): the "
             "methods, model, data, budget or seeds differ. Choose another folder, or repeat "
             "the command that made it."
         )
-    return folder
+    if None not in (before.protocol, run.protocol) and before.protocol != run.protocol:
+        raise InvalidConfig(
+            f"--out {folder.path} was measured by another protocol: its {RUN} has other numbers "
+            f"than {VARIABLE} gives now. Choose another folder, or set the variable as it was."
+        )
+
+
+def differences(start: str, runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """A sentence on the code and on each library, where the runs had several versions of it.
+
+    Args:
+        start: how the sentences begin.
+        runs: what one of them has no entry for is left out.
+    """
+    found = {"deltakit's code": [str(run.code) for run in runs if run.code is not None]}
+    for name in runs[0].versions:
+        if all(name in run.versions for run in runs):
+            found[name] = [str(run.versions[name]) for run in runs]
+    return tuple(
+        f"{start} different versions of {name}: {', '.join(dict.fromkeys(versions))}."
+        for name, versions in found.items()
+        if len({*versions}) > 1
+    )
 
 
 def check_ours(folder: Path) -> None:
@@ -231,8 +267,9 @@ class DeltaStore:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        pace = tuple(EvalPoint(**each) for each in content.pop("pace", ()))
-        return TrainingRecord(**{**content, "losses": tuple(content["losses"]), "pace": pace})
+        curve = tuple(EvalPoint(**each) for each in content.pop("pace", ()))
+        losses = tuple(content.pop("losses"))
+        return TrainingRecord(**content, losses=losses, learning_curve=curve)
 
     def write(
         self, training: Training, record: TrainingRecord, save: Callable[[Path], None]
@@ -241,7 +278,9 @@ class DeltaStore:
         folder = self.folder(training)
         sweep(folder)
         save(folder)
-        write_text(folder / "training.json", json.dumps(asdict(record)) + "\n")
+        content = asdict(record)
+        content["pace"] = content.pop("learning_curve")
+        write_text(folder / "training.json", json.dumps(content) + "\n")
         return self.size(training)
 
     def size(self, training: Training) -> int:

@@ -20,7 +20,7 @@ def prepared(kit: SimpleNamespace, method: dk.Method, family: str = "bert") -> A
 
 def test_the_first_block_moves_by_the_change_at_its_end(kit: SimpleNamespace) -> None:
     model = prepared(kit, dk.SequentialAdapter(bottleneck=4))
-    found = diagnose(model, kit.make_inputs("bert"))
+    found = diagnose(model, kit.make_inputs("bert"), repeats=1)
     assert found["texts"] == 3
     assert set(found["moved"]) == {"encoder.0", "encoder.1"}
     assert found["moved"]["encoder.0"] == pytest.approx(found["changes"]["encoder.0.block.out"])
@@ -35,13 +35,13 @@ def test_values_of_the_base_move_blocks_and_no_site(kit: SimpleNamespace) -> Non
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1
-    found = diagnose(model, kit.make_inputs("bert"))
+    found = diagnose(model, kit.make_inputs("bert"), repeats=1)
     assert set(found) == {"texts", "moved"}
     assert all(value > 0 for value in found["moved"].values())
 
 
 def test_the_layers_of_both_stacks_are_told_apart(kit: SimpleNamespace) -> None:
-    found = diagnose(prepared(kit, dk.LoRA(rank=2), "t5"), kit.make_inputs("t5"))
+    found = diagnose(prepared(kit, dk.LoRA(rank=2), "t5"), kit.make_inputs("t5"), repeats=1)
     expected = {f"{stack}.{layer}" for stack in ("encoder", "decoder") for layer in (0, 1)}
     assert set(found["moved"]) == expected
 
@@ -50,7 +50,7 @@ def test_attention_adds_up_and_members_are_timed(kit: SimpleNamespace) -> None:
     model = kit.make_model("bert")
     kit.attach_fusion(model, ("a", "b", "c"))
     expected = kit.out(model, kit.make_batch())
-    found = diagnose(model, kit.make_inputs("bert"))
+    found = diagnose(model, kit.make_inputs("bert"), repeats=1)
     for shares in found["attention"].values():
         assert set(shares) == {"a", "b", "c"}
         assert sum(shares.values()) == pytest.approx(1)
@@ -62,7 +62,7 @@ def test_attention_adds_up_and_members_are_timed(kit: SimpleNamespace) -> None:
 def test_layers_are_dropped_and_come_back(kit: SimpleNamespace) -> None:
     model = prepared(kit, dk.LoRA(rank=2))
     expected = kit.out(model, kit.make_batch())
-    found = diagnose(model, kit.make_inputs("bert"))
+    found = diagnose(model, kit.make_inputs("bert"), repeats=1)
     assert list(found["by_dropped"]) == ["0", "1", "2"]
     assert all(value > 0 for value in found["by_dropped"].values())
     assert torch.equal(kit.out(model, kit.make_batch()), expected)
@@ -71,12 +71,14 @@ def test_layers_are_dropped_and_come_back(kit: SimpleNamespace) -> None:
 def test_layers_that_have_no_deltas_are_not_dropped_alone(kit: SimpleNamespace) -> None:
     model = kit.make_model("bert", num_hidden_layers=4)
     dk.attach(model, dk.AdapterDrop(dk.LoRA(rank=2), first=2))
-    found = diagnose(model, kit.make_inputs("bert"))
+    found = diagnose(model, kit.make_inputs("bert"), repeats=1)
     assert list(found["by_dropped"]) == ["0", "3", "4"]
 
 
 def test_a_prompt_that_a_decoder_sees_is_left_out_of_the_comparison(kit: SimpleNamespace) -> None:
-    found = diagnose(prepared(kit, dk.PromptTuning(length=3), "t5"), kit.make_inputs("t5"))
+    found = diagnose(
+        prepared(kit, dk.PromptTuning(length=3), "t5"), kit.make_inputs("t5"), repeats=1
+    )
     assert set(found["moved"]) == {"decoder.0", "decoder.1"}
 
 
@@ -84,8 +86,8 @@ def test_a_prompt_that_a_decoder_sees_is_left_out_of_the_comparison(kit: SimpleN
 def test_what_changes_nothing_has_no_moves(kit: SimpleNamespace, method: dk.Method) -> None:
     model = kit.make_model("bert", "classify")
     dk.attach(model, method)
-    assert "moved" not in diagnose(model, kit.make_inputs("bert"))
+    assert "moved" not in diagnose(model, kit.make_inputs("bert"), repeats=1)
 
 
 def test_of_a_model_without_deltas_nothing_is_said(kit: SimpleNamespace) -> None:
-    assert diagnose(kit.make_model("bert"), kit.make_inputs("bert")) == {}
+    assert diagnose(kit.make_model("bert"), kit.make_inputs("bert"), repeats=1) == {}

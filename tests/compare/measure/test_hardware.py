@@ -62,9 +62,9 @@ def test_a_machine_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(machine, "_CPUINFO", file)
     file.write_text("processor\t: 0\nmodel name\t: Some Processor: 9000\nmodel name\t: Another\n")
     assert machine.name().startswith("Some Processor: 9000, ")
-    assert machine.facts()["processor"] == "Some Processor: 9000"
+    assert machine.this_machine().processor == "Some Processor: 9000"
     file.unlink()
-    assert machine.facts()["processor"] not in ("", "Some Processor: 9000")
+    assert machine.this_machine().processor not in ("", "Some Processor: 9000")
 
 
 def test_machines_that_had_a_part_are_named_once() -> None:

@@ -9,12 +9,14 @@ from datasets import Dataset
 
 import deltakit as dk
 from deltakit.compare.adapted import DeltakitModel
-from deltakit.compare.measure.latency_by_shape import GENERATED, by_shape, filled
+from deltakit.compare.measure.latency_by_shape import by_shape, filled
 from deltakit.compare.records.latency import Shape, shape_of
+from deltakit.compare.records.protocol import Protocol
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import LanguageHead, SequenceHead
 
 CPU = torch.device("cpu")
+ONCE = Protocol(shape_repeats=1)
 ROWS = Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9], [10]]})
 
 
@@ -37,7 +39,9 @@ def test_a_batch_is_of_its_shape_and_of_tokens_that_occur() -> None:
 
 def timed(model: Any, method: dk.Method, head: Any, *shapes: str) -> Any:
     dk.attach(model, method, "trained")
-    return by_shape(DeltakitModel(model, method), head, ROWS, [shape_of(s) for s in shapes], CPU)
+    return by_shape(
+        DeltakitModel(model, method), head, ROWS, [shape_of(s) for s in shapes], CPU, ONCE
+    )
 
 
 def test_a_classifier_makes_forward_passes(kit: SimpleNamespace) -> None:
@@ -69,7 +73,7 @@ def test_a_decoder_reads_and_generates(
     rows = timed(model, method, LanguageHead(), "2x4")
     assert [(row.shape, row.phase) for row in rows] == [("2x4", "prefill"), ("2x4", "decode")]
     assert all((row.merged_vs_base is not None) == merges for row in rows)
-    assert set(seen) == {(4, 5), (4, 5 + GENERATED)}
+    assert set(seen) == {(4, 5), (4, 5 + ONCE.generated_tokens)}
 
 
 def test_timing_leaves_the_model_as_it_was(kit: SimpleNamespace) -> None:
@@ -79,7 +83,9 @@ def test_timing_leaves_the_model_as_it_was(kit: SimpleNamespace) -> None:
     batch, before = kit.make_batch(), kit.snapshot(model)
     with torch.no_grad():
         logits = model.eval()(**batch).logits
-    by_shape(DeltakitModel(model, dk.LoRA()), SequenceHead(outputs=2), ROWS, [shape_of("2x4")], CPU)
+    by_shape(
+        DeltakitModel(model, dk.LoRA()), SequenceHead(outputs=2), ROWS, [shape_of("2x4")], CPU, ONCE
+    )
     kit.assert_same(before, kit.snapshot(model))
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, logits)

@@ -243,10 +243,10 @@ def test_latency_leaves_the_model_as_it_was(adapted: Any, kit: SimpleNamespace) 
     before = kit.snapshot(adapted)
     with torch.no_grad():
         logits = adapted(**batch).logits
-    adapted = DeltakitModel(adapted, dk.LoRA())
-    result = latency(adapted, batch, repeats=2)
+    wrapped = DeltakitModel(adapted, dk.LoRA())
+    result = latency(wrapped, batch, repeats=2, warmup=2)
     assert result.timing.median_ms > 0 and result.vs_base > 0
-    assert merged_latency_vs_base(adapted, batch, repeats=2) > 0
+    assert merged_latency_vs_base(wrapped, batch, repeats=2, warmup=2) > 0
     kit.assert_same(before, kit.snapshot(adapted))
     with torch.no_grad():
         assert torch.equal(adapted(**batch).logits, logits)
@@ -267,7 +267,7 @@ def test_the_base_is_measured_without_the_deltas(
         return timed(model, run)
 
     monkeypatch.setattr(timing, "_warm_ms", spy)
-    latency(DeltakitModel(adapted, dk.LoRA()), batch, repeats=2)
+    latency(DeltakitModel(adapted, dk.LoRA()), batch, repeats=2, warmup=2)
     assert seen == [False, True] * 4  # two rounds of warm-up, two that count
 
 
@@ -286,13 +286,15 @@ def test_only_what_merges_has_a_merged_latency(
 ) -> None:
     model = kit.make_model("bert", "classify")
     dk.attach(model, method)
-    found = merged_latency_vs_base(DeltakitModel(model, method), kit.make_batch(), repeats=1)
+    found = merged_latency_vs_base(
+        DeltakitModel(model, method), kit.make_batch(), repeats=1, warmup=2
+    )
     assert (found is not None) == merges
 
 
 def test_measuring_does_not_leave_a_merged_model(adapted: Any, kit: SimpleNamespace) -> None:
     weights = {name: p.detach().clone() for name, p in adapted.named_parameters()}
-    merged_latency_vs_base(DeltakitModel(adapted, dk.LoRA()), kit.make_batch(), repeats=1)
+    merged_latency_vs_base(DeltakitModel(adapted, dk.LoRA()), kit.make_batch(), repeats=1, warmup=2)
     for name, parameter in adapted.named_parameters():
         assert torch.equal(parameter, weights[name]), name
 

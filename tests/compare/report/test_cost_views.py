@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare.records.result import CellResult
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report import cost_views as views
 from deltakit.compare.report.cost_views import COSTS, CostView
 from deltakit.compare.report.pareto import Axis, pareto_plot
@@ -22,7 +23,7 @@ def row(method: str, score: float, **changes: Any) -> CellResult:
 
 
 def rows(*cells: CellResult) -> tuple[RowSummary, ...]:
-    return summarise(cells, {}, {})
+    return summarise(cells, {}, RunRecord())
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import CellResult
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import EvalPoint
 from deltakit.compare.report import charts
 from deltakit.compare.report.extra_tables import (
@@ -22,7 +24,7 @@ from deltakit.compare.report.summary import summarise
 from deltakit.compare.stats.metrics import METRICS
 
 ACCURACY = METRICS.get("accuracy")
-RUN = {"roles": {"floor": "head", "ceiling": "full"}}
+RUN = RunRecord(roles={"floor": "head", "ceiling": "full"})
 NAMES = {(method, "fp32"): method for method in ("head", "full", "lora", "fusion")}
 
 
@@ -122,7 +124,7 @@ def test_when_rows_reach_the_target_and_where_they_are_at_equal_time() -> None:
 def test_the_ends_are_those_in_full_precision() -> None:
     ends = {("head", "nf4"): pace((1.0, 0.1)), ("head", "fp32"): pace((1.0, 0.5))}
     rows = {**ends, ("full", "fp32"): pace((2.0, 0.9))}
-    found = time_to_score_of(rows, {**RUN, "full_precision": "fp32"}, ACCURACY)
+    found = time_to_score_of(rows, replace(RUN, full_precision="fp32"), ACCURACY)
     assert found is not None and found.target == pytest.approx(0.7)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare.records.result import CellResult
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.published import CLAIMS, ClaimInput, Figure
 from deltakit.compare.report.summary import summarise
 
@@ -12,9 +13,9 @@ INFERENCE, STEP, MERGED, DROPPED, MEMBERS = CLAIMS
 
 
 def evidence(*cells: CellResult, found: Any = None) -> ClaimInput:
-    rows = summarise(cells, {}, {})
+    rows = summarise(cells, {}, RunRecord())
     names = {(row.method, row.base): row.method for row in rows}
-    run = {"roles": {"floor": "low", "ceiling": "high"}}
+    run = RunRecord(roles={"floor": "low", "ceiling": "high"})
     return ClaimInput(summaries=rows, found=found or {}, names=names, run=run)
 
 

@@ -3,6 +3,7 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from deltakit.compare.records.result import COLUMNS, CellResult, Predictions
+from deltakit.compare.records.run import CellRecord, ModelRecord, PlanRecord, RunRecord
 from deltakit.compare.records.trial import Choice, Trial
 from deltakit.compare.report import columns, tables
 from deltakit.compare.report import cost_views as views
@@ -91,14 +93,18 @@ def broken(method: str, reason: str | None = "out of memory", **changes: Any) ->
     return CellResult(method=method, status="failed", reason=reason, **fields)
 
 
-RUN = {
-    "plan": {"methods": ["small", "big"], "lr": None, "cells": [{"id": "a", "lr": 0.001}]},
-    "roles": {"floor": "low", "ceiling": "high"},
-    "model": {"name": "tiny"},
-    "created": "2025-01-31T12:00:00+00:00",
-    "versions": {"torch": "2.13"},
-    "notes": ["The test split was carved from train."],
-}
+RUN = RunRecord(
+    plan=PlanRecord(
+        methods=("small", "big"),
+        cells=(CellRecord(id="a", method="small", base="fp32", seed=0, rates=(0.001,)),),
+        settings={"lr": None},
+    ),
+    roles={"floor": "low", "ceiling": "high"},
+    model=ModelRecord(name="tiny"),
+    created="2025-01-31T12:00:00+00:00",
+    versions={"torch": "2.13"},
+    notes=("The test split was carved from train.",),
+)
 NOTHING = {"trained_params": 0, "trained_pct": 0.0, "deployed_params": 0}
 ROWS = (
     done("low", 60, **NOTHING),
@@ -193,7 +199,7 @@ def test_the_same_rows_give_the_same_files(write: Write, drawn: None) -> None:
 
 
 def test_a_run_without_cells_is_reported(write: Write, drawn: None) -> None:
-    folder = write((), {}, {})
+    folder = write((), {}, RunRecord())
     assert (folder / "results.csv").read_text() == ",".join(COLUMNS) + "\n"
     assert len(read_markdown(folder)) == 2
     Page((folder / "report.html").read_text(encoding="utf-8"))
@@ -277,8 +283,8 @@ def test_a_role_is_not_compared_with_itself(write: Write) -> None:
     assert low[3] == "−20.0 (p < 0.001)"
 
 
-@pytest.mark.parametrize("run", [{}, {"roles": None}, {"roles": {"floor": "absent"}}])
-def test_without_a_floor_there_is_no_difference(run: dict[str, Any]) -> None:
+@pytest.mark.parametrize("run", [RunRecord(), RunRecord(roles={"floor": "absent"})])
+def test_without_a_floor_there_is_no_difference(run: RunRecord) -> None:
     for summary in summarise(ROWS, PREDICTIONS, run):
         assert (summary.vs_floor, summary.vs_ceiling) == (None, None)
 
@@ -291,14 +297,14 @@ def test_without_predictions_there_is_a_score_and_no_difference() -> None:
 
 def test_several_seeds_are_one_row_with_their_mean_and_interval() -> None:
     rows = [done("a", 70 + seed, seed=seed, train_seconds=10.0 * seed) for seed in range(3)]
-    (summary,) = summarise(rows, {}, {})
+    (summary,) = summarise(rows, {}, RunRecord())
     assert str(summary.score) == "71.0 ± 2.5"
     assert summary.mean("train_seconds") == 10.0
 
 
 def test_seeds_that_failed_are_counted() -> None:
     rows = [done("a", 70), done("a", 71, seed=1), broken("a", seed=2)]
-    (summary,) = summarise(rows, {}, {})
+    (summary,) = summarise(rows, {}, RunRecord())
     assert str(columns.COLUMNS_FOR_PEOPLE[1].cell(summary)).endswith("(2 of 3 seeds)")
 
 
@@ -364,10 +370,10 @@ def test_rates_that_were_searched_for_are_shown_and_edges_marked(write: Write) -
         done("b", 61, lr=3e-2, trials=4, lr_edge="high"),
         done("c", 61, lr=3e-5, trials=4, lr_edge="low"),
     ]
-    header, _, *lines = read_markdown(write(rows, {}, {}))
+    header, _, *lines = read_markdown(write(rows, {}, RunRecord()))
     found = [dict(zip(header, line, strict=True))["Learning rate"] for line in lines]
     assert found == ["0.0003", "0.03 ↑", "3e-05 ↓"]
-    assert "Learning rate" not in read_markdown(write([done("a", 60)], {}, {}))[0]
+    assert "Learning rate" not in read_markdown(write([done("a", 60)], {}, RunRecord()))[0]
 
 
 def test_a_base_is_compared_with_full_precision(write: Write) -> None:
@@ -376,7 +382,7 @@ def test_a_base_is_compared_with_full_precision(write: Write) -> None:
         done("a", 60, base="int8", base_bytes=1024, train_step_ms=6.0),
     ]
     predictions = {("a", "fp32", 0): right(70), ("a", "int8", 0): right(60)}
-    full, int8 = summarise(rows, predictions, {"full_precision": "fp32"})
+    full, int8 = summarise(rows, predictions, RunRecord(full_precision="fp32"))
     assert full.vs_full is None
     assert int8.vs_full is not None and int8.vs_full.points == pytest.approx(-10)
     assert int8.vs_full == paired_difference([right(60)], [right(70)])
@@ -393,7 +399,7 @@ def test_one_base_has_no_columns_of_bases(write: Write) -> None:
 
 
 def test_a_quantised_row_has_the_ceiling_in_full_precision() -> None:
-    run = {"roles": {"ceiling": "full"}, "full_precision": "fp32"}
+    run = RunRecord(roles={"ceiling": "full"}, full_precision="fp32")
     rows = [done("full", 80), done("a", 70, base="int8"), done("full", 79, base="bf16")]
     predictions = {(r.method, r.base, 0): right(round(100 * (r.score or 0))) for r in rows}
     found = {(s.method, s.base): s.vs_ceiling for s in summarise(rows, predictions, run)}
@@ -417,7 +423,10 @@ def test_a_failed_row_says_why(write: Write) -> None:
 
 
 def test_a_failure_without_a_reason_says_so() -> None:
-    assert summarise([broken("a", None)], {}, {})[0].failure == "failed: no reason was recorded"
+    assert (
+        summarise([broken("a", None)], {}, RunRecord())[0].failure
+        == "failed: no reason was recorded"
+    )
 
 
 def test_html_table_is_a_table_with_its_text_escaped(write: Write) -> None:
@@ -664,7 +673,8 @@ def test_whatever_people_name_is_escaped(write: Write, drawn: None, where: str) 
         done("b", 61, task=task, deployed_params=0),
         broken("c", evil if where == "reason" else "bad luck", task=task),
     ]
-    run = {**RUN, "plan": {evil: [evil]}, "notes": evil} if where == "run" else RUN
+    settings = PlanRecord(settings={evil: [evil]})
+    run = replace(RUN, plan=settings, notes=(evil,)) if where == "run" else RUN
     folder = write(rows, {}, run)
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert text.count("<script") == 1

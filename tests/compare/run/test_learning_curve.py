@@ -1,7 +1,8 @@
-"""Scores on the way: when a training is judged, and what the rows' paces say of each other."""
+"""Learning curves: when a training is evaluated, and what the rows' curves say of each other."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from deltakit.compare.records.training import EvalPoint, LearningCurve
 from deltakit.compare.report.time_to_score import mean_curve, time_to_score
 from deltakit.compare.run import cell as cells
 from deltakit.compare.run.context import RunContext
-from deltakit.compare.run.learning_curve import EVALUATIONS, IntermediateEval, eval_steps
+from deltakit.compare.run.learning_curve import CurveScore, IntermediateEval, eval_steps
 from deltakit.compare.run.progress import Silent
 from deltakit.compare.stats.metrics import Direction
 from deltakit.compare.store.run_folder import RunFolder
@@ -36,11 +37,11 @@ def pace(*moments: tuple[float, float]) -> LearningCurve:
     )
 
 
-@given(st.integers(1, 10_000))
-def test_the_end_is_always_judged(steps: int) -> None:
-    found = eval_steps(steps)
+@given(st.integers(1, 10_000), st.integers(1, 20))
+def test_the_end_is_always_evaluated(steps: int, points: int) -> None:
+    found = eval_steps(steps, points)
     assert max(found) == steps and min(found) >= 1
-    assert len(found) == min(steps, EVALUATIONS)
+    assert len(found) == min(steps, points)
 
 
 class Clock:
@@ -68,13 +69,13 @@ def test_judging_is_not_part_of_the_time() -> None:
         assert clock.stopped
         return clock.now / 100
 
-    watch = IntermediateEval(12, predict, clock)  # type: ignore[arg-type]
+    watch = IntermediateEval(12, CurveScore(score=predict, points=6), clock)  # type: ignore[arg-type]
     for step in range(1, 13):
         clock.now += 1.0
         watch.after(step)
-    assert [each.step for each in watch.pace] == [2, 4, 6, 8, 10, 12]
-    assert [each.seconds for each in watch.pace] == [2, 4, 6, 8, 10, 12]
-    assert watch.pace[-1].score == 0.12
+    assert [each.step for each in watch.points] == [2, 4, 6, 8, 10, 12]
+    assert [each.seconds for each in watch.points] == [2, 4, 6, 8, 10, 12]
+    assert watch.points[-1].score == 0.12
 
 
 def test_a_mean_over_seeds_begins_after_stage_1() -> None:
@@ -165,12 +166,13 @@ def test_at_the_time_to_the_target_the_score_is_the_target(
 
 @pytest.mark.parametrize("method", ["adapter", "prefix", "lora[dropout=0.3]"])
 def test_judging_on_the_way_changes_no_training(
-    method: str, asked: Callable[..., Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    method: str, asked: Callable[..., Any], tmp_path: Any
 ) -> None:
     judged, silent = tmp_path / "judged", tmp_path / "silent"
-    ended = run_plan(build_plan(asked(method)), judged)
-    monkeypatch.setattr(cells, "_judge", lambda *_: None)
-    plain = run_plan(build_plan(asked(method)), silent)
+    request = asked(method)
+    ended = run_plan(build_plan(request), judged)
+    without = replace(request, protocol=replace(request.protocol, curve_points=0))
+    plain = run_plan(build_plan(without), silent)
     for ours, theirs in zip(ended.results, plain.results, strict=True):
         assert (ours.score, ours.final_loss) == (theirs.score, theirs.final_loss)
     weights = sorted(judged.rglob("deltas/*/*.safetensors"))
@@ -190,9 +192,10 @@ def test_the_last_moment_is_the_trained_model(asked: Callable[..., Any], tmp_pat
     assert each.training is not None
     training, _ = cells.with_chosen_rate(context, each.training)
     adapted, record = cells.get_trained(context, training)
-    judge = cells._judge(context, adapted, training)
-    assert judge is not None and judge() == last["score"]
-    assert record.pace[-1].score == last["score"] and record.pace[-1].seconds <= record.seconds
-    assert len(record.pace) == EVALUATIONS
+    curve = cells._curve(context, adapted, training)
+    assert curve is not None and curve.score() == last["score"]
+    end = record.learning_curve[-1]
+    assert end.score == last["score"] and end.seconds <= record.seconds
+    assert len(record.learning_curve) == plan.request.protocol.curve_points
     trial = next(iter(plan.trials(each.training)))
-    assert trial.seed == TUNING_SEED and cells._judge(context, adapted, trial) is None
+    assert trial.seed == TUNING_SEED and cells._curve(context, adapted, trial) is None

@@ -90,7 +90,7 @@ def test_a_cell_that_cannot_be_measured_is_trained_once(
     assert trainings.count == 1 and job.folder.result(item.cell.id) is None
     *_, resumed = job_of(job.plan, job.folder, Failures.KEEP).items
     assert item.units > resumed.units == work.MEASURE_UNITS, "what is stored takes no time"
-    assert job.folder.description()["notes"] == [work.CROWDED]
+    assert job.folder.run_record().notes == (work.CROWDED,)
     items = WorkQueue(job, Silent())
     items.record_outcome(item, Outcome.TRAINED_ONLY)
     *_, last = (items.next(busy=0) for _ in range(5))

@@ -222,7 +222,7 @@ def test_processes_give_the_same_results(
     assert read.predictions(tmp_path / "run") == read.predictions(finished.folder)
     assert sum(" % in " in outcome for outcome in watching.outcomes) == 6
     crowded = any("trained, to be measured" in outcome for outcome in watching.outcomes)
-    assert crowded == any("same time on one device" in note for note in ended.run["notes"])
+    assert crowded == any("same time on one device" in note for note in ended.run.notes)
 
 
 def test_a_process_that_is_killed_is_replaced_once(

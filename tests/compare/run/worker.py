@@ -1,6 +1,6 @@
 """One worker in a process of its own, started by `runpy` with a dictionary GIVEN as a global.
 
-It runs the request in the folder ``out``, measures each thing once, and writes a line to the file
+It runs the request in the folder ``out``, by the request's protocol, and writes a line to the file
 ``log`` when a training begins, another when it ends.
 """
 
@@ -16,8 +16,6 @@ import torch
 from transformers import Trainer
 
 from deltakit.compare.api import run_plan
-from deltakit.compare.measure import costs
-from deltakit.compare.measure import diagnostics as diagnose
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.report import cost_views as views
 from deltakit.compare.report.pareto import Plot
@@ -35,8 +33,6 @@ def main(*, request: Any, out: Path, log: Path, environment: dict[str, str]) -> 
     for module in (cell, work):
         module.train_now = partial(watched, module.train_now, log)
     Trainer.training_step = step(Trainer.training_step, log)
-    costs.STEP_REPEATS = diagnose.REPEATS = 1
-    costs.LATENCY_REPEATS = {1: 1, 8: 1}
     views.pareto_plot = lambda *_, **__: Plot(svg="<svg></svg>", png=b"png")
     plan = build_plan(request)
     if distributed.is_follower():

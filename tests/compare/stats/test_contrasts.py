@@ -8,6 +8,7 @@ import pytest
 
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.result import CellResult, Predictions
+from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.columns import columns_for, legend
 from deltakit.compare.report.summary import summarise
 from deltakit.compare.stats.contrasts import contrasts, letter_display
@@ -83,7 +84,7 @@ def test_letters_tell_rows_apart() -> None:
 
 def test_the_table_says_how_sure_it_is() -> None:
     rows = {"low": row(0.6, 0, 1, 2, luck=1), "a": row(0.85, 0, 1, 2, luck=2)}
-    run = {"roles": {"floor": "low", "baseline": "a"}, "constant": "majority"}
+    run = RunRecord(roles={"floor": "low", "baseline": "a"}, constant="majority")
     results = [cell for name, seeds in rows.items() for cell in cells(name, seeds)]
     predictions = {(m, "fp32", s): p for m, seeds in rows.items() for s, p in seeds.items()}
     low, high = summarise(results, predictions, run)
@@ -104,7 +105,7 @@ def test_collapsed_runs_are_counted() -> None:
         0: Predictions(labels=labels, predicted=(0,) * 20),
         1: Predictions(labels=labels, predicted=labels),
     }
-    run = {"constant": "majority"}
+    run = RunRecord(constant="majority")
     results = [*cells("a", seeds), *cells("majority", seeds)]
     predictions = {(m, "fp32", s): p for m in ("a", "majority") for s, p in seeds.items()}
     found, constant = summarise(results, predictions, run)

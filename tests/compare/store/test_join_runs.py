@@ -28,9 +28,9 @@ def copy(finished: Any, to: Path, edit: Edit = lambda run: None) -> Path:
 
 def lose(folder: Path, *methods: str) -> Path:
     """The same folder without some of its cells."""
-    for cell in RunFolder(folder).description()["plan"]["cells"]:
-        if cell["method"] in methods:
-            for file in (folder / "cells").glob(f"{cell['id']}.*"):
+    for cell in RunFolder(folder).run_record().plan.cells:
+        if cell.method in methods:
+            for file in (folder / "cells").glob(f"{cell.id}.*"):
                 file.unlink()
     return folder
 
@@ -53,8 +53,8 @@ def test_the_cells_of_one_plan_that_were_spread_over_machines(
     joined = report_joined([one, two, three], tmp_path / "joined")
     assert read.results(tmp_path / "joined") == finished.rows
     assert read.predictions(tmp_path / "joined") == read.predictions(finished.folder)
-    assert joined.run["id"] == RunFolder(finished.folder).description()["id"]
-    assert joined.run["joined"] == [str(one), str(two), str(three)]
+    assert joined.run.id == RunFolder(finished.folder).run_record().id
+    assert joined.run.joined == (str(one), str(two), str(three))
     for name in ("table.md", "table.tex", "results.csv"):
         assert (tmp_path / "joined" / name).read_text() == (finished.folder / name).read_text()
     before = (tmp_path / "joined" / "results.csv").read_bytes()
@@ -73,8 +73,8 @@ def test_other_methods_under_the_same_conditions(
     assert list(rows) == [*finished.rows, "ia3"]
     assert {m: rows[m] for m in finished.rows} == finished.rows, "the first has precedence"
     assert rows["ia3"] == read.results(tmp_path / "other")["ia3"]
-    assert joined.run["plan"]["methods"] == ["adapter", "lora", "fusion", "ia3"]
-    assert set(joined.run["tasks"]) == {"two", "shop", "trade"}
+    assert joined.run.plan.methods == ("adapter", "lora", "fusion", "ia3")
+    assert set(joined.run.tasks) == {"two", "shop", "trade"}
     assert "ia3" in (tmp_path / "joined" / "report.html").read_text()
 
 
@@ -82,8 +82,8 @@ def test_a_cell_that_failed_here_and_is_done_there(
     finished: Any, tmp_path: Path, read: Any
 ) -> None:
     one, two = copy(finished, tmp_path / "one"), copy(finished, tmp_path / "two")
-    (cell,) = [c for c in RunFolder(one).description()["plan"]["cells"] if c["method"] == "lora"]
-    path = one / "cells" / f"{cell['id']}.json"
+    (cell,) = [c for c in RunFolder(one).run_record().plan.cells if c.method == "lora"]
+    path = one / "cells" / f"{cell.id}.json"
     content = json.loads(path.read_text())
     content["result"] |= {"status": "failed", "score": None, "reason": "out of memory"}
     path.write_text(json.dumps(content))
@@ -104,6 +104,7 @@ def test_a_cell_that_failed_here_and_is_done_there(
         (lambda run: run["plan"].update(trials=4), "the number of trials differs.*1 and 4"),
         (lambda run: run["plan"].update(lr_grid=[1e-5, 1e-1]), "the grid of learning rates"),
         (lambda run: run["plan"].update(compute_dtype="float16"), "compute dtype.*None and float"),
+        (lambda run: run["protocol"].update(step_repeats=7), "step_repeats 1 and step_repeats 7"),
         (lambda run: run["plan"]["cells"][-1].update(id="x"), "row fusion.*made differently"),
     ],
 )
@@ -150,5 +151,5 @@ def test_times_of_several_machines_are_marked(finished: Any, tmp_path: Path, rea
 
 def test_libraries_of_several_versions_are_said(finished: Any, tmp_path: Path) -> None:
     other = copy(finished, tmp_path / "other", lambda run: run["versions"].update(torch="9.9"))
-    notes = RunFolder(join([finished.folder, other], tmp_path / "joined").path).description()
-    assert any("versions of torch: " in note and "9.9" in note for note in notes["notes"])
+    notes = join([finished.folder, other], tmp_path / "joined").run_record().notes
+    assert any("versions of torch: " in note and "9.9" in note for note in notes)

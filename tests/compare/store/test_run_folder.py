@@ -131,8 +131,9 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
 def test_a_new_folder_is_made_and_an_old_one_found(plan: Plan, tmp_path: Path) -> None:
     opened = open_run(plan, tmp_path / "a" / "run", describe(plan))
     before = (opened.path / "run.json").read_bytes()
-    assert opened.description()["id"] == plan.id
-    assert open_run(plan, opened.path, {"other": 1}) == opened
+    assert opened.run_record().id == plan.id
+    again = dataclasses.replace(describe(plan), created="later", machines=())
+    assert open_run(plan, opened.path, again) == opened
     assert (opened.path / "run.json").read_bytes() == before
 
 
@@ -171,7 +172,7 @@ def test_something_else_is_refused_and_left_alone(plan: Plan, tmp_path: Path) ->
 def test_a_run_json_that_says_nothing_is_refused(content: str, plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(InvalidConfig, match=r"no readable run\.json"):
-        RunFolder(tmp_path).description()
+        RunFolder(tmp_path).run_record()
     with pytest.raises(InvalidConfig, match="no run folder"):
         open_run(plan, tmp_path, describe(plan))
 
@@ -225,9 +226,10 @@ def test_where_shared_deltas_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_note_is_added_once(plan: Plan, tmp_path: Path) -> None:
     folder = open_run(plan, tmp_path / "run", describe(plan))
-    before = folder.description()
+    before = folder.run_record()
     for text in ("it has no pooler", "it has no pooler", "it is small"):
         folder.note(text)
-    after = folder.description()
-    assert after["notes"] == [*before["notes"], "it has no pooler", "it is small"]
-    assert {**after, "notes": None} == {**before, "notes": None}
+    after = folder.run_record()
+    assert after == dataclasses.replace(
+        before, notes=(*before.notes, "it has no pooler", "it is small")
+    )

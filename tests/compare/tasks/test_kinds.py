@@ -181,7 +181,7 @@ def test_a_base_too_large_to_be_fine_tuned_is_compared_all_the_same(
     assert outcome.failures == ()
     lora = next(row for row in outcome.results if row.method == "lora")
     assert lora.train_step_ms is not None and lora.train_step_vs_full is None
-    assert any("does not fit" in note for note in outcome.run["notes"])
+    assert any("does not fit" in note for note in outcome.run.notes)
 
 
 def test_a_search_takes_the_rate_of_the_lowest_perplexity(ask: Asked, tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""The measuring protocol: how often things are timed, and what a learning curve is judged on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltakit.errors import InvalidConfig, unknown
+
+VARIABLE = "DELTAKIT_PROTOCOL"
+"""The environment variable that changes the protocol: ``step_repeats=3,curve_rows=100``."""
+
+_MAY_BE_ZERO = frozenset({"step_warmup", "latency_warmup", "curve_points"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The numbers of the measuring protocol. A run records them; runs that differ do not join.
+
+    Before every timed forward pass the same pass runs once untimed, whatever these numbers are.
+
+    Attributes:
+        step_repeats: timed training steps, in alternation with those of full fine-tuning.
+        step_warmup: untimed rounds before them.
+        latency_repeats_b1: timed forward passes of one text, in alternation with the base's.
+        latency_repeats_b8: the same for eight texts.
+        latency_warmup: untimed rounds before these, and before those by shape.
+        shape_repeats: timed passes for each shape of ``--latency``, and each of its phases.
+        generated_tokens: tokens that are generated to time the decoding of one.
+        handling_repeats: how often a delta is loaded, swapped and merged.
+        inspected_texts: test examples on which the change inside the model is measured.
+        inspected_repeats: timed passes for each number of layers dropped or members kept.
+        curve_points: evaluations of a training on its way, the last one at its end; zero for none.
+        curve_rows: validation examples of such an evaluation, at most.
+
+    Raises:
+        InvalidConfig: a number is not whole, or too small.
+    """
+
+    step_repeats: int = 11
+    step_warmup: int = 1
+    latency_repeats_b1: int = 30
+    latency_repeats_b8: int = 12
+    latency_warmup: int = 2
+    shape_repeats: int = 7
+    generated_tokens: int = 8
+    handling_repeats: int = 3
+    inspected_texts: int = 8
+    inspected_repeats: int = 7
+    curve_points: int = 6
+    curve_rows: int = 400
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            least = 0 if name in _MAY_BE_ZERO else 1
+            if type(value) is not int or value < least:
+                raise InvalidConfig(
+                    f"Protocol: {name}={value!r} must be a whole number, {least} or more. "
+                    "Give such a number, or leave it out for the default."
+                )
+
+    def to_dict(self) -> dict[str, int]:
+        """The numbers by name, as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, Any]) -> Protocol:
+        """The protocol with some numbers changed.
+
+        Raises:
+            UnknownName: a name is not one of the protocol's.
+            InvalidConfig: a number is not whole, or too small.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in numbers:
+            if name not in names:
+                raise unknown("number of the measuring protocol", name, names)
+        return cls(**numbers)
+
+    @classmethod
+    def from_environment(cls) -> Protocol:
+        """The protocol with the numbers that the variable ``DELTAKIT_PROTOCOL`` changes.
+
+        Raises:
+            UnknownName: a name is not one of the protocol's.
+            InvalidConfig: the variable is not of the form ``name=number,name=number``.
+        """
+        parts = [part for part in os.environ.get(VARIABLE, "").split(",") if part.strip()]
+        return cls.from_dict(dict(map(_number, parts)))
+
+
+def _number(part: str) -> tuple[str, int]:
+    name, _, value = part.partition("=")
+    try:
+        return name.strip(), int(value)
+    except ValueError:
+        raise InvalidConfig(
+            f"{VARIABLE}: {part.strip()!r} is not a name and a whole number. "
+            "Write step_repeats=3,curve_rows=100."
+        ) from None

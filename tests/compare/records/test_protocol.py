@@ -1,0 +1,109 @@
+"""The measuring protocol: its numbers are settings, and every measurement keeps to them."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import deltakit as dk
+from deltakit.compare.adapted import DeltakitModel
+from deltakit.compare.api import run_plan
+from deltakit.compare.measure import costs
+from deltakit.compare.measure.timing import Step
+from deltakit.compare.plan.resolve import build_plan
+from deltakit.compare.records.protocol import VARIABLE, Protocol
+from deltakit.compare.store.run_folder import RunFolder
+from deltakit.errors import InvalidConfig, UnknownName
+
+
+def test_the_variable_changes_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, " step_repeats=3, curve_rows=50 ,")
+    assert Protocol.from_environment() == Protocol(step_repeats=3, curve_rows=50)
+    monkeypatch.delenv(VARIABLE)
+    assert Protocol.from_environment() == Protocol()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("step_repeat=3", UnknownName, "'step_repeat'. Did you mean 'step_repeats'"),
+        ("step_repeats", InvalidConfig, "'step_repeats' is not a name and a whole number"),
+        ("step_repeats=1.5", InvalidConfig, "is not a name and a whole number"),
+        ("step_repeats=0", InvalidConfig, "step_repeats=0 must be a whole number, 1 or more"),
+        ("latency_warmup=-1", InvalidConfig, "latency_warmup=-1 must be a whole number, 0 or more"),
+    ],
+)
+def test_what_the_variable_cannot_say(
+    text: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, text)
+    with pytest.raises(error, match=message) as raised:
+        Protocol.from_environment()
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "2", None])
+def test_a_number_is_whole(value: Any) -> None:
+    with pytest.raises(InvalidConfig, match="Protocol: step_repeats="):
+        Protocol(step_repeats=value)
+
+
+def test_it_comes_back_from_plain_data() -> None:
+    changed = Protocol(**{each.name: 2 for each in fields(Protocol)})
+    assert Protocol.from_dict(changed.to_dict()) == changed != Protocol()
+
+
+class Counted(Step):
+    """A training step that counts how often it was made."""
+
+    def __init__(self, model: Any, batch: Any) -> None:
+        super().__init__(model, batch)
+        self.made = 0
+
+    def __call__(self) -> None:
+        self.made += 1
+        super().__call__()
+
+
+@pytest.mark.parametrize(("repeats", "warmup"), [(1, 0), (3, 2)])
+def test_steps_are_timed_as_often_as_it_says(
+    repeats: int, warmup: int, kit: SimpleNamespace
+) -> None:
+    model, batch = kit.make_model("bert", "classify"), kit.make_batch(labels=True)
+    reference = Counted(kit.make_model("bert", "classify"), batch)
+    dk.attach(model, dk.LoRA(), "trained")
+    adapted = DeltakitModel(model, dk.LoRA())
+    protocol = Protocol(step_repeats=repeats, step_warmup=warmup)
+    costs.training_cost(adapted, batch, reference, torch.device("cpu"), protocol)
+    assert reference.made == repeats + warmup
+
+
+def test_passes_are_made_as_often_as_it_says(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("bert", "classify"), kit.make_inputs("bert")
+    dk.attach(model, dk.parse_method("adapter"), "trained")  # it does not merge
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    protocol = Protocol(latency_repeats_b1=3, latency_repeats_b8=2, latency_warmup=1)
+    costs.inference_cost(DeltakitModel(model, dk.parse_method("adapter")), batch, batch, protocol)
+    in_memory = 1  # the pass whose bytes are counted
+    # With and without the delta, and each timed pass comes after an untimed one.
+    assert len(calls) == 2 * 2 * ((3 + 1) + (2 + 1)) + in_memory
+
+
+def test_a_run_is_measured_by_its_protocol_and_records_it(
+    asked: Callable[..., Any], tmp_path: Path
+) -> None:
+    protocol = replace(Protocol.from_environment(), curve_points=2, inspected_texts=3)
+    plan = build_plan(asked("lora", protocol=protocol))
+    ended = run_plan(plan, tmp_path / "run")
+    assert ended.run.protocol == protocol
+    folder, cell = RunFolder(tmp_path / "run"), plan.cells[-1]
+    assert len(folder.extras(cell.id, "pace")) == 2
+    assert folder.extras(cell.id, "diagnostics")["texts"] == 3
+    other = build_plan(asked("lora", protocol=replace(protocol, curve_rows=5)))
+    with pytest.raises(InvalidConfig, match="measured by another protocol.*DELTAKIT_PROTOCOL"):
+        run_plan(other, tmp_path / "run")
