@@ -207,7 +207,29 @@ class ResumingCheckpoint:
         self.function = function
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and _is_reentrant(self.function):
+            args = _with_gradient(args)
         return self.function(_Resumed(layer, current_pass()), *args, **kwargs)
+
+
+def _is_reentrant(function: Callable[..., Any]) -> bool:
+    """Whether gradients flow only through arguments that require them."""
+    return bool(getattr(function, "keywords", {}).get("use_reentrant", True))
+
+
+def _with_gradient(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, the first tensor of numbers with a gradient if none has one.
+
+    In front of a frozen base's first layer nothing requires a gradient, and the reentrant kind
+    would leave the layer's deltas without one.
+    """
+    if any(isinstance(each, Tensor) and each.requires_grad for each in args):
+        return args
+    floating = (i for i, x in enumerate(args) if isinstance(x, Tensor) and x.is_floating_point())
+    first = next(floating, None)
+    if first is None:
+        return args
+    return (*args[:first], args[first].detach().requires_grad_(), *args[first + 1 :])
 
 
 @dataclass(frozen=True)

@@ -89,25 +89,28 @@ class TokensPort(PositionsPort):
         change = self._change()
         places = Places(self.position, change.shape[0], _starts(self.position, _mask(given)))
         running = current_pass()
-        if _has_begun(given):  # the cache has them already
-            given |= dict(_later(given, places))
-        else:
-            running.held[self.key] = places
-            tokens = given.pop("input_ids", None)
-            embedded = given.get("inputs_embeds")
-            if embedded is None:
-                embedded = self.embeddings(tokens)
-            given |= dict(_first(given, places))
-            rows = change.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
-            given["inputs_embeds"] = places.inserted(embedded, rows)
+        begun = _has_begun(given.get("past_key_values"), places.length)
+        running.held[self.key] = places, begun, given.get("past_key_values")
+        given |= dict(_later(given, places)) if begun else self._begin(given, places, change)
         for name in running.inputs.keys() & given.keys():
             running.inputs[name] = given[name]
         return (), given
 
+    def _begin(self, given: dict[str, Any], places: Places, change: Tensor) -> dict[str, Any]:
+        """What a sequence begins with: the tokens' vectors with the delta's among them."""
+        tokens, embedded = given.pop("input_ids", None), given.get("inputs_embeds")
+        if embedded is None:
+            embedded = self.embeddings(tokens)
+        rows = change.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
+        return {**dict(_first(given, places)), "inputs_embeds": places.inserted(embedded, rows)}
+
     def shorten(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Behind it: its states without them, unless another module attends to them."""
-        places: Places | None = current_pass().held.pop(self.key, None)
-        if self.kept or places is None:
+        places, begun, cache = current_pass().held.pop(self.key)
+        if self.kept:
+            return output
+        _count_tokens(_cache_of(output) if cache is None else cache, places.length)
+        if begun:
             return output
         if isinstance(output, tuple):
             return places.removed(output)
@@ -180,16 +183,67 @@ def _arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     return named
 
 
-def _has_begun(given: dict[str, Any]) -> bool:
-    cache = given.get("past_key_values")
-    return cache is not None and cache.get_seq_length() > 0
+class TokenCount:
+    """The length of a cache without a delta's positions, as outside the model it is counted.
+
+    `generate` cuts off as many tokens as a cache has positions. While the model runs, the cache
+    has its own count, which its layers and masks go by.
+    """
+
+    def __init__(self, cache: Any, length: int) -> None:
+        self.cache = cache
+        self.length = length
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.whole(*args, **kwargs) - self.length
+
+    def whole(self, *args: Any, **kwargs: Any) -> Any:
+        """The number of all its positions."""
+        return type(self.cache).get_seq_length(self.cache, *args, **kwargs)
+
+
+def _count_tokens(cache: Any, length: int) -> None:
+    """Makes a cache that the model has filled count tokens alone."""
+    if cache is not None and not torch.compiler.is_compiling():
+        cache.get_seq_length = TokenCount(cache, length)
+
+
+def _has_begun(cache: Any, length: int) -> bool:
+    """Whether a cache goes on with a sequence that has the delta's positions; counts all again.
+
+    Raises:
+        IncompatibleDeltas: the sequence has not as many of them.
+    """
+    if cache is None:
+        return False
+    counted = vars(cache).get("get_seq_length")
+    if counted is not None:
+        del cache.get_seq_length
+    begun = bool(cache.get_seq_length() > 0)
+    has = counted.length if isinstance(counted, TokenCount) else 0
+    if begun and has != length and not torch.compiler.is_compiling():
+        raise IncompatibleDeltas(
+            f"the cache was filled with {has} positions of a delta, and the active one has "
+            f"{length}. Begin with an empty cache, or activate the delta that filled this one."
+        )
+    return begun
+
+
+def _cache_of(output: Any) -> Any:
+    """The cache that a module returns, or None."""
+    from transformers import Cache
+
+    values = output if isinstance(output, tuple) else output.values()
+    return next((each for each in values if isinstance(each, Cache)), None)
 
 
 def _mask(given: dict[str, Any]) -> Tensor | None:
-    mask = given.get("attention_mask")
-    if mask is not None and mask.ndim != 2:
-        raise IncompatibleDeltas(
-            f"an attention_mask of {mask.ndim} axes cannot be widened by a delta's positions; give "
-            "one of shape (rows, tokens)."
-        )
-    return mask
+    mask: Tensor | None = given.get("attention_mask")
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return mask
+    kind = f"of {mask.ndim} axes" if isinstance(mask, Tensor) else f"in a {type(mask).__name__}"
+    raise IncompatibleDeltas(
+        f"an attention_mask {kind} cannot be widened by a delta's positions. A static cache makes "
+        "such masks: generate with cache_implementation='dynamic'. Elsewhere, give a mask of shape "
+        "(rows, tokens)."
+    )

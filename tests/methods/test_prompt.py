@@ -1,11 +1,13 @@
 """Prompt tuning: live PEFT on decoders, what stands behind the model, generation, the start."""
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import deltakit as dk
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
@@ -203,3 +205,71 @@ def test_detached_is_the_base(kit: SimpleNamespace, family: str) -> None:
 def test_settings(length: Any) -> None:
     with pytest.raises(InvalidConfig, match=r"PromptTuning\(length="):
         dk.PromptTuning(length=length)
+
+
+# ------------------------------------------------------------------------------ caches that go on
+
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "max_new_tokens": 4,
+    "min_new_tokens": 4,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "return_dict_in_generate": True,
+}
+
+
+def talker(kit: SimpleNamespace, family: str) -> Any:
+    model = kit.make_model(family, "causal")
+    dk.attach(model, dk.PromptTuning(length=3))
+    kit.randomise_deltas(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral"])
+def test_a_conversation_goes_on_with_its_cache(kit: SimpleNamespace, family: str) -> None:
+    model, question = talker(kit, family), torch.randint(5, 60, (1, 6))
+    turn = model.generate(question, **GREEDY)
+    for _ in range(2):
+        cache = copy.deepcopy(turn.past_key_values)
+        more = torch.cat([turn.sequences, torch.randint(5, 60, (1, 5))], dim=1)
+        afresh = model.generate(more, **GREEDY)
+        for each in (turn.past_key_values, cache):
+            turn = model.generate(more, past_key_values=each, **GREEDY)
+            assert torch.equal(turn.sequences, afresh.sequences)
+
+
+def test_a_cache_counts_tokens(kit: SimpleNamespace) -> None:
+    model, ids = talker(kit, "llama"), torch.randint(5, 60, (2, 9))
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        parts = []
+        for start in (0, 4, 5):
+            assert cache.get_seq_length() == start
+            end = {0: 4, 4: 5, 5: 9}[start]
+            places = torch.arange(start, end)[None].expand(2, -1)
+            parts.append(model(ids[:, start:end], past_key_values=cache, position_ids=places))
+        whole = model(ids)
+    torch.testing.assert_close(torch.cat([p.logits for p in parts], 1), whole.logits)
+    assert whole.past_key_values.get_seq_length() == 9
+
+
+def test_a_cache_of_another_delta_is_refused(kit: SimpleNamespace) -> None:
+    model, ids = talker(kit, "llama"), torch.randint(5, 60, (1, 4))
+    with dk.disabled(model), torch.no_grad():
+        cache = model(ids).past_key_values
+    with pytest.raises(IncompatibleDeltas, match="filled with 0 positions of a delta.*has 3"):
+        model(ids, past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_static_cache_is_refused_with_advice_that_works(
+    kit: SimpleNamespace, family: str
+) -> None:
+    model, ids = talker(kit, family), torch.randint(5, 60, (1, 6))
+    expected = model.generate(ids, **GREEDY).sequences
+    model.generation_config.cache_implementation = "static"
+    with pytest.raises(IncompatibleDeltas, match="cache_implementation='dynamic'"):
+        model.generate(ids, **GREEDY)
+    found = model.generate(ids, cache_implementation="dynamic", **GREEDY).sequences
+    assert torch.equal(found, expected)

@@ -150,6 +150,27 @@ def test_two_passes_before_one_backward(kit: SimpleNamespace, case: str, reentra
             torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("family", "kind"), [("vit", "classify"), ("whisper", "seq2seq"), ("clip_vision_model", "bare")]
+)
+def test_reentrant_checkpointing_where_no_input_has_a_gradient(
+    kit: SimpleNamespace, family: str, kind: str
+) -> None:
+    def gradients(reentrant: bool | None) -> dict[str, Tensor]:
+        model = attached(kit, family, dk.LoRA(rank=2), kind).train()
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model(**kit.make_inputs(family))[0].square().sum().backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients(None)
+    for reentrant in (True, False):
+        again = gradients(reentrant)
+        assert again.keys() == plain.keys()
+        for name, value in plain.items():
+            torch.testing.assert_close(again[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_a_pass_says_what_the_call_was_given(kit: SimpleNamespace) -> None:
     model, batch = attached(kit, "llama", dk.LoRA(), "causal"), kit.make_batch()
     numbers = torch.arange(batch["input_ids"].shape[1])[None].expand_as(batch["input_ids"])
