@@ -386,7 +386,7 @@ def test_a_base_is_compared_with_full_precision(write: Write) -> None:
     assert full.vs_full is None
     assert int8.vs_full is not None and int8.vs_full.points == pytest.approx(-10)
     assert int8.vs_full == paired_difference([right(60)], [right(70)])
-    header, _, *lines = read_markdown(write(rows, predictions, {"full_precision": "fp32"}))
+    header, _, *lines = read_markdown(write(rows, predictions, RunRecord(full_precision="fp32")))
     found = [dict(zip(header, line, strict=True)) for line in lines]
     assert [row["vs full precision"] for row in found] == ["–", "−10.0 (p 0.002)"]
     assert [row["Base size"] for row in found] == ["4.00 KiB", "1.00 KiB"]
