@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltakit.compare.tasks.data.files import Columns
+from deltakit.compare.tasks.data.files import Columns, Repeated
 from deltakit.errors import InvalidConfig
 
 _LONGEST_SHOWN = 60
@@ -55,6 +55,11 @@ class RawTable:
         """
         if not self.columns or not all(self.columns.values()):
             raise InvalidConfig(f"{self.where} has no rows. Give it at least one example.")
+        if isinstance(self.columns.get(name), Repeated):
+            raise InvalidConfig(
+                f"{self.where} has several columns {name!r}. Give each column that is used a name "
+                f"of its own, or choose another one with {option}."
+            )
         if name in self.columns:
             return self.columns[name]
         near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.5)

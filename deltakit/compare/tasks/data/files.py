@@ -1,4 +1,4 @@
-"""Files of rows, read whole into columns: CSV, JSON lines, a JSON list, Parquet.
+"""Files of rows, read whole into columns: CSV, TSV, JSON lines, a JSON list, Parquet.
 
 Readers here are strict where data frames guess: a row that is too long, a quote that is never
 closed or a word after a closing quote is an error, and "NA" is a text. Nothing is cached on disk.
@@ -7,6 +7,7 @@ closed or a word after a closing quote is an error, and "NA" is a text. Nothing 
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,20 +46,19 @@ def read_columns(path: Path) -> Columns:
         ) from error
 
 
-def _read_csv(path: Path) -> Columns:
+def _read_csv(path: Path, delimiter: str = ",") -> Columns:
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = list(_rows(file)) or [[]]
+            header, *rows = list(_rows(file, delimiter)) or [[]]
     finally:
         csv.field_size_limit(limit)
-    _check_distinct(header)
-    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
+    return _by_name(header, [[row[column] for row in rows] for column in range(len(header))])
 
 
-def _rows(file: TextIO) -> Iterator[list[str]]:
+def _rows(file: TextIO, delimiter: str) -> Iterator[list[str]]:
     """The rows that are not blank. Raises ValueError where one is torn or has another length."""
-    reader = csv.reader(file, strict=True)
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
     width = 0
     try:
         for row in reader:
@@ -79,8 +79,7 @@ def _read_parquet(path: Path) -> Columns:
     # Opened here, so that a file stays a file: a path would be searched for partitions.
     with path.open("rb") as file:
         table = parquet.read_table(file)
-    _check_distinct(table.column_names)
-    return {name: table.column(name).to_pylist() for name in table.column_names}
+    return _by_name(table.column_names, [column.to_pylist() for column in table.columns])
 
 
 def _read_json(path: Path) -> Columns:
@@ -108,14 +107,20 @@ def _lines(text: str) -> Iterator[Any]:
             raise ValueError(f"line {number} is not valid JSON ({error.msg})") from error
 
 
-def _check_distinct(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"the column {name!r} occurs {names.count(name)} times")
+class Repeated(list[Any]):
+    """The values of one of several columns with the same name, which cannot be chosen by it."""
+
+
+def _by_name(names: Sequence[str], columns: Sequence[list[Any]]) -> Columns:
+    return {
+        name: Repeated(values) if names.count(name) > 1 else values
+        for name, values in zip(names, columns, strict=True)
+    }
 
 
 _READERS: dict[str, Callable[[Path], Columns]] = {
     ".csv": _read_csv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".jsonl": _read_json,
     ".json": _read_json,
     ".parquet": _read_parquet,

@@ -1,7 +1,9 @@
 """Splits where the source has none, by a rule that does not depend on the order of the rows."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,16 +70,40 @@ class Splits(NamedTuple):
 
 
 def distinct(examples: Examples) -> Examples:
-    """Each text once, ordered by the SHA-256 of the text.
+    """Each text once, ordered by the SHA-256 of the text; the order of the rows never matters.
 
-    A text with several labels keeps the smallest, so that the order of the rows never matters.
+    A text with several labels keeps the one that most of its rows have, and a number the mean of
+    them. A text without such a label is left out; of several short answers the smallest is kept.
     """
-    keys = examples.text_keys()
-    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-    labels = examples.labels or [0] * len(keys)
-    order = sorted(range(len(keys)), key=lambda row: (digests[row], labels[row]))
-    first = [r for i, r in enumerate(order) if i == 0 or digests[r] != digests[order[i - 1]]]
-    return examples.pick(first)
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(examples.text_keys()):
+        rows.setdefault(key, []).append(row)
+    order = sorted(rows, key=lambda key: hashlib.sha256(key.encode()).digest())
+    if examples.labels is None:
+        return examples.pick(rows[key][0] for key in order)
+    labels = {key: agreed([examples.labels[row] for row in rows[key]]) for key in order}
+    kept = [key for key in order if labels[key] is not None]
+    return replace(
+        examples.pick(rows[key][0] for key in kept), labels=[labels[key] for key in kept]
+    )
+
+
+def agreed(labels: Sequence[Any]) -> Any:
+    """The label of a text that occurs with `labels`; None where most of them name no one."""
+    if isinstance(labels[0], float):
+        return math.fsum(labels) / len(labels)
+    (label, most), *others = Counter(sorted(labels)).most_common()
+    if others and others[0][1] == most and not isinstance(label, str):
+        return None
+    return label
+
+
+def disputed(examples: Examples) -> int:
+    """The number of different texts that occur with different labels."""
+    labels: dict[str, set[Any]] = {}
+    for key, label in zip(examples.text_keys(), examples.labels or (), strict=False):
+        labels.setdefault(key, set()).add(label)
+    return sum(len(each) > 1 for each in labels.values())
 
 
 def carve(examples: Examples, *, test: int, validation: int) -> Splits:

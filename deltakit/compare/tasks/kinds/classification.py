@@ -88,7 +88,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """The different names: whole numbers by value, others by alphabet."""
     found = set(names)
     if all(_WHOLE.fullmatch(name) for name in found):
-        return tuple(sorted(found, key=int))
+        return tuple(sorted(found, key=lambda name: (int(name), name)))  # 1 and 01 are two
     return tuple(sorted(found))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit, RawTable, short_repr
-from deltakit.compare.tasks.data.splits import Examples, carve, distinct
+from deltakit.compare.tasks.data.splits import Examples, carve, disputed, distinct
 from deltakit.compare.tasks.kinds import Kind
 from deltakit.compare.tasks.task import TaskData
 from deltakit.errors import InvalidConfig
@@ -72,7 +72,7 @@ def build_task(
         kind=read.kind,
         **{split: examples.dataset() for split, examples in whole.items()},
         metric=read.kind.metrics[0],
-        notes=(*notes, *read.notes, *said, *_blanks(whole), *_overlaps(whole)),
+        notes=(*notes, *read.notes, *said, *_blanks(whole), *_conflicts(whole), *_overlaps(whole)),
     )
 
 
@@ -96,10 +96,33 @@ def _completed(
         "order of the texts' SHA-256."
         for split in missing
     ]
-    repeated = len(given["train"]) - len(once)
+    repeated = len(given["train"]) - len(set(given["train"].text_keys()))
     if repeated:
         notes.append(f"train: {repeated:,} repeated texts were dropped before it was cut.")
+    notes += _settled(given["train"], len(once))
     return {**cut._asdict(), **{s: e for s, e in given.items() if s != "train"}}, notes
+
+
+def _settled(train: Examples, left: int) -> list[str]:
+    """A note on texts with different labels in a source of which each text is kept once."""
+    conflicts = disputed(train)
+    if not conflicts:
+        return []
+    gone = len(set(train.text_keys())) - left
+    return [
+        f"train: {conflicts:,} texts occur with different labels. Each keeps what most of its rows "
+        f"say; {gone:,} without a majority are left out."
+    ]
+
+
+def _conflicts(splits: Mapping[str, Examples]) -> list[str]:
+    """A note for every split in which texts occur with different labels."""
+    counts = {split: disputed(examples) for split, examples in sorted(splits.items())}
+    return [
+        f"{split}: {count:,} texts occur with different labels; all their rows are kept."
+        for split, count in counts.items()
+        if count
+    ]
 
 
 def _check_left(where: str, before: Examples, after: Examples, kind: Kind) -> None:

@@ -4,7 +4,8 @@ import difflib
 from pathlib import Path
 
 from deltakit.compare.tasks.data.columns import ColumnNames, RawTable, short_list
-from deltakit.compare.tasks.data.files import SUFFIXES, read_columns
+from deltakit.compare.tasks.data.files import SUFFIXES, Repeated, read_columns
+from deltakit.compare.tasks.data.listed import with_lists
 from deltakit.compare.tasks.kinds import kind_of
 from deltakit.compare.tasks.sources.assemble import build_task, select_columns
 from deltakit.compare.tasks.task import TaskData
@@ -41,10 +42,15 @@ def load_folder(
         split: RawTable(where=f"{split} ({str(file)!r})", columns=read_columns(file))
         for split, file in _files(place).items()
     }
+    label = names.label or "label"
+    for source in sources.values():
+        if label in source.columns and not isinstance(source.columns[label], Repeated):
+            source.columns[label] = with_lists(source.columns[label])
     chosen = kind_of(kind, sources["train"].columns, names)
     splits = {split: select_columns(source, names, chosen) for split, source in sources.items()}
     full = place.resolve()
-    return build_task(full.stem if full.is_file() else full.name, splits, chosen)
+    name = full.stem if full.is_file() else full.name
+    return build_task(name, splits, chosen, notes=_unread(place))
 
 
 def expanded(path: str | Path) -> Path:
@@ -61,6 +67,7 @@ def _files(place: Path) -> dict[str, Path]:
         return {"train": place}
     if not place.is_dir():
         raise _not_found(place)
+    _check_readable(place)
     files = {split: file for split in _STEMS if (file := _file(place, split)) is not None}
     if "train" not in files:
         raise InvalidConfig(
@@ -69,6 +76,36 @@ def _files(place: Path) -> dict[str, Path]:
             f"ending in {', '.join(SUFFIXES)}, or give one file."
         )
     return files
+
+
+def _check_readable(folder: Path) -> None:
+    """Raises `InvalidConfig` for the file of a split in a format that cannot be read."""
+    for name in _names(folder):
+        stem, suffix = name.partition(".")[0].lower(), Path(name).suffix.lower()
+        readable = suffix in SUFFIXES and Path(name).stem.lower() == stem
+        if suffix and not readable and any(stem in stems for stems in _STEMS.values()):
+            raise InvalidConfig(
+                f"{str(folder / name)!r} is called like a split, and deltakit does not read it. "
+                f"Convert it to one of {', '.join(SUFFIXES)}, or move it out of the folder."
+            )
+
+
+def _unread(folder: Path) -> list[str]:
+    """A note on files of rows in a folder that are called like no split."""
+    if not folder.is_dir():
+        return []
+    known = {stem for stems in _STEMS.values() for stem in stems}
+    left = [
+        name
+        for name in _names(folder)
+        if Path(name).suffix.lower() in SUFFIXES and Path(name).stem.lower() not in known
+    ]
+    if not left:
+        return []
+    return [
+        f"not read, as they are called like no split ({', '.join(sorted(known))}): "
+        f"{short_list(left)}."
+    ]
 
 
 def _file(folder: Path, split: str) -> Path | None:
