@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deltakit.core.composition import Composition, Mean, PerRow, Stack
     from deltakit.core.delta import (
         Attending,
+        AuxiliaryLoss,
         Combiner,
         CustomSum,
         Delta,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Regularised,
         Reparametrised,
         Scaling,
+        SparselyActive,
     )
     from deltakit.core.method import (
         InitialOutput,
@@ -83,6 +85,7 @@ _HOMES = {
     "deltakit.core.delta": (
         "CustomSum",
         "Attending",
+        "AuxiliaryLoss",
         "Combiner",
         "Delta",
         "Mergeable",
@@ -91,6 +94,7 @@ _HOMES = {
         "Regularised",
         "Reparametrised",
         "Scaling",
+        "SparselyActive",
         "FFNUnits",
         "MergesAsFFN",
     ),
@@ -139,6 +143,7 @@ __all__ = [
     "AdapterDrop",
     "AdapterFusion",
     "Attending",
+    "AuxiliaryLoss",
     "BitFit",
     "Combiner",
     "Composition",
@@ -177,6 +182,7 @@ __all__ = [
     "Scaling",
     "SequentialAdapter",
     "Site",
+    "SparselyActive",
     "Stack",
     "StepCallback",
     "Summable",

@@ -10,16 +10,17 @@ import pytest
 import deltakit as dk
 
 PUBLIC = [
-    "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Attending", "BitFit", "Combiner", "Composition",
-    "CustomSum", "Delta", "DeltakitError", "ExtraPositions", "FFNUnits", "Family", "FullFineTuning",
-    "FusedAdd", "Handle", "HeadOnly", "InitialOutput", "Insertion", "LayerStack", "LoRA",
-    "Location", "Mean", "MergeReport", "Mergeable", "MergesAsFFN", "Method", "MethodWrapper",
-    "NormTuning", "NotMergeable", "Paper", "ParallelAdapter", "PartialFineTuning", "PerRow",
-    "Placement", "PrefixTuning", "PromptTuning", "Regularised", "Reparametrised", "Scaling",
-    "SequentialAdapter", "Site", "Stack", "StepCallback", "Summable", "TrainingStep", "__version__",
-    "activate", "attach", "convert", "deploy", "detach", "disabled", "drop", "fusion_attention",
-    "infer_family", "load", "load_base", "merge", "parse_method", "prune", "register_family",
-    "register_method", "resolve", "save", "step_callbacks", "summary", "task_arithmetic", "unmerge",
+    "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Attending", "AuxiliaryLoss", "BitFit",
+    "Combiner", "Composition", "CustomSum", "Delta", "DeltakitError", "ExtraPositions", "FFNUnits",
+    "Family", "FullFineTuning", "FusedAdd", "Handle", "HeadOnly", "InitialOutput", "Insertion",
+    "LayerStack", "LoRA", "Location", "Mean", "MergeReport", "Mergeable", "MergesAsFFN", "Method",
+    "MethodWrapper", "NormTuning", "NotMergeable", "Paper", "ParallelAdapter", "PartialFineTuning",
+    "PerRow", "Placement", "PrefixTuning", "PromptTuning", "Regularised", "Reparametrised",
+    "Scaling", "SequentialAdapter", "Site", "SparselyActive", "Stack", "StepCallback", "Summable",
+    "TrainingStep", "__version__", "activate", "attach", "convert", "deploy", "detach", "disabled",
+    "drop", "fusion_attention", "infer_family", "load", "load_base", "merge", "parse_method",
+    "prune", "register_family", "register_method", "resolve", "save", "step_callbacks", "summary",
+    "task_arithmetic", "unmerge",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

@@ -6,7 +6,7 @@ can do is a small abstract class of its own (`Mergeable`, `Regularised`), never 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +94,23 @@ class Regularised(ABC):
         """The term, a scalar that is already weighted."""
 
 
+class AuxiliaryLoss(ABC):
+    """A form or a combiner with a loss that depends on the data, such as a router's balance loss.
+
+    In training the runtime calls `with_loss` in place of `forward`, and adds the loss to what the
+    model is trained on. That is right under activation checkpointing, a loss scale and gradient
+    accumulation too.
+    """
+
+    @abstractmethod
+    def with_loss(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """What `forward` returns for these inputs, and the loss: a scalar, already weighted."""
+
+
 class Attending(ABC):
-    """A combiner that weighs its members token by token, and shows the weights.
+    """A module that weighs members token by token, and shows the weights.
+
+    It is a combiner over deltas, or a router inside one form.
 
     Attributes:
         members: the members' names.
@@ -104,6 +119,14 @@ class Attending(ABC):
 
     members: tuple[str, ...]
     attention: nn.Module
+
+
+class SparselyActive(ABC):
+    """A form that uses only some parameters for a token, such as a mixture with a router."""
+
+    @abstractmethod
+    def active_parameters(self) -> int:
+        """How many numbers of its parameters compute the change of one token."""
 
 
 class Mergeable(ABC):

@@ -13,6 +13,7 @@ from deltakit.core.delta import Attending
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import need_attachments
 from deltakit.inject.switch import active_nodes
+from deltakit.runtime.nodes import Node
 from deltakit.runtime.passes import current_pass
 from deltakit.runtime.recording import record_changes, record_output, recorded
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False)
 class FusionAttention:
-    """Attention over the members of a fusion, as seen during forward passes.
+    """Attention over members, as seen during forward passes: of a fusion, or of a router's experts.
 
     Attributes:
-        members: by site, the members' names in the order of the last axis.
+        members: by site, the members' names in the order of the last axis. The second module that
+            weighs members at one site has ``#1`` after the site.
         weights: by site, ``(batch, tokens, members)``, of the latest pass.
     """
 
@@ -54,7 +56,10 @@ class FusionAttention:
 
 @contextlib.contextmanager
 def fusion_attention(model: "PreTrainedModel") -> Iterator[FusionAttention]:
-    """Inside, forward passes record the attention over the active fusion's members.
+    """Inside, forward passes record the weights that the active deltas give to members.
+
+    These are a fusion's attention over its members, and the weights of any other module that is
+    `Attending`, such as a router inside a form.
 
     ::
 
@@ -63,15 +68,14 @@ def fusion_attention(model: "PreTrainedModel") -> Iterator[FusionAttention]:
         seen.mean()["encoder.0.block.out"]      # {"imdb": 0.31, "news": 0.12, "target": 0.57}
 
     Raises:
-        IncompatibleDeltas: no fusion is active.
+        IncompatibleDeltas: nothing active weighs members.
         DeltakitError: nothing is attached.
     """
     attachments = need_attachments(model)
     attending = {
-        key: combiner
+        f"{key}#{index}" if index else key: module
         for key, node in active_nodes(attachments).items()
-        for combiner in node.combiners
-        if isinstance(combiner, Attending)
+        for index, module in enumerate(_attending(node))
     }
     if not attending:
         raise IncompatibleDeltas(
@@ -80,11 +84,17 @@ def fusion_attention(model: "PreTrainedModel") -> Iterator[FusionAttention]:
         )
     seen = FusionAttention(members={key: each.members for key, each in attending.items()})
     hooks = [
-        record_output(combiner.attention, partial(seen._record, key))
-        for key, combiner in attending.items()
+        record_output(each.attention, partial(seen._record, key)) for key, each in attending.items()
     ]
     with recorded(hooks):
         yield seen
+
+
+def _attending(node: Node) -> list[Attending]:
+    """The modules of a node that weigh members, each once; combiners first."""
+    parts = (*node.combiners, *(leaf.delta for leaf in node.leaves))
+    modules = dict.fromkeys(module for part in parts for module in part.modules())
+    return [module for module in modules if isinstance(module, Attending)]
 
 
 @dataclass(kw_only=True, eq=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from deltakit.arch.resolve import linear_widths
-from deltakit.core.delta import Reparametrised
+from deltakit.core.delta import Reparametrised, SparselyActive
 from deltakit.inject.attachments import (
     Attached,
     Attachments,
@@ -45,6 +45,8 @@ class Summary:
 
     Attributes:
         trained_params: parameters that training changes, the task head left out.
+        active_params: deployed parameters that compute the change of one token: fewer where a
+            router picks some of its experts.
         deployed_params: parameters to keep beside the base to run it, the task head left out.
         head_params: parameters of the task head, whether it is trained or not.
         base_params: all parameters of the base, embeddings included, the task head left out.
@@ -54,6 +56,7 @@ class Summary:
     """
 
     trained_params: int
+    active_params: int
     deployed_params: int
     head_params: int
     base_params: int
@@ -87,6 +90,8 @@ class Summary:
             f"{self.base_params:,}) · deployed {self.deployed_params:,} "
             f"({self.delta_bytes:,} bytes) · head {self.head_params:,}"
         )
+        if self.active_params != self.deployed_params:
+            totals += f" · active for one token {self.active_params:,}"
         if not table:
             return totals
         return f"{tabulate(table, headers, colalign=align, disable_numparse=True)}\n\n{totals}"
@@ -104,6 +109,7 @@ def summary(model: "PreTrainedModel") -> Summary:
     trained, deployed = _trained(attachments, head), list(_deployed(attachments, head))
     return Summary(
         trained_params=_count(trained),
+        active_params=_count(deployed) - sum(map(_idle, _modules(attachments))),
         deployed_params=_count(deployed),
         head_params=sum(p.numbers for name, p in parameters.items() if name in head),
         base_params=sum(p.numbers for p in base),
@@ -165,6 +171,18 @@ def _deployed(attachments: Attachments | None, head: frozenset[str]) -> Iterable
         for _, module in attached.modules():
             yield from deployed_module(module).parameters()
         yield from _own(attachments, attached, head)
+
+
+def _modules(attachments: Attachments | None) -> Iterable[nn.Module]:
+    """The modules of the active deltas, each once."""
+    return (module for each in _active(attachments) for _, module in each.modules())
+
+
+def _idle(module: nn.Module) -> int:
+    """How many of its parameters do not compute the change of one token."""
+    if isinstance(module, SparselyActive):
+        return _count(module.parameters()) - module.active_parameters()
+    return sum(map(_idle, module.children()))
 
 
 def deployed_module(module: nn.Module) -> nn.Module:

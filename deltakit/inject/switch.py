@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from deltakit.arch.resolve import fit_linear
 from deltakit.core.composition import Composition, PerRow
-from deltakit.core.delta import Regularised
 from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import Active, Attachments, base_parameters, head_names
@@ -163,14 +162,8 @@ def switch_to(
         attachments.hooks.extend(attachments.passes.open())
     for key, node in nodes.items():
         attachments.hooks.extend(install(attachments.handles[key], node))
-    penalties = tuple(
-        module
-        for name in trained
-        for _, module in attachments.attached[name].modules()
-        if isinstance(module, Regularised)
-    )
-    if penalties:
-        attachments.hooks.append(install_penalty(model, penalties))
+    parts = tuple(m for name in trained for _, m in attachments.attached[name].modules())
+    attachments.hooks.extend(install_penalty(model, parts))
     gates = {leaf.gate for node in nodes.values() for leaf in node.leaves if leaf.gate is not None}
     if gates:
         attachments.hooks.append(install_gates(model, tuple(gates)))

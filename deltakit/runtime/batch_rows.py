@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from deltakit.core.delta import Combiner, compute_dtype
+from deltakit.core.delta import Attending, AuxiliaryLoss, Combiner, compute_dtype
 from deltakit.core.site import Insertion
 from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal, cast
@@ -138,6 +138,8 @@ def _kind(part: Node, chosen: int) -> Any:
     """Equal for parts that can be computed together: all but the parameters' values is the same."""
     if not isinstance(part, PlacedDelta) or any(True for _ in part.delta.buffers()):
         return chosen
+    if any(isinstance(module, AuxiliaryLoss | Attending) for module in part.delta.modules()):
+        return chosen  # their losses and weights are looked at, one form at a time
     shapes = tuple((name, p.shape, p.dtype) for name, p in part.delta.named_parameters())
     settings = tuple((type(module), _settings(module)) for module in part.delta.modules())
     return part.insertion, shapes, settings

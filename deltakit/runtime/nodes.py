@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deltakit.core.delta import (
+    AuxiliaryLoss,
     BatchedRows,
     Combiner,
     Delta,
@@ -24,6 +25,7 @@ from deltakit.core.delta import (
     overrides_both,
 )
 from deltakit.core.site import Insertion
+from deltakit.runtime.losses import run_part
 from deltakit.runtime.passes import LayerDrop, current_pass
 
 
@@ -124,14 +126,15 @@ class PlacedDelta(Node):
 
     def __post_init__(self) -> None:
         delta, kind = self.delta, type(self.delta)
-        quick = isinstance(delta, FusedAdd) and overrides_both(kind, "added")
+        plain = not isinstance(delta, AuxiliaryLoss)
+        quick = plain and isinstance(delta, FusedAdd) and overrides_both(kind, "added")
         rows = isinstance(delta, BatchedRows) and overrides_both(kind, "by_row")
         object.__setattr__(self, "one_pass", delta if quick else None)
         object.__setattr__(self, "by_row", delta if rows else None)
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         del port
-        change = self.delta(cast(self._source(signal), compute_dtype(self.delta)))
+        change = run_part(self.delta, cast(self._source(signal), compute_dtype(self.delta)))
         if self.scale != 1.0:
             change = change * self.scale
         return change.to(signal.stream.dtype)
@@ -235,9 +238,9 @@ class CombinerNode(Node):
         changes = [member.change(signal, port) for member in self.members]
         dtype = compute_dtype(self.combiner)
         if dtype is None:
-            return self.combiner(signal.h, changes)
+            return run_part(self.combiner, signal.h, changes)
         cast = [change.to(dtype) for change in changes]
-        return self.combiner(signal.h.to(dtype), cast).to(signal.stream.dtype)
+        return run_part(self.combiner, signal.h.to(dtype), cast).to(signal.stream.dtype)
 
     @property
     def leaves(self) -> tuple[PlacedDelta, ...]:

@@ -52,6 +52,13 @@ class LayerDrop:
         return int(torch.randint(self.up_to + 1, ()))
 
 
+@dataclass(eq=False)
+class LossWeight:
+    """The weight of one pass's losses in its backward pass; None before that has begun."""
+
+    value: Tensor | None = None
+
+
 @dataclass(kw_only=True, eq=False)
 class Pass:
     """The arguments and random draws of one call of a model. Only the thread of the call uses it.
@@ -61,8 +68,9 @@ class Pass:
         inputs: by name, those of `INPUTS` that the call's module can be given. None for one that
             was not given, and for a mask that is not ``(rows, tokens)``.
         dropped: how many of the lowest layers run without their deltas, by the drop that drew it.
-        losses: scalar losses that deltas add in this pass, in the order in which they were added.
-            A recomputed layer adds to the same list.
+        losses: the values of the losses that deltas add in this pass. A recomputed layer adds
+            none.
+        loss_weight: the weight of these losses, which recomputed layers share.
         rows: the numbers of rows, where a `PerRow` is active.
         recomputed: whether a checkpointed layer runs again in the backward pass.
         held: what one port keeps for another, by a key; empty again when the pass is over.
@@ -74,6 +82,7 @@ class Pass:
     inputs: dict[str, Tensor | None] = field(default_factory=dict)
     dropped: dict[LayerDrop, int] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
+    loss_weight: LossWeight = field(default_factory=LossWeight)
     rows: "RowCounts | None" = None
     recomputed: bool = False
     held: dict[str, Any] = field(default_factory=dict)
@@ -102,6 +111,7 @@ class Pass:
             inputs=self.inputs,
             dropped=self.dropped,
             losses=self.losses,
+            loss_weight=self.loss_weight,
             rows=self.rows,
             recomputed=True,
             inside=["recomputed"],

@@ -1,4 +1,4 @@
-"""The regularisers' terms, added to what a model is trained on."""
+"""The terms that deltas add to what a model is trained on: regularisers, and losses of the data."""
 
 from typing import Any
 
@@ -7,16 +7,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from deltakit.core.delta import Regularised
+from deltakit.core.delta import AuxiliaryLoss, Regularised
+from deltakit.runtime.own_loss import OwnLosses
+from deltakit.runtime.passes import LossWeight, current_pass
 
 
 class PenaltyPort:
-    """Adds the regularisers' terms to what is trained on, in any training loop.
+    """Adds the deltas' terms to what is trained on, in any training loop.
 
     A model that returns a loss returns it with the terms added, so they are logged, scaled and
     averaged with it. Where the loop computes its own loss from the outputs, the terms' gradient
-    joins the backward pass with weight one. Where the loop accumulates gradients and says how many
-    items the whole step has (transformers' Trainer does), each pass adds its share.
+    joins the backward pass with that loss's weight (`deltakit.runtime.own_loss`). Where the loop
+    accumulates gradients and says how many items the whole step has (transformers' Trainer does),
+    each pass adds its share.
     """
 
     def __init__(self, parts: tuple[Regularised, ...]) -> None:
@@ -25,8 +28,13 @@ class PenaltyPort:
     def __call__(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not (module.training and torch.is_grad_enabled()):
             return output
-        penalty = sum((part.penalty() for part in self.parts[1:]), self.parts[0].penalty())
-        return _with_penalty(output, penalty * _share(module, kwargs))
+        running = current_pass()
+        terms = [part.penalty() for part in self.parts] + running.losses
+        if not terms:
+            return output
+        device = terms[0].device
+        total = torch.stack([term.to(device, torch.float32) for term in terms]).sum()
+        return _with_penalty(output, total, _Step(_share(module, kwargs), running.loss_weight))
 
 
 def _share(model: Any, kwargs: dict[str, Any]) -> Tensor | float:
@@ -41,26 +49,44 @@ def _share(model: Any, kwargs: dict[str, Any]) -> Tensor | float:
     return labels.ne(-100).sum() / items
 
 
+class _Step:
+    """What one pass's terms count in its backward pass."""
+
+    def __init__(self, share: Tensor | float, weight: LossWeight) -> None:
+        self.share = share
+        self.weight = weight
+        self.own = OwnLosses()
+
+    def begin(self, of_loss: Tensor | None, like: Tensor) -> Tensor:
+        """Begins the backward pass: the weight of all terms, which the layers will use too."""
+        own = self.own.take_weight()
+        given = of_loss if of_loss is not None else own
+        one = torch.ones_like(like)
+        weight = (one if given is None else given.to(like.device, like.dtype)) * self.share
+        self.weight.value = weight
+        return weight
+
+
 class _JoinBackward(torch.autograd.Function):
-    """Adds `penalty` to `loss`, or to the backward pass of `carriers` where `loss` is not used."""
+    """Adds `penalty` to `loss`, and to the backward pass of `loss` and of `carriers`."""
 
     @staticmethod
-    def forward(ctx: Any, penalty: Tensor, loss: Tensor | None, *carriers: Tensor) -> Any:
+    def forward(
+        ctx: Any, step: _Step, penalty: Tensor, loss: Tensor | None, *carriers: Tensor
+    ) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(penalty)
-        joined = None if loss is None else loss + penalty.to(loss.device, loss.dtype)
+        ctx.step, ctx.like = step, torch.empty_like(penalty)
+        added = penalty * step.share
+        joined = None if loss is None else loss + added.to(loss.device, loss.dtype)
         return joined, *(carrier.view_as(carrier) for carrier in carriers)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         of_loss, *of_carriers = grads
-        (penalty,) = ctx.saved_tensors
-        one = torch.ones_like(penalty)
-        of_penalty = one if of_loss is None else of_loss.to(one.device, one.dtype)
-        return of_penalty, of_loss, *of_carriers
+        return None, ctx.step.begin(of_loss, ctx.like), of_loss, *of_carriers
 
 
-def _with_penalty(output: Any, penalty: Tensor) -> Any:
+def _with_penalty(output: Any, penalty: Tensor, step: _Step) -> Any:
     leaves, shape = tree_flatten(output)
     trained = [
         i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad
@@ -68,15 +94,25 @@ def _with_penalty(output: Any, penalty: Tensor) -> Any:
     loss = next((i for i in trained if leaves[i].ndim == 0), None)
     carriers = [i for i in trained if i != loss]
     joined = _JoinBackward.apply(
-        penalty, None if loss is None else leaves[loss], *(leaves[i] for i in carriers)
+        step, penalty, None if loss is None else leaves[loss], *(leaves[i] for i in carriers)
     )
     if loss is not None:
         leaves[loss] = joined[0]
     for index, carrier in zip(carriers, joined[1:], strict=True):
-        leaves[index] = carrier
+        leaves[index] = _watched(carrier, step.own)
     return tree_unflatten(leaves, shape)
 
 
-def install_penalty(model: nn.Module, parts: tuple[Regularised, ...]) -> RemovableHandle:
-    """Makes the regularisers of the active deltas part of the model's loss."""
-    return model.register_forward_hook(PenaltyPort(parts), with_kwargs=True)
+def _watched(output: Tensor, own: OwnLosses) -> Tensor:
+    """An output from which the loop may compute its loss; a cache's keys have four axes."""
+    if torch.compiler.is_compiling() or output.ndim > 3:
+        return output
+    return own.watch(output)
+
+
+def install_penalty(model: nn.Module, parts: tuple[nn.Module, ...]) -> list[RemovableHandle]:
+    """Makes the terms of the trained deltas' modules part of the model's loss."""
+    regularised = tuple(part for part in parts if isinstance(part, Regularised))
+    if not regularised and not any(isinstance(part, AuxiliaryLoss) for part in parts):
+        return []
+    return [model.register_forward_hook(PenaltyPort(regularised), with_kwargs=True)]
