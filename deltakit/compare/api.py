@@ -118,11 +118,12 @@ def collect(folder: RunFolder, *, reused: int) -> Results:
     """Reads what the folder holds, in the plan's order, and writes the reports."""
     run = folder.run_record()
     ids = [cell.id for cell in run.plan.cells]
+    classes = run.target.labels
     stored = {each: result for each in ids if (result := folder.result(each)) is not None}
     predictions = {
         (result.method, result.base, result.seed): found
         for each, result in stored.items()
-        if result.status == "done" and (found := folder.predictions(each)) is not None
+        if result.status == "done" and (found := folder.predictions(each, classes)) is not None
     }
     results = tuple(stored.values())
     with folder.files_lock.held():

@@ -21,6 +21,7 @@ from deltakit.compare.run import cell
 from deltakit.compare.run.progress import Silent
 from deltakit.compare.run.queue import Failures
 from deltakit.compare.run.train import TrainingFailed
+from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.core.method import CLASSES, METHODS, UNIFIED_VIEW
 
@@ -73,6 +74,7 @@ def test_the_run_folder_holds_every_file_of_the_contract(finished: Any) -> None:
         for each in said["plan"]["cells"]
         if each["method"] not in ("majority", "head")  # these leave the base as it is
     } | {f"{each['id']}.pace.json" for each in said["plan"]["cells"] if each["rates"]}
+    inside |= {f"{each}.scores.npy" for each in ids}
     assert {path.name for path in cells.iterdir()} == inside | {
         f"{each}{ending}" for each in ids for ending in endings
     }
@@ -167,6 +169,23 @@ def test_predictions_are_beside_each_cell_and_make_its_score(finished: Any) -> N
         assert [row["row"] for row in rows] == [str(index) for index in range(36)]
         right = sum(row["label"] == row["predicted"] for row in rows)
         assert stored["result"]["score"] == right / 36
+
+
+def test_a_metric_of_probabilities_is_a_score_like_any_other(
+    asked: Callable[..., Any], tmp_path: Path
+) -> None:
+    ended = run_plan(
+        build_plan(asked("lora", metric="log_loss", trials=2, lr=None)), tmp_path / "a"
+    )
+    assert not ended.failures and {row.metric for row in ended.results} == {"log_loss"}
+    for row in ended.results:
+        found = ended.predictions[row.method, row.base, row.seed]
+        assert found.scores is not None and found.classes == ("neg", "pos")
+        assert row.score == METRICS.get("log_loss").value(found)
+        assert row.score_low is not None and row.score_low < row.score
+    text = (tmp_path / "a" / "table.md").read_text()
+    assert "log loss, lower is better," in text
+    assert report_folder(tmp_path / "a").predictions == ended.predictions
 
 
 def test_run_json_says_what_was_run_on_what(finished: Any, bert: Path) -> None:

@@ -7,7 +7,14 @@ import dataclasses
 import io
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from deltakit.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
 Row = tuple[str, str]
 """A method's label, and the base's name."""
@@ -110,19 +117,99 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(CellResult))
 """The columns of ``results.csv``, in order."""
 
 
-Value = int | float | str | tuple[int, ...]
-"""A label or a prediction, as the kind of task has it."""
+Value = int | float | str | tuple[int | float | str, ...]
+"""A label or a prediction, as the kind of task has it. Tuples may differ in length."""
+
+
+class Scores:
+    """The probabilities of classes or labels, one row an example. It is hashable, and read-only.
+
+    Args:
+        rows: numbers of shape (examples, classes).
+
+    Raises:
+        InvalidConfig: they have another shape, or are not finite.
+    """
+
+    array: NDArray[np.float64]
+
+    def __init__(self, rows: ArrayLike) -> None:
+        import numpy as np
+
+        self.array = np.array(rows, dtype=np.float64)
+        self.array.setflags(write=False)
+        if self.array.ndim != 2 or not np.isfinite(self.array).all():
+            raise InvalidConfig(
+                f"scores of shape {self.array.shape} are not one finite number for each example "
+                "and class. Give an array of shape (examples, classes)."
+            )
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __eq__(self, other: object) -> bool:
+        import numpy as np
+
+        return isinstance(other, Scores) and np.array_equal(self.array, other.array)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.array.shape, self.array.tobytes()))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Scores(<{self.array.shape[0]} x {self.array.shape[1]}>)"
+
+    def to_bytes(self) -> bytes:
+        """The content of a ``.npy`` file, from which they come back bit for bit."""
+        import numpy as np
+
+        stream = io.BytesIO()
+        np.save(stream, self.array, allow_pickle=False)
+        return stream.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Scores:
+        """The inverse of `to_bytes`; other content raises ValueError."""
+        import numpy as np
+
+        return cls(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Per-example outcome on the test split, in the split's order."""
+    """The outcome for each example of the test split, in the split's order.
+
+    Attributes:
+        labels: what is right.
+        predicted: what the model predicts.
+        scores: the probabilities of the classes or labels; None where the kind of task has none,
+            and in folders of deltakit 0.1 before it kept them.
+        classes: the names of the classes or labels, in the order of their ids.
+
+    Raises:
+        InvalidConfig: `scores` are not of as many examples.
+    """
 
     labels: tuple[Value, ...]
     predicted: tuple[Value, ...]
+    scores: Scores | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.scores is not None and len(self.scores) != len(self.labels):
+            raise InvalidConfig(
+                f"scores of {len(self.scores)} examples do not fit {len(self.labels)} labels. Run "
+                "this cell again: its files are not from one evaluation."
+            )
 
     def to_csv(self) -> str:
-        """One line an example; each value as JSON, so that it comes back bit for bit."""
+        """The labels and predictions, one line an example.
+
+        Each value is written as JSON, so that it comes back bit for bit.
+        """
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("row", "label", "predicted"))
@@ -132,7 +219,7 @@ class Predictions:
 
     @classmethod
     def from_csv(cls, text: str) -> Predictions:
-        """The inverse of `to_csv`."""
+        """The inverse of `to_csv`, without scores."""
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         return cls(
             labels=tuple(_from_json(row["label"]) for row in rows),

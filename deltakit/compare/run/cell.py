@@ -21,11 +21,10 @@ from deltakit.compare.records.training import TrainingRecord
 from deltakit.compare.records.trial import Choice, Trial
 from deltakit.compare.run.context import RunContext
 from deltakit.compare.run.learning_curve import CurveScore
-from deltakit.compare.run.predict import predict, score
+from deltakit.compare.run.predict import predict, predictions_of, score
 from deltakit.compare.run.train import TrainingFailed, steps_of, train
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.locks import free_first
-from deltakit.compare.tasks.kinds import references
 from deltakit.core.method import Role
 from deltakit.core.provider import AdaptedModel
 
@@ -207,8 +206,9 @@ def _learning_curve(record: TrainingRecord) -> dict[str, Any]:
 
 def _constant(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
     train, test = (context.encoded(cell.task, split) for split in ("train", "test"))
-    constant = context.kind(cell.task).majority_prediction(train, test, context.tokenizer)
-    predictions = Predictions(labels=references(test), predicted=tuple(constant))
+    kind = context.kind(cell.task)
+    constant = kind.majority_prediction(train, test, context.tokenizer)
+    predictions = predictions_of(kind, test, constant)
     context.progress.advance(1)
     return _scored(context, cell, predictions), predictions
 

@@ -1,17 +1,20 @@
 """Predictions on a split, and the score they make."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from deltakit.compare.records.result import Predictions, Value
+from deltakit.compare.records.result import Predictions, Scores, Value
 from deltakit.compare.stats.metrics import METRICS
-from deltakit.compare.tasks.kinds import Kind, references
+from deltakit.compare.tasks.kinds import Kind, Outputs, references
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +31,37 @@ class Score:
 def predict(
     model: "PreTrainedModel", data: "Dataset", kind: Kind, tokenizer: "PreTrainedTokenizerBase"
 ) -> Predictions:
-    """What the model says of every encoded row, in the split's order.
+    """The model's predictions for every encoded row, in the split's order.
 
     Rows are batched by length; padding does not change a row's result.
     """
     model.eval()
     rows = list(data)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
-    predicted: dict[int, Value] = {}
+    values: dict[int, Value] = {}
+    scores: dict[int, Any] = {}
     for first in range(0, len(order), kind.batch_size):
         chosen = order[first : first + kind.batch_size]
         with torch.inference_mode():
-            judged = kind.predict(model, [rows[row] for row in chosen], tokenizer)
-        predicted.update(zip(chosen, judged, strict=True))
+            outputs = kind.predict(model, [rows[row] for row in chosen], tokenizer)
+        values.update(zip(chosen, outputs.values, strict=True))
+        if outputs.scores is not None:
+            scores.update(zip(chosen, outputs.scores, strict=True))
+    whole = Outputs(_in_order(values), _in_order(scores) if scores else None)
+    return predictions_of(kind, data, whole)
+
+
+def _in_order(by_row: Mapping[int, T]) -> list[T]:
+    return [by_row[row] for row in sorted(by_row)]
+
+
+def predictions_of(kind: Kind, data: "Dataset", outputs: Outputs) -> Predictions:
+    """The outputs for all rows of an encoded split, with what is right."""
     return Predictions(
-        labels=references(data), predicted=tuple(predicted[row] for row in range(len(rows)))
+        labels=references(data),
+        predicted=tuple(outputs.values),
+        scores=None if outputs.scores is None else Scores(outputs.scores),
+        classes=kind.labels,
     )
 
 

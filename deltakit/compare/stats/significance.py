@@ -7,9 +7,9 @@ one rule for every metric. ``docs/statistics.md`` says why this rule, with its m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from deltakit.compare.records.result import Predictions
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Metric = Callable[[NDArray[np.generic], NDArray[np.generic]], float]
-    """A score from labels and predictions, both of shape (examples,)."""
+    """A score from labels and predictions, each with one entry an example."""
+
+    Ratio = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    """A score from sums over examples: from shape (..., sums) to shape (...)."""
+
+    Each = Callable[[Predictions], NDArray[np.float64]]
+    """What each example adds to a mean, of shape (examples,)."""
 
 CONFIDENCE = 0.95
 """The confidence of every interval in a report."""
@@ -33,7 +39,10 @@ POWER = 0.8
 """How often a difference of `Difference.detectable` points is found."""
 
 DRAWS = 500
-"""How often a metric that is no mean over examples is computed on resampled examples."""
+"""Resamples of the test examples for a metric that is not a mean over them."""
+
+_AT_ONCE = 50
+"""Resamples that are in memory at a time."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -103,11 +112,16 @@ def proportion_interval(correct: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def mcnemar(first: Predictions, second: Predictions) -> float:
+def mcnemar(first: Predictions, second: Predictions, *, each: Each | None = None) -> float:
     """McNemar's exact test: the two-sided p of "both are equally accurate".
 
     Only the examples that one row gets right and the other wrong say anything; where there is no
     such example, p is 1.
+
+    Args:
+        first: of one row.
+        second: of another.
+        each: 1.0 for an example that counts as right and 0.0 for another; by default `correct`.
 
     Raises:
         InvalidConfig: the two were not made on the same test split.
@@ -115,7 +129,8 @@ def mcnemar(first: Predictions, second: Predictions) -> float:
     from scipy.stats import binomtest
 
     check_same_split((first, second))
-    change = correct(first) - correct(second)
+    hits = each or correct
+    change = hits(first) - hits(second)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
     if gained + lost == 0:
         return 1.0
@@ -145,8 +160,12 @@ def across_seeds(values: Sequence[float]) -> tuple[float, float | None]:
 # ----------------------------------------------------------------------- evidence from examples
 
 
-def evidence_from_predictions(seeds: Sequence[Predictions]) -> Evidence:
+def evidence_from_predictions(
+    seeds: Sequence[Predictions], *, each: Each | None = None
+) -> Evidence:
     """The accuracy of a row, from one `Predictions` for each of its seeds.
+
+    `each` is what an example adds to the mean; by default `correct`.
 
     Raises:
         InvalidConfig: there are none, or they were made on different test splits.
@@ -154,7 +173,7 @@ def evidence_from_predictions(seeds: Sequence[Predictions]) -> Evidence:
     if not seeds:
         raise InvalidConfig("a row without predictions has no difference. Give at least one seed.")
     check_same_split(seeds)
-    return evidence_from_examples([correct(predictions) for predictions in seeds])
+    return evidence_from_examples([(each or correct)(predictions) for predictions in seeds])
 
 
 def evidence_from_examples(values: ArrayLike) -> Evidence:
@@ -180,14 +199,14 @@ def evidence_from_examples(values: ArrayLike) -> Evidence:
 
 
 def evidence_from_metric(metric: Metric, labels: ArrayLike, predicted: ArrayLike) -> Evidence:
-    """A metric that is no mean over examples (F1, Matthews, Pearson), by a bootstrap over them.
+    """A metric of the whole corpus (Pearson, the area under ROC), by a bootstrap over examples.
 
     The resampled examples depend on nothing but their number, so that rows stay paired.
 
     Args:
         metric: takes labels and predictions and returns the score; called ``DRAWS`` times a seed.
         labels: of shape (examples,), or (examples, labels) where an example has several.
-        predicted: of shape (seeds, *labels.shape).
+        predicted: of shape (seeds, *labels.shape), or (seeds, examples, classes) for scores.
 
     Raises:
         InvalidConfig: the shapes do not fit, or the metric is not finite on some resample.
@@ -195,29 +214,101 @@ def evidence_from_metric(metric: Metric, labels: ArrayLike, predicted: ArrayLike
     import numpy as np
 
     truth, guesses = np.asarray(labels), np.asarray(predicted)
-    if not truth.size or not guesses.size or guesses.shape[1:] != truth.shape:
+    shape = guesses.shape[1:]
+    fits = shape == truth.shape or (len(shape) == 2 and shape[:1] == truth.shape)
+    if not truth.size or not guesses.size or not fits:
         raise InvalidConfig(
             f"predictions of shape {guesses.shape} do not fit labels of shape {truth.shape}. "
             "Give (seeds, examples) and (examples,)."
         )
-    generator = np.random.default_rng(0)
-    draws = [generator.integers(len(truth), size=len(truth)) for _ in range(DRAWS)]
-    redone = [[metric(truth[draw], guess[draw]) for draw in draws] for guess in guesses]
-    scores, drawn = np.array([metric(truth, guess) for guess in guesses]), np.array(redone)
-    if not (np.isfinite(scores).all() and np.isfinite(drawn).all()):
+    scores = [metric(truth, guess) for guess in guesses]
+    return _bootstrapped(scores, [redrawn_scores(metric, truth, guess) for guess in guesses])
+
+
+def evidence_from_counts(counts: Sequence[NDArray[np.float64]], ratio: Ratio) -> Evidence:
+    """A metric that is a function of sums over examples (F1, Matthews, perplexity).
+
+    The resamples are those of `evidence_from_metric`, and so are the results.
+
+    Args:
+        counts: for each seed what each example adds to the sums, of shape (examples, sums).
+        ratio: the score of sums; it is called once a seed and for every `_AT_ONCE` resamples.
+
+    Raises:
+        InvalidConfig: there are none, or the metric is not finite on some resample.
+    """
+    if not counts or not len(counts[0]):
+        raise InvalidConfig("a row without predictions has no difference. Give at least one seed.")
+    scores = [float(ratio(each.sum(axis=0))) for each in counts]
+    return _bootstrapped(scores, redrawn_ratios(counts, ratio))
+
+
+def _bootstrapped(scores: Sequence[float], redrawn: Sequence[NDArray[np.float64]]) -> Evidence:
+    import numpy as np
+
+    found, drawn = np.array(scores), np.array(redrawn)
+    if not (np.isfinite(found).all() and np.isfinite(drawn).all()):
         raise InvalidConfig(
             "the metric is not a finite number on some resample of the examples. Give it a value "
             "for predictions that are all the same."
         )
     moves = (drawn - drawn.mean(axis=1, keepdims=True)) / np.sqrt(DRAWS - 1)
-    return Evidence(scores=scores, moves=moves)
+    return Evidence(scores=found, moves=moves)
+
+
+def redrawn_scores(
+    metric: Metric, labels: NDArray[np.generic], predicted: NDArray[np.generic]
+) -> NDArray[np.float64]:
+    """The metric on each resample of the examples, of shape (draws,)."""
+    import numpy as np
+
+    return np.array([metric(labels[draw], predicted[draw]) for draw in _resamples(len(labels))])
+
+
+def redrawn_ratios(
+    counts: Sequence[NDArray[np.float64]], ratio: Ratio
+) -> list[NDArray[np.float64]]:
+    """The ratio on each resample of the examples, for each of `counts` of shape (draws,)."""
+    import numpy as np
+
+    parts = [[ratio(weights @ each) for each in counts] for weights in _weights(len(counts[0]))]
+    return [np.concatenate(several) for several in zip(*parts, strict=True)]
+
+
+def percentiles(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the bootstrap's 95 % interval."""
+    import numpy as np
+
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _resamples(n: int) -> Iterator[NDArray[np.int64]]:
+    """The rows of each resample. They depend on the number of examples alone."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    return (generator.integers(n, size=n) for _ in range(DRAWS))
+
+
+def _weights(n: int) -> Iterator[NDArray[np.float64]]:
+    """How often each example is in each resample, of shape (resamples, n), some at a time."""
+    import numpy as np
+
+    draws = _resamples(n)
+    while several := list(islice(draws, _AT_ONCE)):
+        yield np.array([np.bincount(draw, minlength=n) for draw in several], dtype=np.float64)
 
 
 # --------------------------------------------------------------------------------- differences
 
 
 def paired_difference(
-    first: Sequence[Predictions], second: Sequence[Predictions], *, seed_sd: float = 0.0
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
+    *,
+    seed_sd: float = 0.0,
+    each: Each | None = None,
 ) -> Difference:
     """The difference of two rows' accuracies; see `difference`.
 
@@ -228,16 +319,23 @@ def paired_difference(
         second: one for each seed of the second row. As many as in `first` are paired in order: give
             the same seeds in the same order. Other numbers are compared unpaired.
         seed_sd: as in `difference`.
+        each: 1.0 for an example that counts as right and 0.0 for another; by default `correct`.
 
     Raises:
         InvalidConfig: a row has no predictions, or they were made on different test splits.
     """
-    rows = evidence_from_predictions(first), evidence_from_predictions(second)
+    hits = each or correct
+    rows = [evidence_from_predictions(row, each=hits) for row in (first, second)]
     check_same_split((first[0], second[0]))
     found = difference(*rows, seed_sd=seed_sd)
-    if len({*first}) == len({*second}) == 1:
-        return replace(found, p=max(found.p, mcnemar(first[0], second[0])))
+    if _all_alike(first, hits) and _all_alike(second, hits):
+        return replace(found, p=max(found.p, mcnemar(first[0], second[0], each=hits)))
     return found
+
+
+def _all_alike(row: Sequence[Predictions], hits: Each) -> bool:
+    """Whether the seeds of a row repeat one another."""
+    return len({(seed.predicted, hits(seed).tobytes()) for seed in row}) == 1
 
 
 def difference(first: Evidence, second: Evidence, *, seed_sd: float = 0.0) -> Difference:
@@ -380,8 +478,8 @@ def correct(predictions: Predictions) -> NDArray[np.float64]:
     """1.0 where the prediction is right and 0.0 where not, of shape (examples,)."""
     import numpy as np
 
-    same: NDArray[np.bool] = np.asarray(np.equal(predictions.labels, predictions.predicted))
-    return np.asarray(same.all(axis=tuple(range(1, same.ndim))), dtype=np.float64)
+    pairs = zip(predictions.labels, predictions.predicted, strict=True)
+    return np.array([label == predicted for label, predicted in pairs], dtype=np.float64)
 
 
 def check_same_split(several: Sequence[Predictions]) -> None:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltakit._files import cache_folder, sweep, weights_bytes, write_text
+from deltakit._files import atomic_path, cache_folder, sweep, weights_bytes, write_text
 from deltakit.compare.plan.plan import Cell, Plan, Training
 from deltakit.compare.records.protocol import VARIABLE
-from deltakit.compare.records.result import SCHEMA_VERSION, CellResult, Predictions
+from deltakit.compare.records.result import SCHEMA_VERSION, CellResult, Predictions, Scores
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import EvalPoint, TrainingRecord
 from deltakit.compare.records.trial import Trial
@@ -36,6 +36,10 @@ class RunFolder:
         """Where its per-example predictions are."""
         return self.path / "cells" / f"{cell_id}.predictions.csv"
 
+    def scores_path(self, cell_id: str) -> Path:
+        """Where its probabilities are, of kinds of task that have some."""
+        return self.path / "cells" / f"{cell_id}.scores.npy"
+
     def lock(self, kind: str, unit: str) -> Lock:
         """What one worker at a time may work on here: a "cell", a "trial"."""
         return Lock(self.path / LOCKS / f"{kind}-{unit}.lock")
@@ -57,7 +61,7 @@ class RunFolder:
     def write(self, cell: Cell, result: CellResult, predictions: Predictions | None) -> None:
         """Stores a cell. Its JSON comes last, so a cell that is there is whole."""
         if predictions is not None:
-            write_text(self.predictions_path(cell.id), predictions.to_csv())
+            self._write_predictions(cell.id, predictions)
         content = {
             "schema_version": SCHEMA_VERSION,
             "id": cell.id,
@@ -66,6 +70,13 @@ class RunFolder:
             "result": result.to_dict(),
         }
         write_text(self.cell_path(cell.id), json.dumps(content, indent=2) + "\n")
+
+    def _write_predictions(self, cell_id: str, predictions: Predictions) -> None:
+        self.scores_path(cell_id).unlink(missing_ok=True)
+        if predictions.scores is not None:
+            with atomic_path(self.scores_path(cell_id)) as temporary:
+                temporary.write_bytes(predictions.scores.to_bytes())
+        write_text(self.predictions_path(cell_id), predictions.to_csv())
 
     def result(self, cell_id: str) -> CellResult | None:
         """A stored cell, or None."""
@@ -79,12 +90,21 @@ class RunFolder:
         result = self.result(cell_id)
         return result is not None and result.status == "done"
 
-    def predictions(self, cell_id: str) -> Predictions | None:
-        """A stored cell's predictions, or None."""
-        path = self.predictions_path(cell_id)
+    def predictions(self, cell_id: str, classes: tuple[str, ...] = ()) -> Predictions | None:
+        """A stored cell's predictions, or None.
+
+        Args:
+            cell_id: which.
+            classes: the names of the task's classes or labels.
+        """
+        path, scores = self.predictions_path(cell_id), self.scores_path(cell_id)
         if not path.is_file():
             return None
-        return Predictions.from_csv(path.read_text(encoding="utf-8"))
+        return replace(
+            Predictions.from_csv(path.read_text(encoding="utf-8")),
+            scores=Scores.from_bytes(scores.read_bytes()) if scores.is_file() else None,
+            classes=classes,
+        )
 
     def trial_lock(self, training: Training) -> Lock:
         """Held by the worker that does a trial, until it is stored."""

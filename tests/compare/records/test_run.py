@@ -19,6 +19,7 @@ from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.protocol import Protocol
 from deltakit.compare.records.run import RUN_SCHEMA, CodeVersion, RunRecord
 from deltakit.compare.stats import significance
+from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.run_folder import RunFolder, differences, open_run
 from deltakit.errors import InvalidConfig
 
@@ -100,6 +101,13 @@ def test_a_run_folder_of_the_first_layout_is_reported(first_layout: Path) -> Non
     assert {name: (first_layout / name).read_text() for name in before} == before
     assert len(found.results) == 4 and not found.failures
     assert "pace.csv" in {path.name for path in first_layout.iterdir()}
+
+
+def test_predictions_of_the_first_layout_have_no_probabilities(first_layout: Path) -> None:
+    found = report_folder(first_layout).predictions["lora", "fp32", 0]
+    assert found.scores is None and found.classes == ("neg", "pos")
+    with pytest.raises(InvalidConfig, match="hold no scores"):
+        METRICS.get("roc_auc").value(found)
 
 
 def test_a_run_folder_of_the_first_layout_is_joined(first_layout: Path, tmp_path: Path) -> None:

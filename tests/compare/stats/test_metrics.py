@@ -1,6 +1,9 @@
 """Metrics: equal to the libraries', with intervals, in the order of what is better, as text."""
 
+import json
 import math
+import operator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,16 @@ from deltakit.compare.plan.lr_search import choose
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.records.trial import Trial
 from deltakit.compare.run.predict import score
-from deltakit.compare.stats.metrics import METRICS, CorpusMetric, Direction, MeanMetric, Unit
+from deltakit.compare.stats.metrics import (
+    METRICS,
+    CorpusMetric,
+    Direction,
+    MeanMetric,
+    RatioMetric,
+    Takes,
+    Unit,
+    register_metric,
+)
 from deltakit.compare.stats.significance import proportion_interval
 from deltakit.errors import InvalidConfig
 
@@ -132,10 +144,100 @@ def test_what_is_no_mean_has_a_bootstraps_interval_that_covers_it() -> None:
     assert score(part, "matthews") == found  # the same draws every time
 
 
+# ------------------------------------------------------------------------- ratios of sums
+
+
+def rows_of(name: str) -> list[Predictions]:
+    """Four rows of falling quality, the same ones every time."""
+    draw, n = np.random.default_rng(7), 120
+    if name == "perplexity":
+        truth = draw.integers(1, 40, size=n)
+        made = [truth * draw.normal(2.0, 0.3, n) for _ in range(4)]
+    elif name in ("pearson", "spearman", "r2", "mse"):
+        truth = draw.normal(size=n)
+        made = [truth + draw.normal(size=n) for _ in range(4)]
+    else:
+        several = name in ("f1_micro", "exact_match")
+        classes, shape = (2 if name == "f1" or several else 4), (n, 3) if several else (n,)
+        truth = draw.integers(classes, size=shape)
+        made = [
+            np.where(draw.random(shape) < p, truth, draw.integers(classes, size=shape))
+            for p in (0.7, 0.6, 0.5, 0.4)
+        ]
+    return [of(truth, each) for each in made]
+
+
+BEFORE = json.loads(Path(__file__).with_name("bootstrap_0_1.json").read_text())
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_scores_intervals_and_tests_are_those_of_deltakit_0_1(name: str) -> None:
+    # The numbers were made when every metric was computed anew on each resample.
+    of_labels = name.endswith(" of labels")
+    metric = METRICS.get(name.removesuffix(" of labels"))
+    rows = rows_of("f1_micro" if of_labels else name)
+    evidence = metric.evidence(rows[:2])
+    weighted = evidence.moves @ np.arange(1, evidence.moves.shape[1] + 1)
+    one, two = metric.difference(rows[:1], rows[1:2]), metric.difference(rows[:2], rows[2:])
+    differences = [0] * 4 if of_labels else [one.low, one.p, two.high, two.p]
+    found = [metric.value(rows[0]), *metric.interval(rows[0]), *weighted, *differences]
+    assert found == pytest.approx(BEFORE[name], rel=1e-12, abs=1e-12)
+
+
+def _words_hit(predictions: Predictions) -> np.ndarray:
+    """For tags of different lengths: how many are right, and how many there are."""
+    pairs = zip(predictions.labels, predictions.predicted, strict=True)
+    counted = [(sum(map(operator.eq, a, b)), len(a)) for a, b in pairs]  # type: ignore[arg-type]
+    return np.array(counted, dtype=float)
+
+
+def test_a_ratio_of_counts_over_sequences_of_different_lengths() -> None:
+    metric = RatioMetric(
+        name="hits", title="hits", counts=_words_hit, ratio=lambda sums: sums[..., 0] / sums[..., 1]
+    )
+    tags = (("B", "I", "O"), ("O",), ("O", "B"))
+    row = Predictions(labels=tags * 20, predicted=(("B", "O", "O"), ("O",), ("B", "B")) * 20)
+    assert metric.value(row) == pytest.approx(4 / 6)
+    low, high = metric.interval(row)
+    assert 0.5 < low < 4 / 6 < high < 0.8
+    perfect = Predictions(labels=tags * 20, predicted=tags * 20)
+    assert metric.difference([perfect], [row]).p < 1e-3
+    assert METRICS.get("exact_match").value(row) == pytest.approx(1 / 3)
+
+
+def test_a_ratio_is_not_computed_once_a_resample() -> None:
+    calls: list[int] = []
+
+    def ratio(sums: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return sums[..., 0] / sums[..., 1]
+
+    metric = RatioMetric(name="hits", title="hits", counts=_words_hit, ratio=ratio)
+    row = Predictions(labels=(("B",), ("O",)) * 9, predicted=(("B",), ("B",)) * 9)
+    metric.interval(row)
+    assert len(calls) <= 20
+
+
+def test_a_ratio_of_ones_own_is_registered() -> None:
+    @register_metric("tag_hits", RatioMetric, ratio=lambda sums: sums[..., 0] / sums[..., 1])
+    def counts(predictions: Predictions) -> np.ndarray:
+        return _words_hit(predictions)
+
+    try:
+        row = Predictions(labels=(("B", "O"),), predicted=(("B", "B"),))
+        assert METRICS.get("tag_hits").value(row) == 0.5
+        assert METRICS.get("tag_hits").title == "tag hits"
+    finally:
+        METRICS.remove("tag_hits")
+
+
 # -------------------------------------------------------------------------------- differences
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+PREDICTED = [name for name, metric in METRICS.items() if metric.takes is Takes.PREDICTED]
+
+
+@pytest.mark.parametrize("name", PREDICTED)
 def test_every_metric_tells_a_good_row_from_a_bad_one(name: str) -> None:
     metric, draw = METRICS.get(name), np.random.default_rng(1)
     if name == "perplexity":
@@ -168,10 +270,8 @@ def test_rows_of_different_splits_are_not_compared() -> None:
 
 
 def test_lower_is_better_where_the_metric_says_so() -> None:
-    assert {m for m in METRICS if METRICS.get(m).direction is Direction.LOWER} == {
-        "mse",
-        "perplexity",
-    }
+    lower = {name for name, metric in METRICS.items() if metric.direction is Direction.LOWER}
+    assert lower == {"mse", "perplexity", "log_loss", "brier", "ece"}
     trials = [Trial(lr=lr, score=s) for lr, s in ((1e-4, 9.0), (1e-3, 5.0), (1e-2, 7.0))]
     assert choose(trials).lr == 1e-4
     assert choose(trials, Direction.LOWER).lr == 1e-3
@@ -203,9 +303,9 @@ def test_numbers_beside_each_other_have_as_many_places() -> None:
 
 def test_a_mean_says_what_each_example_adds() -> None:
     predictions = of(np.arange(5.0), np.arange(5.0) + 2)
-    for name in METRICS:
+    for name in PREDICTED:
         metric = METRICS.get(name)
-        assert isinstance(metric, MeanMetric | CorpusMetric)
+        assert isinstance(metric, MeanMetric | RatioMetric | CorpusMetric)
         if isinstance(metric, MeanMetric):
             assert metric.each(predictions).mean() == metric.value(predictions)
 
@@ -217,6 +317,7 @@ VALUES = (
     st.floats(allow_nan=False),
     st.text(st.characters(exclude_categories=["Cs"])),
     st.lists(st.integers(0, 1), min_size=2, max_size=5).map(tuple),
+    st.lists(st.sampled_from(["B-PER", "I-PER", "O"]), max_size=4).map(tuple),
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deltakit import _files
@@ -14,7 +15,7 @@ from deltakit._files import write_text
 from deltakit.compare.api import describe
 from deltakit.compare.plan.plan import Plan
 from deltakit.compare.plan.resolve import build_plan
-from deltakit.compare.records.result import COLUMNS, CellResult, Predictions
+from deltakit.compare.records.result import COLUMNS, CellResult, Predictions, Scores
 from deltakit.compare.records.training import TrainingRecord
 from deltakit.compare.store import run_folder as store
 from deltakit.compare.store.run_folder import DeltaStore, RunFolder, open_run, shared_deltas
@@ -50,6 +51,25 @@ def test_a_cell_comes_back_as_it_was(plan: Plan, tmp_path: Path) -> None:
     assert content["id"] == cell.id
     assert content["training"] == cell.training.id
     assert list(content["result"]) == list(COLUMNS)
+
+
+def test_probabilities_come_back_and_those_of_an_earlier_attempt_go(
+    plan: Plan, tmp_path: Path
+) -> None:
+    folder, cell = RunFolder(tmp_path), plan.cells[-1]
+    predictions = Predictions(
+        labels=(0, 1), predicted=(0, 0), scores=Scores([[0.9, 0.1], [2 / 3, 1 / 3]])
+    )
+    folder.write(cell, result(), predictions)
+    assert folder.predictions(cell.id) == predictions
+    named = folder.predictions(cell.id, classes=("neg", "pos"))
+    assert named == dataclasses.replace(predictions, classes=("neg", "pos"))
+    stored = np.load(folder.scores_path(cell.id))
+    assert predictions.scores is not None and (stored == predictions.scores.array).all()
+    without = dataclasses.replace(predictions, scores=None)
+    folder.write(cell, result(), without)
+    assert folder.predictions(cell.id) == without
+    assert not folder.scores_path(cell.id).exists()
 
 
 def test_what_was_found_in_a_model_comes_back_and_nothing_has_no_file(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -23,6 +24,7 @@ from deltakit.compare.run.train import train
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, load_task
 from deltakit.compare.tasks.kinds import KINDS, Answers, Causal, MultiLabel, Regression
+from deltakit.compare.tasks.kinds.sequence import PROBABILISTIC
 from deltakit.errors import InvalidConfig
 from deltakit.models.source import BaseChoice, find_model
 
@@ -227,6 +229,10 @@ def test_neither_batches_nor_padding_change_a_rows_result(
         _same(found, alone.predicted[row])
     for found, expected in zip(together.predicted, alone.predicted, strict=True):
         _same(found, expected)
+    if together.scores is not None:
+        assert alone.scores is not None and mixed.scores is not None
+        assert np.abs(together.scores.array - alone.scores.array).max() < 1e-5
+        assert np.abs(mixed.scores.array - alone.scores.array[order]).max() < 1e-5
 
 
 def _same(found: Any, expected: Any) -> None:
@@ -248,9 +254,8 @@ def test_numbers_are_trained_on_as_deviations_and_scored_as_they_are(
     assert aims.std(correction=0).item() == pytest.approx(1)
     assert set(train["truth"]) <= set(STARS.values())
     mean = sum(train["truth"]) / len(train)
-    assert it.kind.majority_prediction(train, it.data, it.tokenizer) == [pytest.approx(mean)] * len(
-        it.data
-    )
+    constant = it.kind.majority_prediction(train, it.data, it.tokenizer)
+    assert constant.values == [pytest.approx(mean)] * len(it.data) and constant.scores is None
     assert it.kind.decode(torch.tensor([[0.0], [1.0]])) == [
         pytest.approx(it.kind.mean),
         pytest.approx(it.kind.mean + it.kind.deviation),
@@ -266,6 +271,53 @@ def test_labels_are_predicted_one_by_one() -> None:
         (1, 0, 1),
         (0, 0, 0),
     ]
+
+
+# ----------------------------------------------------------------------------------- probabilities
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_predictions_hold_the_models_probabilities(
+    name: str, ready: Callable[[str], SimpleNamespace]
+) -> None:
+    it = ready(name)
+    found = predict(it.model, it.data, it.kind, it.tokenizer)
+    if not set(PROBABILISTIC) & set(it.kind.metrics):
+        assert found.scores is None
+        return
+    assert found.scores is not None and found.classes == it.kind.labels
+    scores = found.scores.array
+    assert scores.shape == (len(it.data), len(it.kind.labels)) and (scores > 0).all()
+    batch = it.kind.collate(list(it.data.select([0])), it.tokenizer)
+    with torch.no_grad():
+        logits = it.model(**batch).logits[0].double()
+    if isinstance(it.kind, MultiLabel):
+        expected = logits.sigmoid()
+        assert [tuple(row) for row in (scores > 0.5).astype(int).tolist()] == [*found.predicted]
+    else:
+        expected = logits.softmax(-1)
+        assert scores.sum(1) == pytest.approx(1)
+        assert scores.argmax(1).tolist() == [*found.predicted]
+    assert scores[0] == pytest.approx(expected.numpy(), abs=1e-6)
+    for metric in it.kind.metrics:
+        assert math.isfinite(METRICS.get(metric).value(found)), metric
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_constant_row_has_the_frequencies_of_train(
+    name: str, ready: Callable[[str], SimpleNamespace]
+) -> None:
+    it = ready(name)
+    train = it.kind.encode(it.task.train, it.tokenizer, 24)
+    constant = it.kind.majority_prediction(train, it.data, it.tokenizer)
+    assert len(constant.values) == len(it.data)
+    if not set(PROBABILISTIC) & set(it.kind.metrics):
+        assert constant.scores is None
+        return
+    truth = np.asarray(train["truth"])
+    share = truth.mean(0) if truth.ndim > 1 else np.bincount(truth) / len(truth)
+    assert constant.scores is not None
+    assert np.asarray(constant.scores) == pytest.approx(np.tile(share, (len(it.data), 1)))
 
 
 # -------------------------------------------------------------------------- texts, token by token
@@ -307,7 +359,7 @@ def test_the_constant_for_texts_is_the_frequency_of_tokens(
     ready: Callable[[str], SimpleNamespace],
 ) -> None:
     it = ready("causal")
-    found = it.kind.majority_prediction(it.data, it.data, it.tokenizer)
+    found = it.kind.majority_prediction(it.data, it.data, it.tokenizer).values
     tokens = [token for row in it.data["input_ids"] for token in row[1:]]
     size = len(tokens) + len(it.tokenizer)
     first = it.data[0]["input_ids"][1:]

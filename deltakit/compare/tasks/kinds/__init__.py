@@ -7,7 +7,14 @@ from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks.data.columns import ColumnNames
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.kinds.answers import Answers
-from deltakit.compare.tasks.kinds.base import KINDS, Kind, ParsedLabels, references, register_kind
+from deltakit.compare.tasks.kinds.base import (
+    KINDS,
+    Kind,
+    Outputs,
+    ParsedLabels,
+    references,
+    register_kind,
+)
 from deltakit.compare.tasks.kinds.causal import Causal
 from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
@@ -21,6 +28,7 @@ __all__ = [
     "Classification",
     "Kind",
     "MultiLabel",
+    "Outputs",
     "ParsedLabels",
     "Regression",
     "fitting_metrics",

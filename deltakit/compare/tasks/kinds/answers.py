@@ -13,6 +13,7 @@ from deltakit.compare.tasks.kinds.base import (
     Batch,
     EncodedExample,
     Kind,
+    Outputs,
     ParsedLabels,
     mapped,
     register_kind,
@@ -93,7 +94,7 @@ class Answers(Kind):
         model: "PreTrainedModel",
         rows: Sequence[EncodedExample],
         tokenizer: "PreTrainedTokenizerBase",
-    ) -> list[Value]:
+    ) -> Outputs:
         """Rows of one length at a time: not every method is right about a padded prompt."""
         lengths: dict[int, list[int]] = {}
         for at, row in enumerate(rows):
@@ -102,7 +103,7 @@ class Answers(Kind):
         for alike in lengths.values():
             texts = _continued(model, [rows[at] for at in alike], tokenizer)
             said.update(zip(alike, texts, strict=True))
-        return [said[at] for at in range(len(rows))]
+        return Outputs([said[at] for at in range(len(rows))])
 
 
 def _continued(

@@ -15,6 +15,7 @@ from deltakit.models.heads import Head
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +25,19 @@ Batch = dict[str, "Tensor"]
 """Examples as a model takes them."""
 
 K = TypeVar("K", bound="type[Kind]")
+
+
+class Outputs(NamedTuple):
+    """What a model, or the constant prediction, gives for some examples.
+
+    Attributes:
+        values: the predictions.
+        scores: the probabilities of the classes or labels, shape (examples, classes); None where
+            the kind of task has none.
+    """
+
+    values: "Sequence[Value]"
+    scores: "NDArray[Any] | Sequence[Sequence[float]] | None" = None
 
 
 class ParsedLabels(NamedTuple):
@@ -128,20 +142,35 @@ class Kind(ABC):
         model: "PreTrainedModel",
         rows: Sequence[EncodedExample],
         tokenizer: "PreTrainedTokenizerBase",
-    ) -> list[Value]:
-        """The model's prediction for each encoded row. Padding does not change a row's."""
+    ) -> Outputs:
+        """The model's predictions for encoded rows, in their order.
+
+        Padding does not change a row's prediction.
+        """
 
     def majority_prediction(
         self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
-    ) -> list[Value]:
-        """What to predict for each encoded test row without looking at it.
+    ) -> Outputs:
+        """The prediction for each encoded test row that does not depend on the row.
 
-        By default what is most frequent in train; of equally frequent ones the first in order.
+        By default it is the most frequent label of train, and of equally frequent ones the first
+        in order. Its scores are `label_frequencies`.
         """
         del tokenizer
         counted = Counter(references(train))
         most = min(counted, key=lambda value: (-counted[value], value))
-        return [most] * len(test)
+        frequencies = self.label_frequencies(counted)
+        scores = None if frequencies is None else [frequencies] * len(test)
+        return Outputs(values=[most] * len(test), scores=scores)
+
+    def label_frequencies(self, counted: Mapping[Value, int]) -> "Sequence[float] | None":
+        """The frequency of each class or label; None where the kind has no probabilities.
+
+        Args:
+            counted: how often each label occurs in train.
+        """
+        del counted
+        return None
 
 
 KINDS: Registry[type[Kind]] = Registry("kind", group="kinds")

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deltakit.compare.records.result import Value
 from deltakit.compare.tasks.data.columns import RawSplit
 from deltakit.compare.tasks.data.splits import Examples
 from deltakit.compare.tasks.kinds.base import (
     Batch,
     EncodedExample,
     Kind,
+    Outputs,
     ParsedLabels,
     mapped,
     padded,
@@ -86,7 +86,7 @@ class Causal(Kind):
         model: "PreTrainedModel",
         rows: Sequence[EncodedExample],
         tokenizer: "PreTrainedTokenizerBase",
-    ) -> list[Value]:
+    ) -> Outputs:
         from torch.nn.functional import cross_entropy
 
         batch = {key: each.to(model.device) for key, each in self.collate(rows, tokenizer).items()}
@@ -96,18 +96,18 @@ class Causal(Kind):
         surprise = cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
-        return list(surprise.view_as(labels).double().sum(1).tolist())
+        return Outputs(surprise.view_as(labels).double().sum(1).tolist())
 
     def majority_prediction(
         self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
-    ) -> list[Value]:
-        """The frequency of each token in train, plus one, whatever stands before it."""
+    ) -> Outputs:
+        """The frequency of each token in train plus one, for any text before the token."""
         import numpy as np
 
         followers = np.concatenate([np.asarray(row[1:], dtype=int) for row in train["labels"]])
         counts = 1.0 + np.bincount(followers, minlength=len(tokenizer))
         surprise = np.log(counts.sum()) - np.log(counts)
-        return [float(surprise[row[1:]].sum()) for row in test["labels"]]
+        return Outputs([float(surprise[row[1:]].sum()) for row in test["labels"]])
 
 
 def language_batch(rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase") -> Batch:

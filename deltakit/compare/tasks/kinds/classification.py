@@ -1,7 +1,7 @@
 """Classification: which of several classes is a text, or a pair of texts, of?"""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,7 @@ from deltakit.compare.tasks.data.columns import (
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
 from deltakit.compare.tasks.kinds.base import ParsedLabels, register_kind
-from deltakit.compare.tasks.kinds.sequence import SequenceKind
+from deltakit.compare.tasks.kinds.sequence import PROBABILISTIC, SequenceKind
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
 
@@ -69,13 +69,21 @@ class Classification(SequenceKind):
     @property
     def metrics(self) -> tuple[str, ...]:
         two = ("f1",) if len(self.classes) == 2 else ()
-        return ("accuracy", *two, "f1_macro", "matthews")
+        first = (f"top{k}_accuracy" for k in (3, 5) if len(self.classes) > k)
+        return ("accuracy", *two, "f1_macro", "matthews", *PROBABILISTIC, *first)
 
     def target(self, label: Any) -> Any:
         return label
 
     def decode(self, logits: "Tensor") -> list[Value]:
         return list(logits.argmax(-1).tolist())
+
+    def probabilities(self, logits: "Tensor") -> "Tensor":
+        return logits.softmax(-1)
+
+    def label_frequencies(self, counted: Mapping[Value, int]) -> Sequence[float]:
+        total = sum(counted.values())
+        return [counted.get(index, 0) / total for index in range(len(self.classes))]
 
 
 def class_name(label: Any) -> str:

@@ -1,6 +1,6 @@
 """Multi-label classification: which of several labels, any number of them, does a text have?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,7 @@ from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
 from deltakit.compare.tasks.kinds.base import ParsedLabels, register_kind
 from deltakit.compare.tasks.kinds.classification import class_name, in_order
-from deltakit.compare.tasks.kinds.sequence import SequenceKind
+from deltakit.compare.tasks.kinds.sequence import PROBABILISTIC, SequenceKind
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
 
@@ -72,13 +72,24 @@ class MultiLabel(SequenceKind):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("f1_micro", "f1_macro", "exact_match")
+        return ("f1_micro", "f1_macro", "exact_match", *PROBABILISTIC)
 
     def target(self, label: Any) -> Any:
         return [float(flag) for flag in label]
 
     def decode(self, logits: "Tensor") -> list[Value]:
         return [tuple(map(int, row)) for row in (logits > 0).tolist()]
+
+    def probabilities(self, logits: "Tensor") -> "Tensor":
+        return logits.sigmoid()
+
+    def label_frequencies(self, counted: Mapping[Value, int]) -> Sequence[float]:
+        total = sum(counted.values())
+        sets = [(flags, count) for flags, count in counted.items() if isinstance(flags, tuple)]
+        return [
+            sum(int(flags[index]) * count for flags, count in sets) / total
+            for index in range(len(self.names))
+        ]
 
 
 def _sets(rows: RawSplit) -> list[list[str]]:

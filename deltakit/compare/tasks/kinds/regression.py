@@ -15,7 +15,7 @@ from deltakit.compare.tasks.data.columns import (
 )
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
-from deltakit.compare.tasks.kinds.base import ParsedLabels, references, register_kind
+from deltakit.compare.tasks.kinds.base import Outputs, ParsedLabels, references, register_kind
 from deltakit.compare.tasks.kinds.sequence import SequenceKind
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
@@ -95,11 +95,11 @@ class Regression(SequenceKind):
 
     def majority_prediction(
         self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
-    ) -> list[Value]:
+    ) -> Outputs:
         """The mean of train."""
         del tokenizer
         labels = [float(label) for label in references(train) if not isinstance(label, str | tuple)]
-        return [math.fsum(labels) / len(labels)] * len(test)
+        return Outputs([math.fsum(labels) / len(labels)] * len(test))
 
 
 def _numbers(rows: RawSplit) -> list[float]:

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.kinds.base import Batch, EncodedExample, Kind, mapped
+from deltakit.compare.tasks.kinds.base import Batch, EncodedExample, Kind, Outputs, mapped
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+PROBABILISTIC = ("roc_auc", "average_precision", "log_loss", "brier", "ece")
+"""Metrics of the probabilities of classes or labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,12 @@ class SequenceKind(Kind):
 
     @abstractmethod
     def decode(self, logits: "Tensor") -> list[Value]:
-        """The predictions that a model's numbers, of shape (rows, outputs), stand for."""
+        """The predictions from a model's outputs of shape (rows, outputs)."""
+
+    def probabilities(self, logits: "Tensor") -> "Tensor | None":
+        """The probability of each output, shape (rows, outputs); None where they have none."""
+        del logits
+        return None
 
     def encode(
         self, data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
@@ -53,8 +62,10 @@ class SequenceKind(Kind):
         model: "PreTrainedModel",
         rows: Sequence[EncodedExample],
         tokenizer: "PreTrainedTokenizerBase",
-    ) -> list[Value]:
+    ) -> Outputs:
         batch = self.collate(rows, tokenizer)
         del batch["labels"]
         logits = model(**{key: each.to(model.device) for key, each in batch.items()}).logits
-        return self.decode(logits.float())
+        logits = logits.float().cpu()
+        scores = self.probabilities(logits.double())
+        return Outputs(self.decode(logits), None if scores is None else scores.numpy())
