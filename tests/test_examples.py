@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from deltakit.compare.measure import costs, diagnostics
+from deltakit.compare.records.protocol import VARIABLE
 from deltakit.core.method import CLASSES, METHODS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "tiny.py")
+ONCE = "step_repeats=1,latency_repeats_b1=1,latency_repeats_b8=1,handling_repeats=1,inspected_repeats=1"
 NEEDS = {"bring_peft_checkpoint.py": "peft"}
 
 
@@ -23,9 +24,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     importlib.import_module("deltakit.methods")
     for registry in (METHODS, CLASSES):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
-    monkeypatch.setattr(costs, "STEP_REPEATS", 1)
-    monkeypatch.setattr(diagnostics, "REPEATS", 1)
-    monkeypatch.setattr(costs, "LATENCY_REPEATS", {1: 1, 8: 1})
+    monkeypatch.setenv(VARIABLE, ONCE)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
