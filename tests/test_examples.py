@@ -12,7 +12,10 @@ from deltakit.core.method import CLASSES, METHODS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "tiny.py")
-ONCE = "step_repeats=1,latency_repeats_b1=1,latency_repeats_b8=1,handling_repeats=1,inspected_repeats=1"
+ONCE = (
+    "step_repeats=1,latency_repeats_b1=1,latency_repeats_b8=1,"
+    "handling_repeats=1,inspected_repeats=1"  # nothing is timed twice
+)
 NEEDS = {"bring_peft_checkpoint.py": "peft"}
 
 
