@@ -104,7 +104,7 @@ class AuxiliaryLoss(ABC):
 
     @abstractmethod
     def with_loss(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        """What `forward` returns for these inputs, and the loss: a scalar, already weighted."""
+        """The output of `forward` for these inputs, and the loss: a scalar, already weighted."""
 
 
 class Attending(ABC):
@@ -126,7 +126,7 @@ class SparselyActive(ABC):
 
     @abstractmethod
     def active_parameters(self) -> int:
-        """How many numbers of its parameters compute the change of one token."""
+        """The number of its parameters that compute the change of one token."""
 
 
 class Mergeable(ABC):

@@ -179,7 +179,7 @@ def _modules(attachments: Attachments | None) -> Iterable[nn.Module]:
 
 
 def _idle(module: nn.Module) -> int:
-    """How many of its parameters do not compute the change of one token."""
+    """The number of its parameters that do not compute the change of one token."""
     if isinstance(module, SparselyActive):
         return _count(module.parameters()) - module.active_parameters()
     return sum(map(_idle, module.children()))

@@ -30,7 +30,7 @@ class _AttachLoss(torch.autograd.Function):
 
 
 def run_part(part: nn.Module, *inputs: Any) -> Tensor:
-    """What a form or a combiner returns; in training its loss is collected too."""
+    """The output of a form or a combiner; in training its loss is collected too."""
     if not (isinstance(part, AuxiliaryLoss) and part.training and _is_trained(part)):
         output: Tensor = part(*inputs)
         return output

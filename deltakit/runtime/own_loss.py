@@ -83,7 +83,7 @@ class WatchedOutput(Tensor):
 
     losses: OwnLosses
     is_sum: bool
-    """Whether it is a sum of losses, which the loop may divide by their number."""
+    """True if it is a sum of losses, which the loop may divide by their number."""
 
     @classmethod
     def __torch_function__(

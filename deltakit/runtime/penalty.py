@@ -50,7 +50,7 @@ def _share(model: Any, kwargs: dict[str, Any]) -> Tensor | float:
 
 
 class _Step:
-    """What one pass's terms count in its backward pass."""
+    """The weight of one pass's terms in its backward pass."""
 
     def __init__(self, share: Tensor | float, weight: LossWeight) -> None:
         self.share = share
