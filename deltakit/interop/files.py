@@ -52,6 +52,13 @@ class Tensors:
             raise CheckpointError(f"{self.path}: {key!r} {state}.{nearest(key, self._left)}")
         return self._left.pop(key)
 
+    def by(self, keys: Mapping[str, str]) -> "Tensors":
+        """The same tensors under other keys, which must differ: old key to new key."""
+        renamed = {keys.get(key, key): tensor for key, tensor in self._all.items()}
+        if len(renamed) < len(self._all):
+            raise CheckpointError(f"{self.path} has one tensor under two names.")
+        return Tensors(self.path, renamed, self.metadata)
+
     def finish(self) -> None:
         """Raises `CheckpointError` if any tensor was not taken."""
         if self._left:

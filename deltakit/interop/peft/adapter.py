@@ -12,7 +12,8 @@ from deltakit.errors import CheckpointError, DeltakitError
 from deltakit.interop.files import Tensors, our_words
 from deltakit.interop.peft.base import Base, same
 from deltakit.interop.peft.config import Config
-from deltakit.interop.peft.saved_modules import Own, own_values, training
+from deltakit.interop.peft.saved_modules import Own, own_values, table_values, training
+from deltakit.interop.peft.targets import check_names
 
 TUNED = "base_model.model."
 """What the keys begin with where PEFT replaces modules inside the model."""
@@ -73,7 +74,8 @@ class Folder:
         Raises:
             CheckpointError: a tensor that is missing, left over or of another shape.
         """
-        self._check_keys({*shapes, *own.keys}, own.spare)
+        tables = {key: name for key, name in own.tables.items() if key in self.file}
+        self._check_keys({*shapes, *own.keys}, {*own.spare, *tables})
         values = {key: self.file.take(key) for key in shapes}
         given = {key: self.file.take(key) for key in own.keys}
         for key, shape in shapes.items():
@@ -84,7 +86,9 @@ class Folder:
         repeated = {**self.base.state, **{name: given[key] for key, name in own.keys.items()}}
         for key in own.spare.keys() & {*self.file}:
             self._check_repeated(key, self.file.take(key), repeated.get(own.spare[key] or ""))
-        return values, own_values(own, given, self.base, self.file.path)
+        resized = {name: self.file.take(key) for key, name in tables.items()}
+        found = own_values(own, given, self.base, self.file.path)
+        return values, {**table_values(resized, self.base, self.file.path), **found}
 
     def _check_repeated(self, key: str, value: Tensor, expected: Tensor | None) -> None:
         if expected is None:
@@ -100,10 +104,11 @@ class Folder:
                 "on the model that it was made on."
             )
 
-    def _check_keys(self, needed: set[str], spare: Mapping[str, str | None]) -> None:
+    def _check_keys(self, needed: set[str], spare: set[str]) -> None:
         missing = first_few("lacks", sorted(key for key in needed if key not in self.file))
         extra = first_few("has", sorted(k for k in self.file if k not in needed and k not in spare))
         if missing or extra:
+            check_names(self.config, self.base, self.config.names("target_modules") or ())
             raise CheckpointError(
                 f"{self.file.path} {' and '.join(filter(None, (missing, extra)))}, unlike what "
                 f"{self.config.path.name} says of a {self.base.kind}. Load it on a model of the "

@@ -1,7 +1,7 @@
 """A model in PEFT's terms: the names of its modules, and the site of each."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -34,6 +34,12 @@ class Base:
     """A model without our deltas. It is only looked at, and may be on the meta device."""
 
     model: "PreTrainedModel"
+    former: Mapping[str, str] = field(default_factory=dict)
+    """The names that a folder has for modules which transformers has renamed since."""
+
+    def names_of(self, module: str) -> tuple[str, ...]:
+        """The names by which a config may mean a module: today's first."""
+        return (module, self.former[module]) if module in self.former else (module,)
 
     @property
     def kind(self) -> str:
@@ -89,6 +95,13 @@ class Base:
         return base_parameters(self.model)
 
     @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """All names of the parameters of its input and output embeddings."""
+        tables = [_input_embeddings(self.model), self.model.get_output_embeddings()]
+        paths = [name for name, module in self.places if any(module is each for each in tables)]
+        return tuple(name for name in self.state if name.rpartition(".")[0] in paths)
+
+    @cached_property
     def names(self) -> dict[str, tuple[str, ...]]:
         """All names of each parameter, by its first."""
         return {names[0]: names for names in parameter_names(self.model)}
@@ -114,6 +127,14 @@ class Base:
             for name in self.parameters.keys() - self.head
             if method.trains_base_parameter(name, owners[name.rpartition(".")[0]])
         )
+
+
+def _input_embeddings(model: "PreTrainedModel") -> nn.Module | None:
+    """The input embeddings; None for models made of two, for which transformers names none."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _is_theirs(name: str) -> bool:

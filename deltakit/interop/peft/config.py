@@ -58,13 +58,15 @@ class Config:
     def check(self, known: Iterable[str], off: Mapping[str, str]) -> None:
         """Raises `CheckpointError` for an unknown key, and for a variant that is switched on.
 
+        An unknown key of another version says nothing where its value is null, false or empty.
+
         Args:
             known: keys that are read, or that make no difference once an adapter is trained.
             off: keys that switch a variant on, and what the variant is called.
         """
         keys = {*known, *off, *ABOUT}
-        for key in self.values:
-            if key not in keys:
+        for key, value in self.values.items():
+            if key not in keys and not _is_off(value):
                 raise CheckpointError(
                     f"{self.path}: unknown key {key!r}.{nearest(key, keys)} What it changes is not "
                     "known, so nothing is loaded."
@@ -163,6 +165,11 @@ class Config:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
             raise self.refusal(key, f"{pattern!r} is no regular expression ({error}).") from None
+
+
+def _is_off(value: object) -> bool:
+    """Whether a value switches nothing on; zero is a number, which may mean something."""
+    return value is None or value is False or value in ([], {})
 
 
 def _is_count(value: object) -> bool:

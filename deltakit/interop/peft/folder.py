@@ -21,9 +21,10 @@ from deltakit.interop.files import (
 )
 from deltakit.interop.formats import Format
 from deltakit.interop.peft import ia3, lora, prompts
-from deltakit.interop.peft.adapter import Adapter, Folder, Values, Written
+from deltakit.interop.peft.adapter import TUNED, Adapter, Folder, Values, Written
 from deltakit.interop.peft.base import Base, same, terms
 from deltakit.interop.peft.config import FILE, Config, about
+from deltakit.interop.peft.former_names import renamed
 from deltakit.interop.peft.saved_modules import own_tensors
 from deltakit.methods.ia3 import IA3
 from deltakit.methods.lora import LoRA
@@ -62,8 +63,10 @@ class Peft(Format):
     def read(self, folder: Path, model: "PreTrainedModel") -> Checkpoint:
         config = Config(folder / FILE, read_json(folder / FILE))
         reader = _reader(config)
-        file = read_tensors(folder, (WEIGHTS, OLDER_WEIGHTS))
-        adapter = _read(reader, Folder(config=config, file=file, base=Base(model)))
+        file, former = renamed(
+            read_tensors(folder, (WEIGHTS, OLDER_WEIGHTS)), model, Base(model).modules, TUNED
+        )
+        adapter = _read(reader, Folder(config=config, file=file, base=Base(model, former)))
         tensors = {f"{adapter.name}/{key}": tensor for key, tensor in adapter.tensors.items()}
         own = {f"{adapter.name}/own/{name}": tensor for name, tensor in adapter.own.items()}
         return Checkpoint(

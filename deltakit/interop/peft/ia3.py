@@ -77,7 +77,8 @@ def _is_inner(inner: Names, path: str) -> bool:
 
 def _shape(path: str, inner: Names, folder: Folder) -> tuple[int, int]:
     """Of the vector of one module."""
-    base, on_input = folder.base, _is_inner(inner, path)
+    base = folder.base
+    on_input = any(_is_inner(inner, name) for name in base.names_of(path))
     if path not in (base.inputs if on_input else base.linears):
         raise base.no_site(path, folder.config.path, what="the input of " * on_input)
     d_in, d_out = widths(base.modules[path])

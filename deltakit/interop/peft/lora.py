@@ -52,6 +52,7 @@ KNOWN = (
     "modules_to_save",
     # What follows says how the base stores a weight, how training began, or what is off anyway.
     "fan_in_fan_out",
+    "merge_weights",
     "loftq_config",
     "eva_config",
     "corda_config",
@@ -116,8 +117,10 @@ def read(folder: Folder) -> Adapter:
         if path not in base.linears and path not in base.tables:
             raise base.no_site(path, config.path)
     rank, alpha = config.whole("r", 8), config.number("lora_alpha", 8)
-    ranks = by_pattern(config, "rank_pattern", paths, config.counts("rank_pattern"), rank)
-    alphas = by_pattern(config, "alpha_pattern", paths, config.numbers("alpha_pattern"), alpha)
+    ranks = by_pattern(config, base, "rank_pattern", paths, config.counts("rank_pattern"), rank)
+    alphas = by_pattern(
+        config, base, "alpha_pattern", paths, config.numbers("alpha_pattern"), alpha
+    )
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         key_A, key_B = _keys(path, base)
@@ -141,14 +144,14 @@ def _keys(path: str, base: Base) -> tuple[str, str]:
 
 
 def _own_of(config: Config, base: Base, paths: Sequence[str]) -> Own:
-    """As for other modules; PEFT also writes the table itself, as the model has it."""
+    """As for other modules; PEFT also writes the whole table that an adapter changes."""
     own = own_of(config, base, TUNED, paths)
     tables = {
         f"{TUNED}{path}.base_layer.weight": f"{path}.weight"
         for path in paths
         if path in base.tables
     }
-    return replace(own, spare={**own.spare, **tables})
+    return replace(own, tables={**own.tables, **tables})
 
 
 def _check_start(config: Config) -> None:

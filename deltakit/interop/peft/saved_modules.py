@@ -28,10 +28,13 @@ class Own:
         keys: by the file's key, the name in the model.
         spare: keys that PEFT writes in addition, and whose value they must repeat: the name in the
             model, or None where the value is not used.
+        tables: keys of embeddings, which PEFT writes where it takes them to be resized or changed:
+            the name in the model. A file may lack them.
     """
 
     keys: Mapping[str, str]
     spare: Mapping[str, str | None]
+    tables: Mapping[str, str]
 
 
 def own_of(config: Config, base: Base, prefix: str, targeted: Collection[str]) -> Own:
@@ -56,20 +59,22 @@ def own_of(config: Config, base: Base, prefix: str, targeted: Collection[str]) -
             spare |= {f"{at}.original_module{rest}": None, f"{at}.modules_to_save{rest}": name}
         else:
             keys[f"{prefix}{f'{owner}.base_layer' if owner in targeted else owner}.bias"] = name
-    return Own(keys=keys, spare=spare)
+    tables = {f"{prefix}{name}": name for name in base.vocabulary if f"{prefix}{name}" not in keys}
+    return Own(keys=keys, spare=spare, tables=tables)
 
 
 def _inside_saved(config: Config, base: Base) -> dict[str, str]:
     """What is saved with a whole module: its name, and the module's. Any ends of names will do."""
     modules = [name for name, _ in base.places]
+    called = [name for module in modules for name in base.names_of(module)]
     for end in config.saved:
-        if end not in _ANY_HEAD and not any(module.endswith(end) for module in modules):
+        if end not in _ANY_HEAD and not any(name.endswith(end) for name in called):
             known = {module.rpartition(".")[2] for module in modules}
             raise CheckpointError(
                 f"{config.path}: modules_to_save names {end!r}, and no module of this {base.kind} "
                 f"is called that.{nearest(end, known)}"
             )
-    saved = [module for module in modules if module.endswith(config.saved)]
+    saved = [m for m in modules if any(n.endswith(config.saved) for n in base.names_of(m))]
     return {name: m for m in reversed(saved) for name in base.state if name.startswith(f"{m}.")}
 
 
@@ -95,11 +100,7 @@ def own_values(
     for first, names in base.names.items():
         some = [given.pop(name) for name in names if name in given]
         if some and (len(some) < len(names) or any(not same(some[0], each) for each in some)):
-            raise CheckpointError(
-                f"{path} has not one value for all of {', '.join(map(repr, names))}, which are one "
-                f"parameter in this {base.kind}. Load it on a model that does not tie them "
-                "(tie_word_embeddings=False)."
-            )
+            raise CheckpointError(_not_one(path, names, base))
         if some:
             found[first] = some[0]
     for name, buffer in given.items():
@@ -108,6 +109,49 @@ def own_values(
                 f"{path} holds {name!r}, which is none of this {base.kind}'s parameters."
             )
     return found
+
+
+def table_values(tables: Mapping[str, Tensor], base: Base, path: object) -> dict[str, Tensor]:
+    """The embeddings of a file that are not the model's, by the parameters' first names.
+
+    PEFT replaces the model's values by them, and leaves tied ones tied.
+
+    Args:
+        tables: by any name of the parameter.
+        base: the model.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: another number of rows than the model has; two values for one parameter.
+    """
+    found: dict[str, Tensor] = {}
+    for first, names in base.names.items():
+        some = [tables[name] for name in names if name in tables]
+        if any(not same(some[0], each) for each in some):
+            raise CheckpointError(_not_one(path, names, base))
+        if some:
+            _check_rows(first, some[0], base, path)
+        here = base.state[first]
+        if some and (here.is_meta or not same(some[0].to(here.dtype), here.cpu())):
+            found[first] = some[0]
+    return found
+
+
+def _check_rows(name: str, table: Tensor, base: Base, path: object) -> None:
+    rows, here = len(table), len(base.state[name])
+    if rows != here:
+        raise CheckpointError(
+            f"{path}: {name!r} has {rows} rows, one a token, and this {base.kind} has {here}. Call "
+            f"model.resize_token_embeddings({rows}) before loading."
+        )
+
+
+def _not_one(path: object, names: Iterable[str], base: Base) -> str:
+    return (
+        f"{path} has not one value for all of {', '.join(map(repr, names))}, which are one "
+        f"parameter in this {base.kind}. Load it on a model that does not tie them "
+        "(tie_word_embeddings=False)."
+    )
 
 
 def training(names: Iterable[str], base: Base) -> tuple[Method, ...]:

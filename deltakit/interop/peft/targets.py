@@ -89,12 +89,12 @@ def targeted(
         layers=config.layers(),
         lists=config.layer_lists(),
     )
-    _check_names(config, base, targets)
-    found = tuple(targets.among(base.modules))
+    found = tuple(m for m in base.modules if targets.among(base.names_of(m)))
     if not found:
+        check_names(config, base, targets.modules)
         raise config.refusal("target_modules", f"nothing in this {base.kind} is left to target.")
     _check_once(config, base, found)
-    reached = {targets.layer(name) for name in found}
+    reached = {targets.layer(name) for path in found for name in base.names_of(path)}
     for layer in targets.layers:
         if layer not in reached:
             raise config.refusal(
@@ -146,10 +146,14 @@ def _linears(config: Config, base: Base) -> tuple[str, ...]:
     )
 
 
-def _check_names(config: Config, base: Base, targets: Targets) -> None:
-    """Raises `CheckpointError` for a target that no module is called by."""
-    for name in () if isinstance(targets.modules, str) else targets.modules:
-        if not any(named((name,), module) for module in base.modules):
+def check_names(config: Config, base: Base, modules: Names) -> None:
+    """Raises `CheckpointError` for a target that no module is called by.
+
+    PEFT ignores such a name where other names match, so it explains a folder that does not fit and
+    refuses none that does.
+    """
+    for name in () if isinstance(modules, str) else modules:
+        if not any(named((name,), each) for m in base.modules for each in base.names_of(m)):
             known = {module.rpartition(".")[2] for module in base.modules}
             raise CheckpointError(
                 f"{config.path}: target_modules names {name!r}, and no module of this {base.kind} "
@@ -158,20 +162,25 @@ def _check_names(config: Config, base: Base, targets: Targets) -> None:
 
 
 def by_pattern(
-    config: Config, key: str, paths: Iterable[str], table: Mapping[str, N], default: N
+    config: Config, base: Base, key: str, paths: Iterable[str], table: Mapping[str, N], default: N
 ) -> dict[str, N]:
     """The number of each path in a table by regular expressions: the first that fits.
 
     Raises:
         CheckpointError: a regular expression that fits none.
     """
-    found = {path: next((p for p in table if _ends(p, path)), None) for path in paths}
+    names = {path: base.names_of(path) for path in paths}
+    found = {path: next((p for p in table if _any_ends(p, names[path])), None) for path in names}
     for pattern in table:
-        if not any(_ends(pattern, path) for path in found):
+        if not any(_any_ends(pattern, each) for each in names.values()):
             raise CheckpointError(
                 f"{config.path}: {key} has {pattern!r}, which fits none of the targeted modules."
             )
     return {path: default if p is None else table[p] for path, p in found.items()}
+
+
+def _any_ends(pattern: str, names: Iterable[str]) -> bool:
+    return any(_ends(pattern, name) for name in names)
 
 
 def _ends(pattern: str, path: str) -> bool:
