@@ -11,11 +11,19 @@ from deltakit.core.method import Method
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One delta of a checkpoint: the one that was saved, or a member of it."""
+    """One delta of a checkpoint: the one that was saved, or a member of it.
+
+    Attributes:
+        name: what it was attached as.
+        method: what it is.
+        kept: the members that are left at a site, by the site's key, where some were pruned.
+        headless: the method without its task head, where that includes parameters of the base.
+    """
 
     name: str
     method: Method
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    headless: Method | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

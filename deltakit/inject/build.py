@@ -90,12 +90,24 @@ def _handles(attachments: Attachments, placement: Placement) -> list[Handle]:
             f"{', '.join(sites)}. Take a method whose sites are among these."
         )
     check_layers(attachments, {*placement.omitted, placement.drop_up_to - 1} - {-1})
-    return [handle for handle in found if not left_out(handle, placement.omitted)]
+    check_stacks(attachments, placement.omitted_stacks)
+    kept = [handle for handle in found if handle.stack not in placement.omitted_stacks]
+    return [handle for handle in kept if not left_out(handle, placement.omitted)]
 
 
 def left_out(handle: Handle, layers: frozenset[int]) -> bool:
     """Whether the handle is in one of `layers`; what comes before all of them is in none."""
     return handle.layer in layers and handle.in_a_layer
+
+
+def check_stacks(attachments: Attachments, stacks: Iterable[str]) -> None:
+    """Raises `InvalidConfig` for a stack that the model does not have."""
+    known = {handle.stack for handle in attachments.handles.values()}
+    for stack in sorted({*stacks} - known):
+        raise InvalidConfig(
+            f"stack {stack!r} cannot be dropped: this model has {', '.join(sorted(known))}. "
+            "Name some of those."
+        )
 
 
 def check_layers(attachments: Attachments, layers: Iterable[int]) -> None:

@@ -166,7 +166,8 @@ def _load_part(
         if key.startswith(prefix) and not key.startswith(f"{prefix}own/")
     }
     saved_in = next((t.dtype for t in given.values() if t.is_floating_point()), None)
-    attach(model, part.method, name, dtype=saved_in)
+    method = part.method if head or part.headless is None else part.headless
+    attach(model, method, name, dtype=saved_in)
     added.append(name)
     attachments = need_attachments(model)
     attached = attachments.get(name)

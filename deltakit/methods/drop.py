@@ -36,7 +36,7 @@ DEEPEST = 10_000
 @register_method("adapterdrop")
 @dataclass(frozen=True, kw_only=True, init=False)
 class AdapterDrop(MethodWrapper):
-    """A method without its deltas in some layers (Rücklé et al. 2021).
+    """A method without its deltas in some layers or stacks (Rücklé et al. 2021).
 
     ``AdapterDrop(SequentialAdapter(), first=5)``. Layers are counted in every stack of the model.
 
@@ -44,6 +44,8 @@ class AdapterDrop(MethodWrapper):
         method: what is dropped; a SequentialAdapter by default.
         first: how many of the lowest layers have no delta; 2 if nothing is said of any layer.
         layers: layers that have no delta, wherever they are.
+        stacks: stacks that have no delta: "encoder", "decoder" or, for the attention from one to
+            the other, "cross". `deltakit.resolve` lists a model's.
         random_up_to: each training batch also leaves the lowest n layers out, n drawn uniformly
             from 0 to this.
 
@@ -54,6 +56,7 @@ class AdapterDrop(MethodWrapper):
     method: Method
     first: int
     layers: tuple[int, ...]
+    stacks: tuple[str, ...]
     random_up_to: int
 
     paper: ClassVar[Paper] = Paper(
@@ -72,14 +75,17 @@ class AdapterDrop(MethodWrapper):
         *,
         first: int | None = None,
         layers: int | Iterable[int] = (),
+        stacks: str | Iterable[str] = (),
         random_up_to: int = 0,
     ) -> None:
         chosen = (layers,) if isinstance(layers, int) else tuple(layers)
+        names = (stacks,) if isinstance(stacks, str) else tuple(stacks)
         if first is None:
-            first = 0 if chosen or random_up_to else 2
+            first = 0 if chosen or names or random_up_to else 2
         object.__setattr__(self, "method", SequentialAdapter() if method is None else method)
         object.__setattr__(self, "first", first)
         object.__setattr__(self, "layers", chosen)
+        object.__setattr__(self, "stacks", names)
         object.__setattr__(self, "random_up_to", random_up_to)
         self._check()
 
@@ -100,6 +106,11 @@ class AdapterDrop(MethodWrapper):
         for layer in self.layers:
             if layer != 0:
                 check_whole(self, layers=layer)
+        for stack in self.stacks:
+            if not isinstance(stack, str) or not stack:
+                raise InvalidConfig(
+                    f"AdapterDrop(stacks={self.stacks!r}): names of stacks, such as 'decoder'."
+                )
         largest = max(self.first, self.random_up_to, *self.layers, 0)
         if largest > DEEPEST:  # a file may say any number, and all layers up to it are listed
             raise InvalidConfig(f"AdapterDrop: no model has {largest:,} layers. Drop fewer.")
@@ -118,6 +129,7 @@ class AdapterDrop(MethodWrapper):
             replace(
                 placement,
                 omitted=placement.omitted | omitted,
+                omitted_stacks=placement.omitted_stacks | {*self.stacks},
                 drop_up_to=max(placement.drop_up_to, self.random_up_to),
             )
             for placement in super().placements()

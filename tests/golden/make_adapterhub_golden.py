@@ -146,6 +146,28 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+BASES["deberta-v2"] = (
+    "deberta-v2",
+    {
+        **{key: value for key, value in _BERT.items() if key != "pad_token_id"},
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "pad_token_id": 0,
+    },
+)
+BASES["vit"] = (
+    "vit",
+    {
+        **{key: _BERT[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
+        "intermediate_size": 20,
+        "image_size": 4,
+        "patch_size": 2,
+        "num_channels": 1,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+)
 ENCODER_DECODERS = ("t5", "bart")
 BATCH = ("input_ids", "attention_mask")
 
@@ -165,6 +187,9 @@ class Case:
     safetensors: bool = True
     model: str | None = None
     heads: dict[str, dict[str, Any]] | None = None
+    taggers: dict[str, dict[str, Any]] | None = None
+    images: dict[str, dict[str, Any]] | None = None
+    answers: dict[str, dict[str, Any]] | None = None
     edit: Edit | None = None
 
 
@@ -230,11 +255,15 @@ def common(crosses: bool = False) -> dict[str, Case]:
     return {
         "seq_bn": Case(adapters={"a": seq_bn()}),
         "double_seq_bn": Case(adapters={"a": double(cross_adapter=crosses)}),
+        **({"double_seq_bn_default": Case(adapters={"a": double()})} if crosses else {}),
         "par_bn": Case(adapters={"a": par_bn()}),
+        "scaled_par_bn": Case(adapters={"a": par_bn(scaling="learned", non_linearity="tanh")}),
         "lora_qv": Case(adapters={"a": lora()}),
         "lora_all": Case(adapters={"a": lora_all()}),
+        "ia3": Case(adapters={"a": IA3Config()}),
         "prefix": Case(adapters={"a": prefix()}, safetensors=False),
         "prefix_flat": Case(adapters={"a": prefix(flat=True)}, safetensors=False),
+        "mam": Case(adapters={"a": ConfigUnion(prefix(), par_bn())}, safetensors=False),
     }
 
 
@@ -242,6 +271,11 @@ def classifier(model: str, **head: Any) -> Case:
     """A model with a flexible head; "ab" is another one, which its filter also catches."""
     heads = {"a": {"num_labels": 3, **head}, "ab": {"num_labels": 2}}
     return Case(adapters={"a": seq_bn()}, model=model, heads=heads)
+
+
+def tagger(model: str, **head: Any) -> Case:
+    """A model with a flexible head for tokens: dropout and one linear layer."""
+    return Case(adapters={"a": seq_bn()}, model=model, taggers={"a": {"num_labels": 3, **head}})
 
 
 def bert() -> dict[str, Case]:
@@ -261,15 +295,12 @@ def bert() -> dict[str, Case]:
             safetensors=False,
             edit=made_by_version_1,
         ),
-        "scaled_par_bn": Case(adapters={"a": par_bn(scaling="learned", non_linearity="tanh")}),
         "lora_leave_out": Case(adapters={"a": lora(leave_out=[1], attn_matrices=["k"])}),
         "lora_old": Case(adapters={"a": lora()}, edit=edited(version="adapters.1.0.1")),
-        "ia3": Case(adapters={"a": IA3Config()}),
         "prefix_leave_out": Case(adapters={"a": prefix(leave_out=[0])}, safetensors=False),
         "prefix_flat_leave_out": Case(
             adapters={"a": prefix(flat=True, leave_out=[0])}, safetensors=False
         ),
-        "mam": Case(adapters={"a": ConfigUnion(prefix(), par_bn())}, safetensors=False),
         "union": Case(adapters={"a": ConfigUnion(lora(), seq_bn(leave_out=[1]))}),
         "fusion": Case(
             adapters=several,
@@ -301,7 +332,12 @@ def bert() -> dict[str, Case]:
         ),
         "head": Case(adapters={"a": seq_bn()}, model="BertForSequenceClassification"),
         "head_pooled": classifier("BertAdapterModel", layers=1, use_pooler=True),
-        "head_unheld": classifier("BertAdapterModel"),
+        "head_default": classifier("BertAdapterModel"),
+        "head_deep": classifier("BertAdapterModel", layers=3),
+        "head_tagging": tagger("BertAdapterModel"),
+        "head_qa": Case(
+            adapters={"a": seq_bn()}, model="BertAdapterModel", answers={"a": {"layers": 1}}
+        ),
         "head_of_fusion": Case(
             adapters={"a": seq_bn(4), "b": seq_bn(8)},
             setup=Fuse("a", "b"),
@@ -312,49 +348,54 @@ def bert() -> dict[str, Case]:
     }
 
 
-def some(*names: str, **more: Case) -> dict[str, Case]:
-    return {**{name: common()[name] for name in names}, **more}
-
-
 CASES: dict[str, dict[str, Case]] = {
     "bert": bert(),
-    "roberta": some(
-        "seq_bn",
-        "lora_all",
-        "prefix_flat",
-        ia3=Case(adapters={"a": IA3Config()}),
-        head_flexible=classifier("RobertaAdapterModel"),
-    ),
-    "xlm-roberta": some("seq_bn", "lora_all", head_flexible=classifier("XLMRobertaAdapterModel")),
-    "electra": some(
-        "double_seq_bn",
-        "lora_all",
-        head_flexible=classifier("ElectraAdapterModel", activation_function="gelu"),
-    ),
+    "roberta": {
+        **common(),
+        "head_flexible": classifier("RobertaAdapterModel"),
+        "head_tagging": tagger("RobertaAdapterModel"),
+    },
+    "xlm-roberta": {**common(), "head_flexible": classifier("XLMRobertaAdapterModel")},
+    "electra": {
+        **common(),
+        "head_flexible": classifier("ElectraAdapterModel", activation_function="gelu"),
+        "head_tagging": tagger("ElectraAdapterModel"),
+    },
     "distilbert": {
         **common(),
-        "ia3": Case(adapters={"a": IA3Config()}),
         "head_flexible": classifier("DistilBertAdapterModel", activation_function="relu"),
     },
     "llama": {
         **common(),
         "ia3": Case(adapters={"a": IA3Config(intermediate_lora=False, output_lora=True)}),
+        "ia3_default": Case(adapters={"a": IA3Config()}),
         "head": Case(adapters={"a": seq_bn()}, model="LlamaForSequenceClassification"),
     },
-    "mistral": some("seq_bn", "double_seq_bn", "par_bn", "lora_all"),
+    "mistral": common(),
     "gpt2": {
         **common(),
-        "ia3": Case(adapters={"a": IA3Config()}),
         "lora_kv": Case(adapters={"a": lora(attn_matrices=["v", "k"], output_lora=True)}),
     },
     "t5": {
-        # Its prefixes shift the relative positions of the tokens behind them.
-        **{k: case for k, case in common(crosses=True).items() if not k.startswith("prefix")},
+        **common(crosses=True),
         "seq_bn_leave_out": Case(adapters={"a": seq_bn(leave_out=[0, 2])}),
     },
     "bart": {
         **common(crosses=True),
         "prefix_leave_out": Case(adapters={"a": prefix(leave_out=[1, 3])}, safetensors=False),
+    },
+    "deberta-v2": {
+        **common(),
+        "head_flexible": classifier("DebertaV2AdapterModel", activation_function="gelu"),
+        "head_tagging": tagger("DebertaV2AdapterModel"),
+    },
+    "vit": {
+        **common(),
+        "head_flexible": Case(
+            adapters={"a": seq_bn()},
+            model="ViTAdapterModel",
+            images={"a": {"num_labels": 3, "layers": 1}},
+        ),
     },
 }
 
@@ -429,12 +470,15 @@ def load_base(base: str) -> State:
 
 def inputs_for(model_type: str, inputs: State) -> State:
     names = (*BATCH, "decoder_input_ids") if model_type in ENCODER_DECODERS else BATCH
+    names = ("pixel_values",) if model_type == "vit" else names
     return {name: inputs[name] for name in names}
 
 
 def output(model: Any, inputs: State) -> torch.Tensor:
     with torch.no_grad():
         found = model(**inputs)
+    if "start_logits" in found:
+        return torch.stack([found.start_logits, found.end_logits], dim=-1)
     return found.logits if "logits" in found else found.last_hidden_state
 
 
@@ -448,6 +492,12 @@ def filled(model_type: str, name: str, case: Case) -> Any:
         model.add_adapter_fusion(members, config=config)
     for head, settings in (case.heads or {}).items():
         model.add_classification_head(head, **settings)
+    for head, settings in (case.taggers or {}).items():
+        model.add_tagging_head(head, **settings)
+    for head, settings in (case.images or {}).items():
+        model.add_image_classification_head(head, **settings)
+    for head, settings in (case.answers or {}).items():
+        model.add_qa_head(head, **settings)
     inner = model.base_model
     added = {k: t for k, t in inner.state_dict().items() if k not in known and ".pool." not in k}
     heads = dict(model.named_parameters()) if inner is not model else {}
@@ -460,7 +510,7 @@ def filled(model_type: str, name: str, case: Case) -> Any:
 
 def activate(model: Any, case: Case) -> None:
     model.set_active_adapters(case.setup or "a")
-    if case.heads:
+    if case.heads or case.taggers or case.images or case.answers:
         model.active_head = "a"
 
 
@@ -510,12 +560,22 @@ def run_case(model_type: str, name: str, case: Case, folder: Path, inputs: State
     return after
 
 
+def named(case: Case) -> str | None:
+    """The class of transformers' that has the head; the library's has all of them."""
+    kinds = {"TokenClassification": case.taggers, "QuestionAnswering": case.answers}
+    kinds |= {"ImageClassification": case.images, "SequenceClassification": case.heads}
+    kind = next((kind for kind, heads in kinds.items() if heads), "")
+    return case.model and case.model.replace("AdapterModel", f"For{kind}")
+
+
 def batch() -> State:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     draw = generator("batch")
     ids = torch.randint(5, 24, mask.shape, generator=draw).masked_fill(mask == 0, 0)
     decoder = torch.randint(5, 24, (2, 4), generator=draw)
-    return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder}
+    pixels = torch.randn(2, 1, 4, 4, generator=draw)
+    named = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder}
+    return {**named, "pixel_values": pixels}
 
 
 def pack(folder: Path, target: Path) -> None:
@@ -554,7 +614,7 @@ def main() -> None:
             },
             "bases": {key: {"like": like, "config": c} for key, (like, c) in BASES.items()},
             "cases": {
-                model_type: {name: case.model for name, case in cases.items()}
+                model_type: {name: named(case) for name, case in cases.items()}
                 for model_type, cases in CASES.items()
             },
         }

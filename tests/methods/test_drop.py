@@ -386,6 +386,25 @@ def test_settings(setting: dict[str, Any]) -> None:
         dk.AdapterDrop(ADAPTER, **setting)
 
 
+def test_stacks(kit: SimpleNamespace) -> None:
+    """Deltas in some stacks of an encoder-decoder alone; another model has no such stack."""
+    model = kit.make_model("t5", "seq2seq")
+    houlsby = dk.SequentialAdapter(placement="houlsby", bottleneck=2)
+    dk.attach(model, dk.AdapterDrop(houlsby, stacks="cross"), "d")
+    keys = {key.split(".")[0] for key in model.deltakit.get("d").sites()}
+    assert keys == {"encoder", "decoder"}
+    both = dk.AdapterDrop(dk.LoRA(rank=1), stacks=("encoder",), layers=0)
+    dk.attach(model, both, "e")
+    assert {key.rpartition(".attn")[0] for key in model.deltakit.get("e").sites()} == {
+        "decoder.1",
+        "cross.1",
+    }
+    with pytest.raises(InvalidConfig, match="stack 'cross' cannot be dropped: this model has enc"):
+        dk.attach(kit.make_model("bert"), dk.AdapterDrop(houlsby, stacks="cross"))
+    with pytest.raises(InvalidConfig, match=r"AdapterDrop\(stacks=\('',\)"):
+        dk.AdapterDrop(houlsby, stacks="")
+
+
 def test_what_it_modifies() -> None:
     assert dk.parse_method("adapterdrop[method=houlsby,first=3]") == dk.AdapterDrop(
         dk.SequentialAdapter(placement="houlsby"), first=3

@@ -31,6 +31,7 @@ register_family(
                     Site.FFN_MID: input_of("mlp.fc2"),
                     Site.FFN_DOWN: output("mlp.fc2"),
                     Site.FFN_OUT: output("mlp"),
+                    Site.FFN_STREAM: output("mlp", reads="layernorm_after"),
                     Site.BLOCK_OUT: output(""),
                 },
             ),

@@ -83,9 +83,7 @@ def read(settings: Settings, host: Host) -> tuple[Term, ...]:
     """The methods of one config: one for each reduction factor that it has."""
     settings.all_only(_ONLY)
     method = _parallel(settings, host) if settings.flag("is_parallel") else _sequential(settings)
-    if host.crosses:
-        double = isinstance(method, SequentialAdapter) and method.placement == "houlsby"
-        settings.only("cross_adapter", double, "deltakit adapts all attentions of a model or none")
+    stacks = _left_out_stacks(settings, method, host)
     factors = _factors(settings, host)
     return tuple(
         Term(
@@ -93,9 +91,23 @@ def read(settings: Settings, host: Host) -> tuple[Term, ...]:
             omitted=host.omitted(
                 frozenset(n for n in host.numbers() if factors.get(n) != factor), settings.origin
             ),
+            stacks=stacks,
         )
         for factor in dict.fromkeys(factors.values())
     )
+
+
+def _left_out_stacks(settings: Settings, method: Bottleneck, host: Host) -> frozenset[str]:
+    """The attention across, which the library leaves alone by default."""
+    if not host.crosses or (_is_double(method) and settings.flag("cross_adapter")):
+        return frozenset()
+    settings.only("cross_adapter", False, "deltakit adapts the attention across with all others")
+    return frozenset({"cross"} if _is_double(method) else ())
+
+
+def _is_double(method: Bottleneck) -> bool:
+    """Whether there is a bottleneck behind each attention."""
+    return isinstance(method, SequentialAdapter) and method.placement == "houlsby"
 
 
 def _sequential(settings: Settings) -> SequentialAdapter:
@@ -171,6 +183,7 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
         )
     config = {key: value for key, value in DEFAULTS.items() if value is not REQUIRED}
     config |= _described(method, host)
+    config["cross_adapter"] = _crosses(terms[0], host)
     factors = _factor_by_layer(terms, host)
     distinct = list(dict.fromkeys(factors.values()))
     config["reduction_factor"] = (
@@ -179,10 +192,22 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     return {**config, "leave_out": [n for n in host.numbers() if n not in factors]}
 
 
-def group(term: Term) -> Bottleneck:
+def group(term: Term) -> tuple[Bottleneck, frozenset[str]]:
     """The settings that two methods need to share a config."""
     assert isinstance(term.method, SequentialAdapter | ParallelAdapter)
-    return replace(term.method, reduction=1, bottleneck=None)
+    return replace(term.method, reduction=1, bottleneck=None), term.stacks
+
+
+def _crosses(term: Term, host: Host) -> bool:
+    """Whether the attention across has bottlenecks; the library has them in the other stacks."""
+    if term.stacks - {"cross"}:
+        raise CheckpointError(
+            f"bottlenecks without the stacks {', '.join(sorted(term.stacks))} have no words in "
+            "AdapterHub's format: its library leaves out the attention across alone. Save it as "
+            "format='deltakit'."
+        )
+    double = isinstance(term.method, SequentialAdapter) and _is_double(term.method.settled())
+    return host.crosses and double and not term.stacks
 
 
 def _reads(host: Host) -> dict[str, Any]:
@@ -210,7 +235,6 @@ def _described(method: Bottleneck, host: Host) -> dict[str, Any]:
     assert method.activation is not None and method.initialisation is not None
     return {
         **places,
-        "cross_adapter": host.crosses and places["mh_adapter"],
         "non_linearity": words[method.activation],
         "init_weights": drawn[method.initialisation],
         "scaling": scaling,

@@ -232,7 +232,7 @@ def adapter_files(part: Part, tensors: Mapping[str, Tensor], host: Host) -> File
     _check_name(part.name)
     config = config_of(part.method, host)
     links = list(links_of(part.method, host, part.name))
-    words = {"method": method_to_dict(part.method)}
+    words = {"method": method_to_dict(heads.without_pooler(part.method))}
     return _files(part, tensors, links, host, (CONFIG, *WEIGHTS), {"config": config}, words)
 
 

@@ -4,31 +4,115 @@ A head that the model cannot hold exactly is kept under keys that no model has, 
 it, and loading with ``head=False`` does without it.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from deltakit.core.checkpoint import Part
+from deltakit.core.method import CombiningMethod, Method, Sum
 from deltakit.errors import CheckpointError
+from deltakit.inject.attachments import base_parameters
 from deltakit.interop.adapterhub.layout import Host
 from deltakit.interop.files import read_json, read_tensors
+from deltakit.methods.partial import PartialFineTuning
 
 CONFIG = "head_config.json"
 WEIGHTS = ("model_head.safetensors", "pytorch_model_head.bin")
 
-_TWO_LAYERS = ("classifier.dense", "classifier.out_proj")
-_FLEXIBLE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "BertForSequenceClassification": ({"layers": 1, "use_pooler": True}, ("classifier",)),
-    "RobertaForSequenceClassification": ({"activation_function": "tanh"}, _TWO_LAYERS),
-    "XLMRobertaForSequenceClassification": ({"activation_function": "tanh"}, _TWO_LAYERS),
-    "ElectraForSequenceClassification": ({"activation_function": "gelu"}, _TWO_LAYERS),
-    "DistilBertForSequenceClassification": (
-        {"activation_function": "relu"},
-        ("pre_classifier", "classifier"),
-    ),
+
+@dataclass(frozen=True, kw_only=True)
+class Flexible:
+    """A flexible head of the library's that is the head of a class.
+
+    Attributes:
+        kinds: what its config may have as "head_type"; the layers of these are equal.
+        layers: the class's names of its linear layers.
+        activation: between two layers.
+        pooled: whether it reads what the base's pooler returns.
+    """
+
+    kinds: tuple[str, ...]
+    layers: tuple[str, ...]
+    activation: str | None = None
+    pooled: bool = False
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config describes this head."""
+        wanted = {"layers": len(self.layers), "use_pooler": self.pooled, "bias": True}
+        given = {**_DEFAULTS, **config}
+        activation = self.activation is None or given["activation_function"] == self.activation
+        return given["head_type"] in self.kinds and activation and wanted.items() <= given.items()
+
+    def config(self) -> dict[str, Any]:
+        """Its config, without labels."""
+        return {
+            **_DEFAULTS,
+            "head_type": self.kinds[0],
+            "layers": len(self.layers),
+            "activation_function": self.activation or "tanh",
+            "use_pooler": self.pooled,
+        }
+
+    def keys(self, stem: str) -> dict[str, str]:
+        """The model's parameters by the library's keys, which begin with `stem`."""
+        return {
+            f"{stem}.{1 + 3 * index}.{kind}": f"{layer}.{kind}"
+            for index, layer in enumerate(self.layers)
+            for kind in ("weight", "bias")
+        }
+
+    def names(self) -> set[str]:
+        """The model's parameters."""
+        return set(self.keys("").values())
+
+
+_DEFAULTS: dict[str, Any] = {
+    "head_type": None,
+    "layers": None,
+    "activation_function": "tanh",
+    "use_pooler": False,
+    "bias": True,
 }
-"""How a flexible head must be set to be that of a class, and the class's names of its layers."""
-_USUAL = {"layers": 2, "use_pooler": False, "bias": True}
+_CLASSES = ("classification", "multilabel_classification")
+_DENSE = ("classifier.dense", "classifier.out_proj")
+_TAGS = Flexible(kinds=("tagging",), layers=("classifier",))
+_ANSWERS = Flexible(kinds=("question_answering",), layers=("qa_outputs",))
+
+
+def _classes(*layers: str, activation: str) -> Flexible:
+    return Flexible(kinds=_CLASSES, layers=layers, activation=activation)
+
+
+_FLEXIBLE: dict[str, tuple[Flexible, ...]] = {
+    "BertForSequenceClassification": (
+        Flexible(kinds=_CLASSES, layers=("classifier",), pooled=True),
+        _classes("bert.pooler.dense", "classifier", activation="tanh"),
+    ),
+    "RobertaForSequenceClassification": (_classes(*_DENSE, activation="tanh"),),
+    "XLMRobertaForSequenceClassification": (_classes(*_DENSE, activation="tanh"),),
+    "ElectraForSequenceClassification": (_classes(*_DENSE, activation="gelu"),),
+    "DistilBertForSequenceClassification": (
+        _classes("pre_classifier", "classifier", activation="relu"),
+    ),
+    "DebertaV2ForSequenceClassification": (
+        _classes("pooler.dense", "classifier", activation="gelu"),
+    ),
+    "ViTForImageClassification": (
+        Flexible(kinds=("image_classification",), layers=("classifier",)),
+    ),
+    **{
+        f"{name}ForTokenClassification": (_TAGS,)
+        for name in ("Bert", "Roberta", "XLMRoberta", "Electra", "DistilBert", "DebertaV2")
+    },
+    **{
+        f"{name}ForQuestionAnswering": (_ANSWERS,)
+        for name in ("Bert", "Roberta", "XLMRoberta", "Electra", "DistilBert", "DebertaV2")
+    },
+}
+"""By the class: the flexible heads that are its own head. BERT's may be its pooler too."""
 
 
 def read(folder: Path, host: Host) -> dict[str, Tensor]:
@@ -56,36 +140,60 @@ def _of_another(key: str, name: str) -> bool:
 
 def _names(config: Any, stem: str, host: Host) -> dict[str, str]:
     """The model's names for the tensors of a flexible head; none where it is another head."""
-    if host.kind not in _FLEXIBLE or not isinstance(config, dict):
-        return {}
-    wanted, layers = _FLEXIBLE[host.kind]
-    if config.get("head_type") != "classification" or any(
-        config.get(key, _USUAL.get(key)) != value for key, value in {**_USUAL, **wanted}.items()
-    ):
-        return {}
-    return {
-        f"{stem}.{1 + 3 * index}.{kind}": f"{layer}.{kind}"
-        for index, layer in enumerate(layers)
-        for kind in ("weight", "bias")
-    }
+    heads = _FLEXIBLE.get(host.kind, ()) if isinstance(config, dict) else ()
+    found = next((head for head in heads if head.fits(config)), None)
+    return {} if found is None else found.keys(stem)
+
+
+def with_pooler(part: Part, head: Mapping[str, Tensor], host: Host) -> Part:
+    """The part with the parameters of the base trained that a head has values for."""
+    known = base_parameters(host.model).keys() - host.heads
+    pooler = tuple(sorted(known & head.keys()))
+    if not pooler or isinstance(part.method, CombiningMethod):
+        return part
+    method = part.method + PartialFineTuning(parameters=pooler)
+    return replace(part, method=method, headless=part.method)
+
+
+def without_pooler(method: Method) -> Method:
+    """The inverse of `with_pooler`."""
+    if not isinstance(method, Sum):
+        return method
+    parts = tuple(part for part in method.parts if not isinstance(part, PartialFineTuning))
+    return parts[0] if len(parts) == 1 else Sum(parts=parts)
 
 
 def write(tensors: dict[str, Tensor], described: dict[str, Any], host: Host) -> dict[str, Any]:
-    """The files of a head, as the library writes those of transformers' classes.
+    """The files of a head: as the library writes those of transformers' classes.
+
+    A head with a pooler of its own is one of the library's flexible heads.
+
+    Args:
+        tensors: by the model's parameters.
+        described: what the library's configs have, with the delta's name.
+        host: the model.
 
     Raises:
         CheckpointError: they are more than a head.
     """
     if not tensors:
         return {}
-    for key in tensors:
-        if key not in host.heads:
-            raise CheckpointError(
-                f"the delta has values of its own for the base's {key!r}, for which AdapterHub's "
-                "format has no place. Save it as format='deltakit'."
-            )
     labels = {"label2id": host.config.label2id, "num_labels": host.config.num_labels}
+    beyond = sorted(tensors.keys() - host.heads)
+    if not beyond:
+        return {
+            WEIGHTS[0]: (tensors, {}),
+            CONFIG: {**described, **labels, "config": None, "name": None},
+        }
+    flexible = next((h for h in _FLEXIBLE.get(host.kind, ()) if h.names() == set(tensors)), None)
+    if flexible is None:
+        raise CheckpointError(
+            f"the delta has values of its own for the base's {beyond[0]!r}, for which AdapterHub's "
+            "format has no place. Save it as format='deltakit'."
+        )
+    stem = f"heads.{described['name']}"
+    keys = {ours: theirs for theirs, ours in flexible.keys(stem).items()}
     return {
-        WEIGHTS[0]: (tensors, {}),
-        CONFIG: {**described, **labels, "config": None, "name": None},
+        WEIGHTS[0]: ({keys[key]: tensor for key, tensor in tensors.items()}, {}),
+        CONFIG: {**described, "config": {**flexible.config(), **labels}},
     }

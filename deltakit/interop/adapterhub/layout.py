@@ -3,8 +3,8 @@
 Only what golden files of the library check is here; another model type is refused by name.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from deltakit.arch.resolve import resolve
@@ -45,6 +45,8 @@ class Layout:
         intermediate: the site that LoRA's and (IA)³'s "intermediate" location is.
         output: the site that their "output" location is.
         dropout: the config's key for the dropout of attention, which fusions take over.
+        modules: the library's paths of modules in a layer, by transformers' of today, where it has
+            renamed them.
         no_prefix: why the library's prefixes are not what deltakit computes, if they are not.
     """
 
@@ -52,6 +54,7 @@ class Layout:
     intermediate: Site = Site.FFN_UP
     output: Site = Site.FFN_DOWN
     dropout: str | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
     no_prefix: str | None = None
 
 
@@ -92,7 +95,8 @@ LAYOUTS: dict[str, Layout] = {
             ),
         },
         dropout="dropout_rate",
-        no_prefix="AdapterHub's library lets T5's prefixes shift the relative positions of tokens",
+        no_prefix="AdapterHub's library lets T5's prefixes shift the relative positions of tokens, "
+        "which deltakit does not",
     ),
     "bart": Layout(
         stacks={
@@ -108,15 +112,35 @@ LAYOUTS: dict[str, Layout] = {
         },
         dropout="attention_dropout",
     ),
+    "deberta-v2": replace(
+        _BERT,
+        no_prefix="DeBERTa computes its attention itself, without a place for keys and values",
+    ),
+    "vit": Layout(
+        stacks={
+            "encoder": StackLayout(layers="encoder.layer", feedforward="output.output_adapters")
+        },
+        dropout="attention_probs_dropout_prob",
+        modules={
+            "attention": "attention.attention",
+            "attention.q_proj": "attention.attention.query",
+            "attention.k_proj": "attention.attention.key",
+            "attention.v_proj": "attention.attention.value",
+            "attention.o_proj": "attention.output.dense",
+            "mlp.fc1": "intermediate.dense",
+            "mlp.fc2": "output.dense",
+        },
+    ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One summand of a method, and the layers without it."""
+    """One summand of a method, and the layers and stacks without it."""
 
     method: Method
     omitted: frozenset[int] = frozenset()
+    stacks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +194,8 @@ class Host:
         """The sites that a method changes, placement by placement."""
         for placement in term.method.placements():
             for handle in self.handles:
-                if handle.site is placement.site and handle.layer not in term.omitted:
+                left_out = handle.layer in term.omitted or handle.stack in term.stacks
+                if handle.site is placement.site and not left_out:
                     yield placement, handle
 
     def at(self, term: Term) -> tuple[Handle, ...]:
@@ -179,7 +204,12 @@ class Host:
 
     def path(self, handle: Handle) -> str:
         """The path of the handle's module in the base model."""
-        return handle.path if self.is_base else handle.path.removeprefix(self.base_prefix)
+        path = handle.path if self.is_base else handle.path.removeprefix(self.base_prefix)
+        _, _, inner = path.partition(f".{handle.layer}.")
+        if inner not in self.layout.modules:
+            return path
+        layers = self.layout.stacks[handle.stack].layers
+        return f"{layers}.{handle.layer}.{self.layout.modules[inner]}"
 
     def stem(self, handle: Handle) -> str:
         """The path of what holds the bottlenecks of a site."""

@@ -102,6 +102,11 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
         sites = method.sites()
         scale = method.alpha * method.rank**0.5 if method.rslora else method.alpha
         config = {"r": method.rank, "alpha": scale, "dropout": float(method.dropout)}
+    if term.stacks:
+        raise CheckpointError(
+            f"{type(method).__name__} without the stacks {', '.join(sorted(term.stacks))} has no "
+            "words in AdapterHub's format. Save it as format='deltakit'."
+        )
     letters = [letter for letter, site in _MATRICES.items() if site in sites]
     places = {*_MATRICES.values(), host.layout.intermediate, host.layout.output}
     for site in sites:

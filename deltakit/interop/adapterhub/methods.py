@@ -19,6 +19,7 @@ from deltakit.methods.ia3 import IA3
 from deltakit.methods.lora import LoRA
 from deltakit.methods.mam import MAM
 from deltakit.methods.parallel import ParallelAdapter
+from deltakit.methods.partial import PartialFineTuning
 from deltakit.methods.prefix import PrefixTuning
 
 
@@ -99,6 +100,8 @@ def config_of(method: Method, host: Host) -> dict[str, Any]:
     for term in terms_of(method):
         architecture, kind = _kind_of(term.method)
         groups.setdefault((architecture, kind.group(term)), []).append(term)
+    if not groups:
+        _kind_of(method)
     configs = [KINDS[kind].write(tuple(terms), host) for (kind, _), terms in groups.items()]
     for one, other in combinations(groups, 2):
         if one[0] == other[0]:
@@ -160,10 +163,16 @@ def terms_of(method: Method) -> tuple[Term, ...]:
             return tuple(term for part in method.parts for term in terms_of(part))
         case MAM():
             return terms_of(method.sum())
+        case PartialFineTuning():  # of a pooler, which is written with the head
+            return ()
         case AdapterDrop():
             dropped = frozenset((*range(method.first), *method.layers))
             inner = terms_of(method.method)
-            return tuple(replace(term, omitted=term.omitted | dropped) for term in inner)
+            stacks = frozenset(method.stacks)
+            return tuple(
+                replace(term, omitted=term.omitted | dropped, stacks=term.stacks | stacks)
+                for term in inner
+            )
         case _:
             return (Term(method=method),)
 
@@ -195,11 +204,14 @@ def _read(config: Any, host: Host, origin: str) -> tuple[Term, ...]:
 
 
 def _sum_of(terms: list[Term]) -> Method:
-    parts = tuple(
-        AdapterDrop(term.method, layers=sorted(term.omitted)) if term.omitted else term.method
-        for term in terms
-    )
+    parts = tuple(map(_dropped, terms))
     return parts[0] if len(parts) == 1 else Sum(parts=parts)
+
+
+def _dropped(term: Term) -> Method:
+    if not term.omitted and not term.stacks:
+        return term.method
+    return AdapterDrop(term.method, layers=sorted(term.omitted), stacks=sorted(term.stacks))
 
 
 def _kind_of(method: Method) -> tuple[str | None, Kind]:

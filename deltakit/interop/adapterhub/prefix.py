@@ -29,6 +29,8 @@ DEFAULTS: dict[str, Any] = {
     "shared_gating": True,
     "init_weights_seed": None,
 }
+_STACKS = {"encoder_prefix": "encoder", "cross_prefix": "cross"}
+"""The stack that each key of the config is about."""
 _TRUNK = {
     "wte.weight": "embedding",
     "control_trans.0.weight": "down.weight",
@@ -43,16 +45,15 @@ def read(settings: Settings, host: Host) -> tuple[Term, ...]:
     flat = settings.flag("flat")
     if not flat:
         settings.only("non_linearity", "tanh", "deltakit's network of a prefix has a tanh")
-    for key in ("encoder_prefix", "cross_prefix") if host.crosses else ():
-        settings.only(key, True, "deltakit puts a prefix into all attentions of a model")
+    flags = _STACKS if host.crosses else {}
+    stacks = frozenset(stack for key, stack in flags.items() if not settings.flag(key))
     method = PrefixTuning(
         length=settings.whole("prefix_length"),
         bottleneck=None if flat else settings.whole("bottleneck_size"),
         dropout=settings.number("dropout"),
     )
-    return (
-        Term(method=method, omitted=host.omitted(settings.layers("leave_out"), settings.origin)),
-    )
+    omitted = host.omitted(settings.layers("leave_out"), settings.origin)
+    return (Term(method=method, omitted=omitted, stacks=stacks),)
 
 
 def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
@@ -61,6 +62,11 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     (term,) = terms
     method = term.method
     assert isinstance(method, PrefixTuning)
+    if term.stacks - {*_STACKS.values()}:
+        raise CheckpointError(
+            "prefixes without those of the decoder's own attention have no words in AdapterHub's "
+            "format. Save it as format='deltakit'."
+        )
     if method.positions != "kept":
         raise CheckpointError(
             f"PrefixTuning(positions={method.positions!r}) has no words in AdapterHub's format: "
@@ -69,6 +75,7 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
         )
     return {
         **DEFAULTS,
+        **{key: stack not in term.stacks for key, stack in _STACKS.items()},
         "flat": method.bottleneck is None,
         "prefix_length": method.length,
         "bottleneck_size": method.bottleneck or DEFAULTS["bottleneck_size"],
@@ -80,7 +87,7 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
 def _check(host: Host) -> None:
     if host.layout.no_prefix is not None:
         raise CheckpointError(
-            f"{host.layout.no_prefix}, which deltakit does not, so prefixes of this {host.kind} "
+            f"{host.layout.no_prefix}, so prefixes of this {host.kind} "
             "are neither read nor written."
         )
 

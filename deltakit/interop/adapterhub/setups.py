@@ -200,14 +200,17 @@ def _checkpoint(
     folder: Path, found: tuple[Found, ...], composition: Composition, host: Host
 ) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
+    parts = []
     for each in found:
         tensors |= {f"{each.part.name}/{key}": tensor for key, tensor in each.tensors.items()}
-        if each.part.name in composition.names:
+        is_top = each.part.name in composition.names
+        parts.append(heads.with_pooler(each.part, each.head, host) if is_top else each.part)
+        if is_top:
             own = {f"{each.part.name}/own/{key}": tensor for key, tensor in each.head.items()}
             tensors |= own
     return Checkpoint(
         origin=str(folder),
-        parts=tuple(each.part for each in found),
+        parts=tuple(parts),
         base=base_of(host.model),
         tensors=tensors,
         composition=composition,
@@ -271,14 +274,16 @@ def _files(part: Part, every: Mapping[str, Part], checkpoint: Checkpoint, host: 
 
 def _with_head(part: Part, files: Files, checkpoint: Checkpoint, host: Host) -> Files:
     """The files with those of the delta's head in front, as the config comes last."""
-    return {**heads.write(_own(part, checkpoint), top_level(host), host), **files}
+    top = {**top_level(host), "name": _called(part)}
+    return {**heads.write(_own(part, checkpoint), top, host), **files}
 
 
 def _setup(chosen: list[Part], checkpoint: Checkpoint, host: Host) -> Files:
     """The setup's own files: its head is that of the last part, which the model runs with."""
     blocks = [_described(part) for part in chosen]
     single = blocks[0] if len(blocks) == 1 and blocks[0]["type"] == "Fuse" else None
-    head = heads.write(_own(chosen[-1], checkpoint), top_level(host), host)
+    top = {**top_level(host), "name": _called(chosen[-1])}
+    head = heads.write(_own(chosen[-1], checkpoint), top, host)
     config = {
         "adapter_setup": single or {"type": "Stack", "children": blocks},
         "head_setup": True if head else None,

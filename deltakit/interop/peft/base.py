@@ -178,7 +178,7 @@ def terms(method: Method, drops: Drops = ()) -> Iterator[tuple[Method, Drops]]:
 def sole(method: Method, kind: type[M]) -> M | None:
     """The only term that puts something somewhere, if it is of a kind and in all layers."""
     found = [(term, drops) for term, drops in terms(method) if term.placements()]
-    if len(found) != 1 or any(drop.first or drop.layers for drop in found[0][1]):
+    if len(found) != 1 or any(drop.first or drop.layers or drop.stacks for drop in found[0][1]):
         return None
     term = found[0][0]
     return term if isinstance(term, kind) else None
@@ -205,8 +205,10 @@ def spots(method: Method, base: Base, kind: type[M]) -> dict[str, tuple[Spot[M],
 
 
 def _is_dropped(handle: Handle, drops: Drops) -> bool:
-    layer = handle.layer
-    return handle.in_a_layer and any(layer < d.first or layer in d.layers for d in drops)
+    layer, stack = handle.layer, handle.stack
+    return handle.in_a_layer and any(
+        layer < d.first or layer in d.layers or stack in d.stacks for d in drops
+    )
 
 
 def arranged(

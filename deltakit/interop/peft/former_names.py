@@ -35,7 +35,7 @@ def renamed(
         name = key.removeprefix(prefix)
         if name == key or _module_of(name, modules) is not None:
             continue
-        today = _today(name, model)
+        today = todays_name(name, model)
         module = _module_of(today, modules)
         if module is not None and prefix + today not in keys:
             keys[key] = prefix + today
@@ -43,7 +43,7 @@ def renamed(
     return file.by(keys), former
 
 
-def _today(name: str, model: "PreTrainedModel") -> str:
+def todays_name(name: str, model: "PreTrainedModel") -> str:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
