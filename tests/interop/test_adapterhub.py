@@ -301,7 +301,7 @@ def test_a_head_that_no_class_holds(library: Library, kit: SimpleNamespace) -> N
 
 
 def test_a_head_with_the_pooler_of_its_own(library: Library, tmp_path: Path) -> None:
-    """BertAdapterModel's default head is BERT's pooler and classifier, which the delta then owns."""
+    """BertAdapterModel's default head is BERT's pooler and classifier: both are the delta's."""
     case = "bert/head_default"
     model = library.model(case)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -44,6 +44,7 @@ def renamed(
 
 
 def todays_name(name: str, model: "PreTrainedModel") -> str:
+    """The name of a parameter in the model, by transformers' own renamings of older names."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
