@@ -25,6 +25,8 @@ import torch
 import deltakit as dk
 from deltakit.arch.family import FAMILIES
 from deltakit.cli.main import cli
+from deltakit.compare.stats.metrics import METRICS
+from deltakit.compare.tasks.kinds import KINDS
 from deltakit.core.method import CLASSES, METHODS
 from deltakit.core.spec import split_outside_brackets
 
@@ -139,7 +141,7 @@ def own_registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a page registers or imports is forgotten after it."""
     importlib.import_module("deltakit.methods")
     importlib.import_module("deltakit.arch.families")
-    for registry in (METHODS, CLASSES, FAMILIES):
+    for registry in (METHODS, CLASSES, FAMILIES, METRICS, KINDS):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -255,8 +255,11 @@ def _costs(context: RunContext, adapted: AdaptedModel, training: Training) -> di
 def _extras(context: RunContext, cell: Cell, adapted: AdaptedModel) -> dict[str, Any]:
     """What is recorded of a deployed method besides its row."""
     protocol = context.protocol
-    shapes = [shape_of(text) for text in cell.latency]
     head, data = context.kind(cell.task).head, context.encoded(cell.task, "test")
+    shapes = [shape_of(text) for text in cell.latency]
+    if shapes and "input_ids" not in data.column_names:
+        context.folder.note("Latency by shape is of tokens: this kind of task has none.")
+        shapes = []
     times = by_shape(adapted, head, data, shapes, context.device, protocol)
     inspected = context.inference_batch(protocol.inspected_texts)
     return {

@@ -102,7 +102,7 @@ class RunContext:
 
     def _typical(self, split: str, size: int) -> timing.Batch:
         task = self.plan.task
-        rows = middle(self.encoded(task.name, split), size)
+        rows = middle(self.encoded(task.name, split), size, task.kind)
         return collate(rows, task.kind, self.tokenizer, self.device)
 
     @cached_property
@@ -147,8 +147,8 @@ def ceiling() -> Method:
     )
 
 
-def middle(data: "Dataset", size: int) -> "Dataset":
-    """`size` rows around the median length."""
-    order = sorted(range(len(data)), key=lambda row: len(data[row]["input_ids"]))
+def middle(data: "Dataset", size: int, kind: Kind) -> "Dataset":
+    """`size` rows around the median size."""
+    order = sorted(range(len(data)), key=lambda row: kind.size(data[row]))
     first = max(0, (len(order) - size) // 2)
     return data.select(order[first : first + size])

@@ -37,7 +37,7 @@ def predict(
     """
     model.eval()
     rows = list(data)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
+    order = sorted(range(len(rows)), key=lambda row: kind.size(rows[row]))
     values: dict[int, Value] = {}
     scores: dict[int, Any] = {}
     for first in range(0, len(order), kind.batch_size):

@@ -84,8 +84,9 @@ def train(
                 weight_decay=0.0,
                 seed=seed,
                 data_seed=seed,
-                # Rows of like length share a batch: half the padding, the same for every method.
-                train_sampling_strategy="group_by_length",
+                train_sampling_strategy=_sampling(data),
+                # A kind's `collate` picks what the model is given.
+                remove_unused_columns=False,
                 save_strategy="no",
                 logging_strategy="no",
                 report_to="none",
@@ -114,6 +115,11 @@ def train(
         losses=tuple(trainer.losses),
         machine=machine.name(),
     )
+
+
+def _sampling(data: "Dataset") -> str:
+    """Texts of like length share a batch: half the padding, the same for every method."""
+    return "group_by_length" if "input_ids" in data.column_names else "random"
 
 
 def _watching(watch: IntermediateEval) -> Any:

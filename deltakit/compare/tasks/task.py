@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class TaskData:
     """A task's examples, ready to be tokenised.
 
-    Every split has the columns ``text`` (str), ``label`` (as its kind has it; texts to model have
-    none) and, where the task is about pairs, ``text_pair`` (str).
+    Every split has the columns ``label`` (as its kind has it; texts to model have none), ``text``
+    (str) and, where the task is about pairs, ``text_pair`` (str). A kind that reads no texts has
+    the columns of its `inputs` in their place.
 
     Attributes:
         name: the value of the column ``task`` of the results.

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,40 @@ class ColumnNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CellType:
+    """A type of the cells of an input column that is not a text.
+
+    Attributes:
+        name: the type in messages, as in "a list of numbers".
+        read: gives the value of a cell; None for a cell of another type.
+    """
+
+    name: str
+    read: Callable[[Any], Any]
+
+
+def _number(cell: Any) -> float | None:
+    """A finite number."""
+    known = isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell)
+    return float(cell) if known else None
+
+
+def _list_of(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def of_list(cell: Any) -> Any:
+        values = [read(each) for each in cell] if isinstance(cell, list) and cell else [None]
+        return None if None in values else values
+
+    return of_list
+
+
+NUMBER = CellType(name="a number", read=_number)
+NUMBERS = CellType(name="a list of numbers", read=_list_of(_number))
+WORDS = CellType(
+    name="a list of words", read=_list_of(lambda cell: cell if isinstance(cell, str) else None)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RawTable:
     """One split as it was read. `where` names it in messages."""
 
@@ -68,6 +102,24 @@ class RawTable:
             f"{self.where} has no column {name!r}.{hint} It has: "
             f"{short_list(self.columns)}. Choose one with {option}."
         )
+
+    def cells(self, name: str, type: CellType) -> list[Any]:
+        """The values of a column of cells of a type.
+
+        Raises:
+            InvalidConfig: it is missing, or a cell is of another type.
+        """
+        values = []
+        for row, cell in enumerate(self.column(name, "another --kind"), start=1):
+            value = type.read(cell)
+            if value is None:
+                raise InvalidConfig(
+                    f"{self.where}, row {row}: the column {name!r} holds {short_repr(cell)}, not "
+                    f"{type.name}. Correct the row, or choose another --kind; the columns are "
+                    f"{short_list(self.columns)}."
+                )
+            values.append(value)
+        return values
 
     def texts(self, name: str, option: str) -> list[str]:
         """The values of a column of texts.
@@ -103,23 +155,25 @@ class RawTable:
 
 @dataclass(frozen=True, kw_only=True)
 class RawSplit:
-    """One split with its texts checked; the kind of task reads the labels.
+    """One split with its inputs checked; the kind of task reads the labels.
 
     Attributes:
         where: names the split in messages.
-        texts: the texts.
+        texts: the texts; empty where the kind reads none.
         pairs: the second texts, where there are any.
         labels: the label column as it was read, empty where the kind of task has none.
         column: its name.
         present: the names of all columns, for messages.
+        inputs: the inputs that are not texts, by column.
     """
 
     where: str
-    texts: list[str]
+    texts: list[str] = field(default_factory=list)
     pairs: list[str] | None = None
     labels: list[Any] = field(default_factory=list)
     column: str = ""
     present: tuple[str, ...] = ()
+    inputs: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def wrong(self, row: int, problem: str, remedy: str) -> InvalidConfig:
         """The error for the label of a row; the first row is 1."""

@@ -1,10 +1,11 @@
 """Splits where the source has none, by a rule that does not depend on the order of the rows."""
 
 import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,21 +14,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Texts with labels; `pairs` holds the second texts of a task about pairs.
+    """The inputs and labels of examples.
 
-    A label is a class id, a number, an answer, or noughts and ones for several labels. Texts to
-    model have none.
+    A label is a class id, a number, an answer, noughts and ones for several labels, or a tuple
+    with one entry for each part of the input. Texts to model have none.
+
+    Attributes:
+        texts: the texts; empty where the kind of task reads none.
+        labels: one for each example.
+        pairs: the second texts of a task about pairs.
+        inputs: the inputs that are not texts, by column.
     """
 
-    texts: list[str]
+    texts: list[str] = field(default_factory=list)
     labels: list[Any] | None = None
     pairs: list[str] | None = None
+    inputs: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(next(iter(self.inputs.values()), self.texts))
 
     def text_keys(self) -> list[str]:
-        """The identity of an example: its text, or both its texts."""
+        """The identity of an example: its text, both its texts, or all its inputs."""
+        if self.inputs:
+            columns = [*([self.texts] if self.texts else []), *self.inputs.values()]
+            return [json.dumps(row) for row in zip(*columns, strict=True)]
         if self.pairs is None:
             return self.texts
         return [f"{text}\x1f{pair}" for text, pair in zip(self.texts, self.pairs, strict=True)]
@@ -36,25 +47,36 @@ class Examples:
         """The examples at `rows`, in that order."""
         rows = list(rows)
         return Examples(
-            texts=[self.texts[row] for row in rows],
+            texts=[self.texts[row] for row in rows] if self.texts else [],
             labels=None if self.labels is None else [self.labels[row] for row in rows],
             pairs=None if self.pairs is None else [self.pairs[row] for row in rows],
+            inputs={name: [each[row] for row in rows] for name, each in self.inputs.items()},
         )
 
     def dataset(self) -> "Dataset":
         """The examples as a data set in memory, with the columns that `TaskData` promises."""
-        from datasets import Dataset, Features, List, Value
+        from datasets import Dataset, Features
 
-        columns: dict[str, list[Any]] = {"text": self.texts}
-        types: dict[str, Any] = {"text": Value("string")}
-        if self.labels is not None:
-            of = {float: Value("float64"), str: Value("string"), tuple: List(Value("int64"))}
-            columns["label"] = self.labels
-            types["label"] = of.get(type(next(iter(self.labels), 0)), Value("int64"))
-        if self.pairs is not None:
-            columns["text_pair"] = self.pairs
-            types["text_pair"] = Value("string")
-        return Dataset.from_dict(columns, features=Features(types))
+        columns: dict[str, list[Any] | None] = {
+            "text": self.texts or (None if self.inputs else []),
+            "label": self.labels,
+            "text_pair": self.pairs,
+            **self.inputs,
+        }
+        present = {name: values for name, values in columns.items() if values is not None}
+        types = {name: _feature(values, name) for name, values in present.items()}
+        return Dataset.from_dict(present, features=Features(types))
+
+
+def _feature(values: Sequence[Any], name: str) -> Any:
+    """The type of a column, from its first value that is not an empty list."""
+    from datasets import List, Value
+
+    usual = 0 if name == "label" else ""
+    first = next((value for value in values if value not in ((), [])), usual)
+    if isinstance(first, tuple | list):
+        return List(_feature(first, name))
+    return Value({float: "float64", str: "string"}.get(type(first), "int64"))
 
 
 class Splits(NamedTuple):

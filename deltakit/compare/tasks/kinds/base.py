@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from deltakit._registry import Registry
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit
+from deltakit.compare.tasks.data.columns import CellType, ColumnNames, RawSplit
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
 from deltakit.models.heads import Head
@@ -52,15 +52,21 @@ class ParsedLabels(NamedTuple):
 class Kind(ABC):
     """A kind of task: how its labels are read, what a model is asked, how its answer is judged.
 
-    Class variables: `name` (what ``--kind`` calls it, given to `register_kind`), `options` (the
-    options about columns that it has a use for), `text_column` and `label_column` (their usual
-    names; None where it reads no labels), `batch_size` (rows that are judged at once) and
-    `precedence` (kinds with a higher one are asked first whether data suits them).
+    Attributes:
+        name: its name for ``--kind``, given to `register_kind`.
+        options: the options about columns that it has a use for.
+        text_column: the usual name of the text column; None where it reads no text.
+        label_column: the usual name of the label column; None where it reads no labels.
+        inputs: the types of the columns that it reads besides texts, by name. They are columns of
+            the task's splits under the same names.
+        batch_size: rows that are predicted at once.
+        precedence: kinds with a higher one are asked first whether data suits them.
     """
 
     name: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset({"--text-column", "--label-column"})
-    text_column: ClassVar[str] = "text"
+    text_column: ClassVar[str | None] = "text"
+    inputs: ClassVar[Mapping[str, CellType]] = {}
     label_column: ClassVar[str | None] = "label"
     batch_size: ClassVar[int] = 64
     precedence: ClassVar[int] = 0
@@ -124,11 +130,15 @@ class Kind(ABC):
     def encode(
         self, data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
     ) -> "Dataset":
-        """The examples as tokens, not padded yet.
+        """The examples as the model's inputs, not padded yet.
 
         Columns are those of the model's inputs, ``labels`` (what training aims at), ``truth`` (what
         predictions are judged by) and whatever `predict` needs.
         """
+
+    def size(self, example: EncodedExample) -> int:
+        """The size of an encoded example, by which batches are made: by default its tokens."""
+        return len(example["input_ids"])
 
     @abstractmethod
     def collate(

@@ -19,10 +19,12 @@ def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> Ra
     """The columns of one split that a kind of task reads.
 
     Raises:
-        InvalidConfig: a column or a text is missing or is not what its place takes.
+        InvalidConfig: a column or an input is missing or is not what its place takes.
     """
-    texts = source.texts(names.text or kind.text_column, "--text-column")
+    text = names.text or kind.text_column
+    texts = [] if text is None else source.texts(text, "--text-column")
     pairs = None if names.pair is None else source.texts(names.pair, "--pair-column")
+    inputs = {name: source.cells(name, type) for name, type in kind.inputs.items()}
     column = names.label or kind.label_column
     labels = [] if column is None else source.column(column, _LABEL_HINT)
     return RawSplit(
@@ -32,6 +34,7 @@ def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> Ra
         labels=[_separated(value, names.separator) for value in labels],
         column=column or "",
         present=tuple(source.columns),
+        inputs=inputs,
     )
 
 

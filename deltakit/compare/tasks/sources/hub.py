@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltakit._network import HUB_TIMEOUT, hub_answers
@@ -77,25 +77,27 @@ def hub_task(
             f"the Hub data set {name!r} has no train split. It has: {short_list(loaded)}. Save the "
             "split that you want as train in a local folder, and give the folder."
         )
-    label = asked.label or "label"
-    chosen = kind_of(kind, _named(train, label), asked)
+    chosen = kind_of(kind, _named(train, asked.label or "label"), asked)
     columns = _choose_columns(train.column_names, asked, chosen)
-    notes = [f"the texts are the columns {_shown(columns)}."] if columns.text != "text" else []
+    named = columns.text not in (None, "text")
+    notes = [f"the texts are the columns {_shown(columns)}."] if named else []
+    input_ = "an input" if chosen.inputs else "a text"
     splits: dict[str, RawSplit] = {}
     validation, test = _first(loaded, _VALIDATION), _first(loaded, ("test",))
     for split, dataset in (("train", train), ("validation", validation), ("test", test)):
         if dataset is None:
             continue
-        source, dropped = _complete_rows(f"{split} of {name!r}", dataset, columns)
+        source, dropped = _complete_rows(f"{split} of {name!r}", dataset, columns, chosen.inputs)
         if split == "test" and dropped == len(dataset):
             continue
         if dropped:
-            notes.append(f"{split}: {dropped:,} rows without a text or a label were left out.")
+            notes.append(f"{split}: {dropped:,} rows without {input_} or a label were left out.")
         splits[split] = select_columns(source, columns, chosen)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
         notes.append("test: the source's validation split; the source has no labelled test split.")
-    return build_task(name, splits, chosen, classes=_class_names(train, label), notes=notes)
+    classes = _class_names(train, columns.label)
+    return build_task(name, splits, chosen, classes=classes, notes=notes)
 
 
 def _first(loaded: "Mapping[str, Dataset]", names: tuple[str, ...]) -> "Dataset | None":
@@ -105,7 +107,8 @@ def _first(loaded: "Mapping[str, Dataset]", names: tuple[str, ...]) -> "Dataset 
 def _choose_columns(present: list[str], asked: ColumnNames, kind: type[Kind]) -> ColumnNames:
     """`asked`, with the usual names where no text column is named."""
     label = asked.label or kind.label_column
-    texts = () if asked.text or kind.text_column in present else _TEXT_COLUMNS
+    known = kind.text_column is None or kind.text_column in present
+    texts = () if asked.text or known else _TEXT_COLUMNS
     for text, pair in texts:
         if text in present and (pair is None or pair in present):
             usual = pair if "--pair-column" in kind.options else None
@@ -146,14 +149,17 @@ def _name(value: Any, names: tuple[str, ...]) -> Any:
     return None if value is None or value < 0 else names[value]
 
 
-def _complete_rows(where: str, dataset: "Dataset", names: ColumnNames) -> tuple[RawTable, int]:
-    """The rows that have a text and a label, and how many have not.
+def _complete_rows(
+    where: str, dataset: "Dataset", names: ColumnNames, inputs: Iterable[str]
+) -> tuple[RawTable, int]:
+    """The rows that have all inputs and a label, and how many have not.
 
     Your own file can be corrected, and raises; a data set on the Hub cannot.
     """
     raw = _named(dataset, names.label)
     keep = [True] * len(dataset)
-    for name, absent in ((names.text, is_null), (names.pair, is_null), (names.label, no_label)):
+    needed = [(name, is_null) for name in (names.text, names.pair, *inputs)]
+    for name, absent in (*needed, (names.label, no_label)):
         if name is not None and name in raw:
             keep = [k and not absent(value) for k, value in zip(keep, raw[name], strict=True)]
     if all(keep):
