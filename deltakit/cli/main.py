@@ -33,6 +33,15 @@ for _command in (compare, plan, report, methods, sites, summary, convert, cite):
     cli.add_command(_command)
 
 
+def _in_one_line(error: OSError) -> str:
+    """A file system's error: which file, why, and the next step."""
+    place = "" if error.filename is None else f"{error.filename!r}: "
+    return (
+        f"{place}{error.strerror or error}. Finished cells are kept; make room or choose another "
+        "folder with --out, and give the same command again."
+    )
+
+
 def main() -> None:
     """Runs the command line. Wrong input is one line on stderr and exit code 2."""
     try:
@@ -42,6 +51,9 @@ def main() -> None:
         sys.exit(2)
     except DeltakitError as error:
         click.echo(f"deltakit: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"deltakit: {_in_one_line(error)}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(INTERRUPTED)

@@ -168,6 +168,7 @@ _OPTIONS = (
         help="Shapes to time beside the usual ones: 8x128 is eight texts of 128 tokens.",
     ),
     click.option("--baseline", help="The row that all others are compared with, e.g. lora."),
+    click.option("--positive", metavar="LABEL", help="The class that F1 is of. [the second]"),
     click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
     click.option("--pair-column", help="Column of the second text, where there is one."),
     click.option("--label-column", help="Column of the label, where the task is yours. [label]"),

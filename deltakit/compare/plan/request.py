@@ -104,6 +104,8 @@ class Request:
             ones: "8x128" is eight texts of 128 tokens.
         baseline: the row, by its label, that all others are compared with; none by default.
         kind: the kind of task, where it is local or on the Hub; None is what it looks like.
+        positive: the class, of two, that F1 and other metrics of one class are of; None is the
+            second.
         metric: what scores are; None is what the kind of task usually has.
         text_column: names of columns, where the task is local or on the Hub.
         label_separator: the text between several labels in one cell of a table.
@@ -126,6 +128,7 @@ class Request:
     baseline: str | None = None
     kind: str | None = None
     metric: str | None = None
+    positive: str | None = None
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None

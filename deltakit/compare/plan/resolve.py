@@ -6,12 +6,13 @@ Methods are tried on a model without weights.
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
 from deltakit.compare.adapted import adapted_model
+from deltakit.compare.plan.limits import check_shapes, check_tokens, cut_length, longest_input
 from deltakit.compare.plan.lr_search import GRID, rates
 from deltakit.compare.plan.match_params import described, matched, matched_label
 from deltakit.compare.plan.plan import (
@@ -28,6 +29,7 @@ from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, load_task, subsample
 from deltakit.compare.tasks.kinds import fitting_metrics
+from deltakit.compare.tasks.positive import with_positive
 from deltakit.core.checks import check_whole
 from deltakit.core.method import METHODS, CombiningMethod, Method, Role
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
@@ -53,9 +55,12 @@ def build_plan(request: Request) -> Plan:
     model = find_model(request.model)
     bases = _bases(request, model)
     target = _task(request)
-    methods, sizes = _matched(request, methods, model.skeleton(target.kind.head))
+    skeleton = model.skeleton(target.kind.head)
+    methods, sizes = _matched(request, methods, skeleton)
     sources, folders = _sources(request, methods, target)
     tasks = {target.name: target, **sources}
+    model.check_complete()
+    request, lengths = _readable(request, model, skeleton, tasks.values())
     cells = tuple(
         cell
         for seed in range(request.seeds)
@@ -67,12 +72,32 @@ def build_plan(request: Request) -> Plan:
         tasks=tasks,
         cells=cells,
         roles=_roles(request, methods),
-        notes=(*_notes(methods, bases), *sizes),
+        notes=(*_notes(methods, bases), *sizes, *lengths),
     )
     try_out(plan)
-    model.check_complete()
-    _check_shapes(request, model)
     return plan
+
+
+def _check_apart(label: str, new: str, sized: Mapping[str, Method], target: int) -> None:
+    """Raises `InvalidConfig` where matching makes two rows one."""
+    if new in sized:
+        raise InvalidConfig(
+            f"--match-params {target} makes {label!r} the same as another row, {new!r}. Leave one "
+            "of the two out, or compare them without --match-params."
+        )
+
+
+def _readable(
+    request: Request, model: ModelSource, skeleton: Any, tasks: Iterable["TaskData"]
+) -> tuple[Request, tuple[str, ...]]:
+    """The request with a length that the model reads, and a note where that is another one."""
+    tokenizer = model.tokenizer()
+    check_tokens(model.name, skeleton, tokenizer, tasks)
+    limit = longest_input(skeleton, tokenizer)
+    check_shapes(request.latency, limit, model.name)
+    length, notes = cut_length(request.budget.max_length, limit, model.name)
+    budget = dataclasses.replace(request.budget, max_length=length)
+    return dataclasses.replace(request, budget=budget), notes
 
 
 def _methods(specs: tuple[str, ...]) -> dict[str, Method]:
@@ -120,20 +145,10 @@ def _matched(
             sized[label] = method
             continue
         new = matched(method, target, trained)
+        _check_apart(label, matched_label(label, new), sized, target)
         sized[matched_label(label, new)] = new
         notes.append(described(label, new, target, trained))
     return sized, tuple(notes)
-
-
-def _check_shapes(request: Request, model: ModelSource) -> None:
-    """Raises `InvalidConfig` for shapes that would only fail once everything is trained."""
-    limit = model.tokenizer().model_max_length
-    for text in request.latency:
-        if shape_of(text).tokens > limit:
-            raise InvalidConfig(
-                f"--latency {text}: model {model.name!r} takes {limit} tokens at most. Give "
-                "shorter texts."
-            )
 
 
 def _check_search(request: Request) -> None:
@@ -215,7 +230,8 @@ def _task(request: Request) -> "TaskData":
         label=request.label_column,
         separator=request.label_separator,
     )
-    data = _scored(load_task(request.task, names, kind=request.kind), request.metric)
+    data = load_task(request.task, names, kind=request.kind)
+    data = _scored(with_positive(data, request.positive), request.metric)
     budget = request.budget
     return subsample(data, max_train=budget.max_train_samples, max_eval=budget.max_eval_samples)
 

@@ -210,6 +210,11 @@ class RunRecord:
         """The data of the task that rows are scored on."""
         return self.tasks[self.task.name]
 
+    def notes_on(self, task: str) -> tuple[str, ...]:
+        """The notes on the data of a task, without its name."""
+        start = f"{task}: "
+        return tuple(note.removeprefix(start) for note in self.notes if note.startswith(start))
+
     def role(self, name: str) -> str | None:
         """The label of the "floor", the "ceiling" or the "baseline", if the run has one."""
         return self.roles.get(name)

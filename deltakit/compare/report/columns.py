@@ -303,7 +303,8 @@ def legend(summaries: Sequence[RowSummary], run: RunRecord) -> tuple[str, ...]:
     if tested:
         examples = " or ".join(f"{n:,}" for n in tested)
         lines.append(f"Score: {_scale(metric)} on {examples} test examples.")
-    return (*lines, *_how_sure(summaries, metric.unit), *_places(machines_of(rows)))
+    told = [note for task in sorted({row.task for row in rows}) for note in run.notes_on(task)]
+    return (*lines, *told, *_how_sure(summaries, metric.unit), *_places(machines_of(rows)))
 
 
 def _scale(metric: Metric) -> str:

@@ -60,8 +60,8 @@ def letter_display(
 
 
 def _difference(one: Seeds, other: Seeds, metric: Metric) -> Difference:
-    """Paired by the seeds that both have, where there are any."""
-    common = sorted(one.keys() & other.keys())
-    if common:
-        return metric.difference([one[s] for s in common], [other[s] for s in common])
-    return metric.difference(list(one.values()), list(other.values()))
+    """The difference of the scores that the table shows: of all seeds that each row has.
+
+    Rows with the same seeds are paired by seed.
+    """
+    return metric.difference(*([row[seed] for seed in sorted(row)] for row in (one, other)))

@@ -52,10 +52,10 @@ class SequenceKind(Kind):
     def collate(
         self, rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase"
     ) -> Batch:
-        from transformers import DataCollatorWithPadding
-
         inputs = [{key: row[key] for key in row if key != "truth"} for row in rows]
-        return dict(DataCollatorWithPadding(tokenizer)(inputs))
+        # On the right: a model with absolute positions would count padding on the left.
+        padded = tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
+        return dict(padded)
 
     def predict(
         self,

@@ -1,0 +1,81 @@
+"""What a model cannot read is told before anything is trained."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deltakit.compare.plan.limits import check_shapes, check_tokens, cut_length, longest_input
+from deltakit.errors import InvalidConfig
+
+LONG = SimpleNamespace(model_max_length=10**30)
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"),
+    [
+        ("bert", 40),
+        ("roberta", 39),  # one place is the padding's
+        ("gpt2", 40),
+        ("bart", 40),  # with two places in front
+        ("opt", 40),
+        ("llama", 10**30),  # rotations have no end
+        ("t5", 10**30),
+        ("deberta-v2", 10**30),
+    ],
+)
+def test_the_longest_input_is_that_of_the_table_of_positions(
+    kit: SimpleNamespace, family: str, limit: int
+) -> None:
+    skeleton = kit.make_model(family)
+    assert longest_input(skeleton, LONG) in (limit, 40 if family == "deberta-v2" else limit)
+    assert longest_input(skeleton, SimpleNamespace(model_max_length=7)) == 7
+
+
+def test_texts_are_cut_to_it_with_a_note() -> None:
+    assert cut_length(30, 40, "m") == (30, ())
+    length, (note,) = cut_length(64, 40, "m")
+    assert length == 40 and "cut to 40 tokens" in note and "--max-length 64" in note
+    with pytest.raises(InvalidConfig, match="--latency 8x64.* 40 tokens at most"):
+        check_shapes(["1x40", "8x64"], 40, "m")
+
+
+class Words:
+    """A tokenizer with one word, and nothing for others."""
+
+    pad_token_id: int | None = 0
+    bos_token_id = eos_token_id = cls_token_id = sep_token_id = unk_token_id = None
+
+    def __call__(self, text: Any) -> dict[str, Any]:
+        one = isinstance(text, str)
+        ids = [[1] * each.split().count("known") for each in ([text] if one else text)]
+        return {"input_ids": ids[0] if one else ids}
+
+
+def task(*texts: str) -> Any:
+    splits = dict.fromkeys(("train", "validation", "test"), {"text": ["known"]})
+    return SimpleNamespace(name="mine", **{**splits, "test": {"text": list(texts)}})
+
+
+def test_a_text_without_a_token_is_told(kit: SimpleNamespace) -> None:
+    skeleton = kit.make_model("gpt2")
+    check_tokens("m", skeleton, Words(), [task("known known")])  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match="2 of 3 texts of mine's test split.*first is 'other'"):
+        check_tokens("m", skeleton, Words(), [task("known", "other", " ")])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("pad", None, "no token for padding.*Set tokenizer.pad_token"),
+        ("pad", 64, "the pad token 64.*embeddings for 0 to 63.*resize_token_embeddings"),
+        ("eos", 99, "the eos token 99"),
+    ],
+)
+def test_special_tokens_that_the_model_lacks(
+    kit: SimpleNamespace, name: str, number: int | None, message: str
+) -> None:
+    words = Words()
+    setattr(words, f"{name}_token_id", number)
+    with pytest.raises(InvalidConfig, match=message):
+        check_tokens("m", kit.make_model("gpt2"), words, [])  # type: ignore[arg-type]
