@@ -97,10 +97,10 @@ def run_plan(
 
 
 def report_folder(path: Path) -> Results:
-    """Writes the reports of a run folder anew, from its cells.
+    """Writes the reports of a run folder again, from its cells.
 
     Raises:
-        InvalidConfig: it is no run folder.
+        InvalidConfig: it is not a run folder.
     """
     return collect(RunFolder(path), reused=0)
 
@@ -134,7 +134,7 @@ def collect(folder: RunFolder, *, reused: int) -> Results:
 
 
 def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> CellExtras:
-    """What the folder holds beside its finished cells."""
+    """The extra records of the folder's finished cells."""
     done = {
         each: (row.method, row.base, row.seed)
         for each, row in stored.items()

@@ -1,4 +1,4 @@
-"""What a trained cell costs, as columns of ``results.csv``."""
+"""The costs of a trained cell, as columns of ``results.csv``."""
 
 import dataclasses
 import tempfile
@@ -75,7 +75,7 @@ def inference_cost(
 
 
 def handling_cost(adapted: AdaptedModel, protocol: Protocol) -> dict[str, Any]:
-    """What the method weighs on disk, and how long loading, switching and merging take."""
+    """Bytes on disk, and the time to load, switch and merge."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapted.save(folder)

@@ -1,4 +1,4 @@
-"""What a trained delta does inside a model, measured on one batch: plain data beside a cell.
+"""Diagnostics of a trained delta inside its model, on one batch: an extra record of a cell.
 
 ::
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def diagnose(model: "PreTrainedModel", batch: timing.Batch, *, repeats: int) -> dict[str, Any]:
-    """All that can be said of the active deltas; nothing where there are none.
+    """The diagnostics of the active deltas; empty where there are none.
 
     Args:
         model: it is left as it was, in evaluation mode.

@@ -1,7 +1,7 @@
-"""What the machine is, and what it says of an action: its memory at the peak, the energy it took.
+"""The machine, and its own measurements of an action: memory at the peak, and energy.
 
-The latter are None where the machine does not say. They hold for one machine and one moment; the
-exact bytes of `deltakit.compare.measure.timing` are the same everywhere.
+The latter are None where the machine has no such counter. They hold for one machine and one moment;
+the exact bytes of `deltakit.compare.measure.memory` are the same everywhere.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def this_machine() -> Machine:
 
 
 def name() -> str:
-    """What times depend on: the accelerator, or the processor and its number of cores."""
+    """The name that times depend on: the accelerator, or the processor and its cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{_processor()}, {os.cpu_count()} cores"
@@ -47,7 +47,7 @@ def joined(*names: str | None) -> str:
 
 
 def _processor() -> str:
-    """Its name, as the system says it."""
+    """The processor's name in the system's words."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -95,7 +95,7 @@ class EnergyMeter:
         self._start = [_read(zone) for zone in self._zones]
 
     def joules(self) -> float | None:
-        """What was taken so far. A counter that has gone round once is allowed for."""
+        """The energy so far. A counter may have wrapped around once."""
         total = 0.0
         for zone, start in zip(self._zones, self._start, strict=True):
             now = _read(zone)

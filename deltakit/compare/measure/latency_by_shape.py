@@ -1,4 +1,4 @@
-"""Latency by shape: so many texts of so many tokens at a time.
+"""Latency by shape: the number of texts in a batch, and the tokens of each.
 
 A model that gives numbers for a text makes one forward pass. One that continues texts makes two
 kinds, which cost differently: it reads the prompt (prefill), then it generates token by token

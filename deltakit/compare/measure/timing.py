@@ -1,4 +1,4 @@
-"""What a method costs: parameters, bytes, step time and latency, measured on the spot.
+"""The costs of a method: step time, latency, and the time to load, switch and merge.
 
 Times are medians over repetitions after a warm-up, in alternation (A B A B ...) with their
 reference in the same process, and a ratio is the median over the pairs, so that it holds while the
@@ -47,7 +47,7 @@ class Timing:
         return high - low
 
     def over(self, reference: "Timing") -> float:
-        """The median ratio to the reference's repetition that ran beside each of these."""
+        """The median ratio to the reference's repetition that ran next to each of these."""
         pairs = zip(self.times_ms, reference.times_ms, strict=True)
         return statistics.median(own / other for own, other in pairs)
 
@@ -131,7 +131,7 @@ Call = Callable[[Any], None]
 
 
 def unmerged(adapted: AdaptedModel) -> ModelState:
-    """The subject's model as it is."""
+    """The adapted model as it is."""
     return lambda: nullcontext(adapted.model)
 
 
@@ -177,7 +177,7 @@ def _warm_ms(model: nn.Module, run: Call) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadAndSwap:
-    """What it takes to put a stored delta beside the active one, and to switch between the two."""
+    """The time to load a stored delta next to the active one, and to switch between the two."""
 
     load_ms: float
     swap_ms: float
@@ -199,7 +199,7 @@ def load_and_swap(adapted: AdaptedModel, folder: Path, *, repeats: int) -> LoadA
 
 
 def merge_ms(adapted: AdaptedModel, *, repeats: int = 1) -> float | None:
-    """How long folding the method into the weights takes; None where it does not fold."""
+    """The time to fold the method into the weights; None where it does not fold."""
     adapted.model.eval()
     try:
         return statistics.median(_merge_once_ms(adapted) for _ in range(repeats))

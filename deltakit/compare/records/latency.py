@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """So many texts of so many tokens each."""
+    """The shape of a batch: a number of texts, and the tokens of each."""
 
     texts: int
     tokens: int
@@ -37,7 +37,7 @@ def shape_of(text: str) -> Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeTime:
-    """How long one phase takes for one shape: a row of ``latency.csv``.
+    """The time of one phase for one shape: a row of ``latency.csv``.
 
     Attributes:
         shape: as in "8x128".

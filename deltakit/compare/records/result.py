@@ -1,4 +1,4 @@
-"""What one finished cell of a comparison says, as typed records that survive a trip to disk."""
+"""The results of a finished cell, as typed records that come back from disk unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Status = Literal["done", "failed"]
 class CellResult:
     """One row of ``results.csv``. What was not measured, or does not exist, is None.
 
-    Times are in milliseconds or seconds as the name says, sizes in bytes. A name with ``_vs_`` is
+    Times are in milliseconds or seconds, as in the name, sizes in bytes. A name with ``_vs_`` is
     the median of ratios between repetitions that ran side by side in one process.
     """
 
@@ -51,7 +51,7 @@ class CellResult:
     trained_pct: float | None = None
     """`trained_params` in per cent of all parameters of the base, embeddings included."""
     deployed_params: int | None = None
-    """Parameters that must be kept beside the base to run it, the task head left out."""
+    """Parameters that must be kept in addition to the base, the task head left out."""
     head_params: int | None = None
     delta_bytes: int | None = None
     """Bytes on disk of the saved delta, the task head included."""
@@ -77,12 +77,12 @@ class CellResult:
     train_optimizer_bytes: int | None = None
     train_activation_bytes: int | None = None
     train_device_peak_bytes: int | None = None
-    """The peak as the device says: what an accelerator's allocator has handed out, or the whole
-    process's resident memory on a CPU. It depends on the machine and its libraries."""
+    """The peak that the device reports: what an accelerator's allocator has handed out, or all the
+    resident memory of the process on a CPU. It depends on the machine and its libraries."""
     train_joules: float | None = None
-    """What the machine's processors took during the training, whoever used them."""
+    """Energy that the machine's processors took during the training, other programs included."""
     load_ms: float | None = None
-    """Reading the saved delta and putting it on a model beside another one; median."""
+    """Reading the saved delta and attaching it to a model that has another one; median."""
     swap_ms: float | None = None
     """Making another delta that is on the model the active one; median."""
     merge_ms: float | None = None

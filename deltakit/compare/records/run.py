@@ -156,7 +156,7 @@ class Statistics:
         confidence: of every interval.
         level: rows with an adjusted p of at most this are told apart.
         power: how often a difference of the detectable size is found.
-        bootstrap_draws: resamples of the test examples for a metric that is no mean.
+        bootstrap_draws: resamples of the test examples for a metric that is not a mean.
     """
 
     confidence: float
@@ -167,7 +167,7 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The content of ``run.json``. A default stands for a part that a file does not hold.
+    """The content of ``run.json``. Parts that a file does not hold have their defaults.
 
     Attributes:
         id: the content address of the plan.
@@ -180,7 +180,7 @@ class RunRecord:
         task: the task that rows are scored on.
         notes: what a reader must know; the report prints it.
         protocol: the measuring protocol; None where the file does not hold one.
-        statistics: the constants of the tests; None likewise.
+        statistics: the constants of the tests; None where the file does not hold them.
         code: the checkout; None for an installed package, and where the file does not hold one.
         versions: of each library, None where it was not installed.
         machines: where the run was started; several where runs were joined.

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Edge(StrEnum):
-    """Where in the grid a choice lies; at an edge a wider grid might hold a better one."""
+    """The place of a choice in the grid; at an edge a wider grid might hold a better one."""
 
     LOW = "low"
     HIGH = "high"
@@ -40,7 +40,7 @@ class Choice:
 
     @property
     def edge(self) -> Edge:
-        """Where in the grid it lies. A grid of one rate has no edges."""
+        """The place in the grid. A grid of one rate has no edges."""
         rates = sorted(trial.lr for trial in self.trials)
         if len(rates) < 2 or rates[0] < self.lr < rates[-1]:
             return Edge.INSIDE

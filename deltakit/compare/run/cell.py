@@ -41,7 +41,7 @@ def step_count(plan: Plan, training: Training) -> int:
 
 
 def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
-    """Everything that one row of the results says.
+    """One row of the results, with its predictions.
 
     Raises:
         Occupied: it is trained, and others train on the device: it cannot be measured now.
@@ -253,7 +253,7 @@ def _costs(context: RunContext, adapted: AdaptedModel, training: Training) -> di
 
 
 def _extras(context: RunContext, cell: Cell, adapted: AdaptedModel) -> dict[str, Any]:
-    """What is recorded of a deployed method besides its row."""
+    """The extra records of a deployed method."""
     protocol = context.protocol
     head, data = context.kind(cell.task).head, context.encoded(cell.task, "test")
     shapes = [shape_of(text) for text in cell.latency]
@@ -269,7 +269,7 @@ def _extras(context: RunContext, cell: Cell, adapted: AdaptedModel) -> dict[str,
 
 
 def failed(cell: Cell, error: Exception) -> CellResult:
-    """The row of a cell that came to nothing."""
+    """The row of a cell that failed."""
     return CellResult(
         method=cell.label,
         base=cell.base,
@@ -289,7 +289,7 @@ def _given_rate(cell: Cell) -> float | None:
 
 
 def error_line(error: Exception) -> str:
-    """One line that says why."""
+    """The reason on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     if isinstance(error, TrainingFailed):

@@ -1,4 +1,4 @@
-"""What the cells of one run share: models, encoded data, stores, and the device."""
+"""The context of a run: models, encoded data, stores, and the device, shared by its cells."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class RunContext:
-    """What the cells of one run share: encoded data, the reference for step times, the stores."""
+    """The parts of a run that its cells share: data, the reference for step times, the stores."""
 
     plan: Plan
     folder: RunFolder
@@ -48,12 +48,12 @@ class RunContext:
 
     @property
     def protocol(self) -> Protocol:
-        """How often things are measured."""
+        """The measuring protocol."""
         return self.plan.request.protocol
 
     @property
     def device(self) -> torch.device:
-        """Where everything runs."""
+        """The device of everything in the run."""
         return device()
 
     def kind(self, task: str) -> Kind:
@@ -69,7 +69,7 @@ class RunContext:
         return self._encoded[task, split]
 
     def predictions(self, model: "PreTrainedModel", task: str, split: str) -> Predictions:
-        """What a model says of a split of a task."""
+        """A model's predictions for a split of a task."""
         return predict(model, self.encoded(task, split), self.kind(task), self.tokenizer)
 
     def base(self, task: str, seed: int, base: BaseChoice) -> "PreTrainedModel":
@@ -125,7 +125,7 @@ class RunContext:
         return step
 
     def member_folder(self, member: Member) -> Path:
-        """Where a member's trained delta is."""
+        """The folder of a member's trained delta."""
         if member.training is not None:
             return self.store_for(member.training).folder(member.training)
         assert member.folder is not None
@@ -136,7 +136,7 @@ class RunContext:
         return self.folder.deltas() if training.task == self.plan.task.name else self.shared
 
     def only_here(self, lock: Lock) -> contextlib.AbstractContextManager[None]:
-        """Holds a lock, and says so while another worker has it."""
+        """Holds a lock; a note shows while another worker holds it."""
         return lock.held(lambda: self.progress.note("waiting for another worker"))
 
 

@@ -1,8 +1,8 @@
-"""A device that trainings share, and that whoever measures has to himself.
+"""A reader-writer lock on a device: trainings share it, measuring has it exclusively.
 
-A time that is taken while somebody else computes on the same device is worth nothing. So whoever
-trains takes a seat, and whoever measures waits until the seats are empty and lets nobody sit down.
-It holds between all runs of one user on one machine.
+A time that is taken while another process computes on the same device is worth nothing. A training
+takes a slot. Measuring waits until all slots are free, and keeps new trainings out. The lock holds
+between all runs of one user on one machine.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ SLOTS = 64
 
 
 class DeviceBusy(Exception):
-    """Somebody trains on the device."""
+    """Another process trains on the device."""
 
 
 class DeviceLock:
@@ -32,7 +32,7 @@ class DeviceLock:
 
     def __init__(self, folder: Path, *, workers: int = 1) -> None:
         self._gate = Lock(folder / "gate.lock")
-        self._seats = [Lock(folder / f"seat-{number}.lock") for number in range(SLOTS)]
+        self._slots = [Lock(folder / f"seat-{number}.lock") for number in range(SLOTS)]
         self._threads = torch.get_num_threads()
         self._share = max(1, self._threads // workers)
         self._held = contextlib.ExitStack()
@@ -40,36 +40,36 @@ class DeviceLock:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Takes a seat, once nobody measures."""
+        """Takes a slot, after waiting for measuring to end."""
         with self._leaving():
             with self._gate.held():
-                # With every seat taken somebody goes without; his own measuring is still alone.
-                any(self._held.enter_context(seat.offered()) for seat in self._seats)
+                # With every slot taken a training has none; its measuring is still alone.
+                any(self._held.enter_context(slot.offered()) for slot in self._slots)
             torch.set_num_threads(self._share)
             yield
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Has the device alone, once nobody trains and nobody measures."""
+        """Has the device alone, after waiting for trainings and measuring to end."""
         with self._leaving():
             self._held.enter_context(self._gate.held())
-            for seat in self._seats:
-                with seat.held():
+            for slot in self._slots:
+                with slot.held():
                     pass
             self._alone = True
             yield
 
     def upgrade(self) -> None:
-        """Gives the seat back and has the device alone until the block ends.
+        """Gives the slot back and has the device alone until the block ends.
 
         Raises:
-            DeviceBusy: somebody else has a seat. Whoever measures is waited for.
+            DeviceBusy: another process has a slot. Measuring elsewhere is waited for.
         """
         if self._alone:
             return
         self._held.close()
         self._held.enter_context(self._gate.held())
-        if any(seat.taken() for seat in self._seats if seat.path.exists()):
+        if any(slot.taken() for slot in self._slots if slot.path.exists()):
             raise DeviceBusy
         torch.set_num_threads(self._threads)
         self._alone = True
@@ -85,7 +85,7 @@ class DeviceLock:
 
 
 def device_lock_for(device: torch.device, *, workers: int = 1) -> DeviceLock:
-    """The desk of a device of this machine."""
+    """The lock of a device of this machine."""
     name = device.type
     if device.type == "cuda":
         name = str(torch.cuda.get_device_properties(device).uuid)

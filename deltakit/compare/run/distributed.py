@@ -26,12 +26,12 @@ LONGEST = timedelta(days=7)
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_follower() -> bool:
-    """Whether this process only takes part in trainings."""
+    """True if this process only takes part in trainings."""
     return world_size() > 1 and os.environ.get("RANK", "0") != "0"
 
 
@@ -55,30 +55,30 @@ class SingleProcess:
     """A process that trains alone."""
 
     def broadcast(self, training: Training) -> None:
-        """Nobody has to know."""
+        """Does nothing: no other process takes part."""
 
     def shutdown(self) -> None:
-        """Nobody waits."""
+        """Does nothing: no other process takes part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankZero(SingleProcess):
-    """The first of several processes; tells the others what is trained next."""
+    """The first of several processes; it sends the others each training."""
 
     folder: Path
     group: "ProcessGroup" = field(default_factory=lambda: _group())
 
     def broadcast(self, training: Training) -> None:
-        """From here on all train it."""
+        """Sends a training to the other processes, which take part in it."""
         _broadcast((self.folder, training), self.group)
 
     def shutdown(self) -> None:
-        """There is nothing more to train."""
+        """Ends the other processes' loop."""
         _broadcast(None, self.group)
 
 
 def process_group_of(folder: "RunFolder") -> SingleProcess:
-    """Who trains with this process, which does not follow."""
+    """The processes that train with this one, which is not a follower."""
     if world_size() == 1:
         return SingleProcess()
     folder.note(
@@ -90,7 +90,7 @@ def process_group_of(folder: "RunFolder") -> SingleProcess:
 
 
 def run_follower(train: Callable[[Path, Training], None]) -> None:
-    """Takes part in every training that the leader announces, until it dismisses.
+    """Takes part in every training that the first process sends, until it shuts down.
 
     Args:
         train: trains, given the run folder; it may raise `TrainingFailed`, as it does there.
@@ -101,7 +101,7 @@ def run_follower(train: Callable[[Path, Training], None]) -> None:
 
 
 def _group() -> "ProcessGroup":
-    """A way to talk that waits without work, whatever the gradients travel over."""
+    """A group for messages, which waits without work and does not carry gradients."""
     import torch.distributed as dist
     from accelerate import PartialState
 
@@ -112,7 +112,7 @@ def _group() -> "ProcessGroup":
 
 
 def _broadcast(order: Any, group: "ProcessGroup") -> Any:
-    """What the first process says."""
+    """The message of the first process."""
     import torch.distributed as dist
 
     said = [order]

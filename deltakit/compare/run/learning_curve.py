@@ -14,7 +14,7 @@ from deltakit.compare.records.training import EvalPoint
 
 @dataclass(frozen=True, kw_only=True)
 class CurveScore:
-    """How the points of a learning curve are made.
+    """The way in which points of a learning curve are made.
 
     Attributes:
         score: evaluates the model as it is now.

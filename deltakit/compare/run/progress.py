@@ -1,4 +1,4 @@
-"""What a running comparison tells whoever watches it."""
+"""The events of a running comparison, for a display."""
 
 from typing import Protocol
 
@@ -13,13 +13,13 @@ class Lane(Protocol):
         """Something of `units` units starts."""
 
     def note(self, text: str) -> None:
-        """What it is doing now."""
+        """The present activity."""
 
     def advance(self, units: int = 1) -> None:
         """Units are done."""
 
     def finish(self, outcome: str, left: int = 0) -> None:
-        """It ended, for example "81.3 % in 1 m 02 s"; `left` units of it come later."""
+        """The end, for example "81.3 % in 1 m 02 s"; `left` units of it come later."""
 
 
 class Progress(Protocol):
@@ -29,11 +29,11 @@ class Progress(Protocol):
         """The run starts: `total` units are left to do, `reused` cells are finished already."""
 
     def lane(self, number: int) -> Lane:
-        """Where the worker of that number tells what it does."""
+        """The lane of the worker of that number."""
 
 
 class Silent:
-    """Tells nobody."""
+    """A progress that shows nothing."""
 
     def begin(self, total: int, reused: int) -> None:
         """Nothing."""

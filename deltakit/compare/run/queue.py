@@ -1,7 +1,7 @@
-"""What a worker does with a cell, and whose turn it is; the same on every engine.
+"""The work queue of a run, and the processing of one cell; the same on every engine.
 
-Workers know of each other through the run folder alone: a lock says that somebody has a cell, its
-file that the cell has ended. So it does not matter who started them, or on which machine.
+Workers share the run folder and nothing else: a lock means that a worker holds a cell, a file that
+the cell has ended. So workers may be started by different commands, and on different machines.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ CROWDED = (
 
 
 class Outcome(Enum):
-    """What became of a cell that a worker turned to."""
+    """The outcome of a worker's attempt at a cell."""
 
     DONE = "it has a result"
     TRAINED_ONLY = "it is trained, and others trained on the device when it was to be measured"
@@ -68,31 +68,31 @@ class WorkItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the workers of one run have in common."""
+    """The plan, the folder and the cells that the workers of one run share."""
 
     plan: Plan
     folder: RunFolder
     items: tuple[WorkItem, ...]
 
     def ended(self, item: WorkItem) -> bool:
-        """Whether the cell has a result of this run, whoever it is from."""
+        """True if the cell has a result of this run, from any worker."""
         return self.folder.state(item.cell.id) != item.state
 
     def give_up(self, item: WorkItem, reason: str) -> None:
-        """Records that a cell came to nothing."""
+        """Records that a cell failed."""
         with self.folder.lock("cell", item.cell.id).held():
             self.folder.write(item.cell, failed(item.cell, TrainingFailed(reason)), None)
 
 
 class Failures(Enum):
-    """What is done about cells that failed in an earlier run."""
+    """The treatment of cells that failed in an earlier run."""
 
     KEEP = "keep"
     RETRY = "retry"
 
 
 def job_of(plan: Plan, folder: RunFolder, failures: Failures) -> Job:
-    """What is left of a plan."""
+    """The cells of a plan that are left to run."""
     stages = [(cell, first) for cell, first in plan.stages() if _is_left(folder, cell, failures)]
     items = (
         WorkItem(
@@ -135,7 +135,7 @@ def _title(plan: Plan, cell: Cell) -> str:
 
 
 def process(context: RunContext, job: Job, item: WorkItem) -> Outcome:
-    """Runs a cell and stores what comes of it, unless somebody else does."""
+    """Runs a cell and stores its result, unless another worker holds it."""
     folder = job.folder
     with folder.lock("cell", item.cell.id).offered() as mine:
         if not mine:
@@ -168,7 +168,7 @@ def _run(context: RunContext, item: WorkItem) -> Outcome:
 
 
 def describe_result(result: CellResult, how: str) -> str:
-    """What came of a cell, in a few words."""
+    """The result of a cell in a few words."""
     if result.score is None:
         return f"failed: {result.reason}"
     assert result.metric is not None
@@ -187,7 +187,7 @@ def silence_libraries() -> None:
 
 
 def follow(plan: Plan) -> None:
-    """Trains what another process of this command leads, until it has come to the end."""
+    """Takes part in the trainings of this command's first process, until it ends."""
 
     def train(folder: Path, training: Training) -> None:
         context = RunContext(plan=plan, folder=RunFolder(folder), progress=Silent())
@@ -205,14 +205,14 @@ def follow(plan: Plan) -> None:
 
 
 class WorkQueue:
-    """The cells that are left, for whoever hands them to workers.
+    """The cells that are left, for an engine that hands them to workers.
 
     New cells come first, those that only have to be measured after them, one at a time and alone.
-    A cell that somebody else has is come back to: it ends there, or its worker dies.
+    A cell that another worker holds is tried again later: it ends there, or its worker dies.
 
     Args:
-        job: what is to be done.
-        lane: told of the cells that others finish.
+        job: the work.
+        lane: shows the cells that other workers finish.
     """
 
     def __init__(self, job: Job, lane: Lane) -> None:
@@ -223,14 +223,14 @@ class WorkQueue:
 
     @property
     def over(self) -> bool:
-        """Whether nobody has to be given a turn any more."""
+        """True if all cells have ended."""
         return not (self._new or self._trained or self._taken)
 
     def next(self, *, busy: int) -> WorkItem | None:
-        """Whose turn it is; None where nobody's just now.
+        """The next cell; None where every cell that is left has to wait.
 
         Args:
-            busy: how many are at work.
+            busy: the number of workers at work.
         """
         if self._new:
             return self._new.popleft()
@@ -246,7 +246,7 @@ class WorkQueue:
             self._taken.append(item)
 
     def died(self, item: WorkItem, how: str) -> None:
-        """The worker of a cell died: another one tries, and after that nobody."""
+        """Puts a cell back whose worker died, once; after that the cell has failed."""
         if item.deaths:
             self._job.give_up(item, f"its process ended twice without a result, with {how}")
             self._tell(item)

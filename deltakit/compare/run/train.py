@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class TrainingFailed(DeltakitError, RuntimeError):
-    """A training that came to nothing, such as a loss that is not finite."""
+    """A training that failed, for instance by a loss that is not finite."""
 
 
 def steps_of(examples: int, budget: Budget) -> int:
-    """How many optimiser steps the budget gives."""
+    """The number of optimiser steps in the budget."""
     return max(1, math.ceil(math.ceil(examples / budget.batch_size) * budget.epochs))
 
 
@@ -47,7 +47,7 @@ def train(
     callbacks: Sequence[Any] = (),
     curve: CurveScore | None = None,
 ) -> TrainingRecord:
-    """Trains whatever of the model requires a gradient. Nothing takes no step.
+    """Trains all parameters that require a gradient. Without any it takes no step.
 
     Args:
         model: with its deltas attached.
@@ -126,7 +126,7 @@ def _watching(watch: IntermediateEval) -> Any:
     from transformers import TrainerCallback
 
     class Watching(TrainerCallback):
-        """Tells the watch of every step."""
+        """Calls the watch after every step."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             watch.after(state.global_step)
@@ -139,7 +139,7 @@ def _trainer_class(progress: Lane) -> Any:
     from transformers import Trainer
 
     class HarnessTrainer(Trainer):
-        """Keeps the losses, stops at the first that is not finite, tells the progress."""
+        """Keeps the losses, stops at the first that is not finite, advances the progress."""
 
         def __init__(self, **arguments: Any) -> None:
             super().__init__(**arguments)

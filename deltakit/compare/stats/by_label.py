@@ -103,7 +103,7 @@ def _hits_and_met(predictions: Predictions) -> tuple[Array, Array]:
 
 
 def _flags(predictions: Predictions) -> tuple[Array, Array]:
-    """Labels and predictions with a nought or a one for each class, at least two of them."""
+    """Labels and predictions as zeros and ones for each class, at least two of them."""
     import numpy as np
 
     labels, predicted = as_array(predictions.labels), as_array(predictions.predicted)

@@ -1,6 +1,6 @@
 """Metrics of probabilities: areas under curves, proper scores, calibration, the first k classes.
 
-A label is a class, or a nought or a one for each of several labels. The probabilities have the
+A label is a class, or a zero or a one for each of several labels. The probabilities have the
 shape (examples, classes), or (examples, labels).
 """
 
@@ -81,7 +81,7 @@ def _precision(true: Array, scores: Array) -> float:
 
 
 def _against_the_rest(labels: Array, scores: Array) -> tuple[Array, Array]:
-    """Noughts and ones for each class, and its scores; of two classes the second alone."""
+    """Zeros and ones for each class, and its scores; of two classes the second alone."""
     true = _flags(labels, scores)
     if labels.ndim == 1 and scores.shape[1] == 2:
         return true[:, 1:], scores[:, 1:]
@@ -89,7 +89,7 @@ def _against_the_rest(labels: Array, scores: Array) -> tuple[Array, Array]:
 
 
 def _flags(labels: Array, scores: Array) -> Array:
-    """A nought or a one for each example and class."""
+    """A zero or a one for each example and class."""
     import numpy as np
 
     return labels.astype(float) if labels.ndim > 1 else np.eye(scores.shape[1])[labels]

@@ -1,4 +1,4 @@
-"""Which rows of a table differ: each against a reference, and all against all."""
+"""The differences between rows of a table: each against a reference, and all against all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def letter_display(
 ) -> dict[Row, str]:
     """Letters for rows that cannot be told apart, of those with several seeds.
 
-    A row with one seed says nothing about other seeds, so it has no letter.
+    A row with one seed has no letter: nothing is known about its other seeds.
 
     Args:
         rows: what each row predicted.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Direction(Enum):
-    """Which scores are the better ones. The value is the arrow after a column's title."""
+    """The direction of better scores. The value is the arrow after a column's title."""
 
     HIGHER = ""
     LOWER = " ↓"
@@ -35,7 +35,7 @@ class Direction(Enum):
 
 
 class Unit(Enum):
-    """How people read a score. The value is the unit after a column's title."""
+    """The unit in which people read a score. The value follows a column's title."""
 
     PERCENT = " %"
     PLAIN = ""
@@ -57,7 +57,7 @@ class Unit(Enum):
 
 
 class Takes(Enum):
-    """What a metric is computed from, besides the labels."""
+    """The input of a metric, in addition to the labels."""
 
     PREDICTED = "predicted"
     """The predicted labels, numbers or texts."""
@@ -80,12 +80,12 @@ class Metric(ABC):
     """A score of predictions.
 
     Attributes:
-        name: what ``--metric`` and ``results.csv`` call it.
-        title: what people call it.
-        unit: how they read it.
-        direction: which of two scores is the better one.
-        takes: what it is computed from, besides the labels.
-        kinds: kinds of task that it fits, besides those that name it among their `metrics`.
+        name: its name for ``--metric`` and in ``results.csv``.
+        title: its name in tables.
+        unit: the unit in which people read it.
+        direction: the direction of better scores.
+        takes: its input, in addition to the labels.
+        kinds: kinds of task that it fits, in addition to those that have it in `metrics`.
     """
 
     name: str

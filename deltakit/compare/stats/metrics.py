@@ -1,4 +1,4 @@
-"""The shipped metrics, and what takes to make one of your own (`register_metric`)."""
+"""The shipped metrics, and `register_metric` for your own."""
 
 from deltakit.compare.stats import by_label, by_score
 from deltakit.compare.stats.metric import (

@@ -1,8 +1,9 @@
-"""How sure a comparison may be: intervals for scores, and tests between rows of a table.
+"""Intervals for scores, and tests between rows of a table.
 
 Two rows that saw the same test examples are compared as pairs, which is far sharper than comparing
-two intervals by eye. What a row's seeds say is an `Evidence`; `difference` compares two of them by
-one rule for every metric. ``docs/statistics.md`` says why this rule, with its measured error rates.
+two intervals by eye. The scores of a row's seeds and their errors are an `Evidence`; `difference`
+compares two of them by one rule for every metric. ``docs/statistics.md`` gives the reasons for this
+rule, and its measured error rates.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much better one row is than another, on the same test examples.
+    """The difference of two rows' scores on the same test examples.
 
     Attributes:
         points: difference of the scores in points (percentage points of accuracy, hundredths of
@@ -58,7 +59,7 @@ class Difference:
         high: upper end.
         p: two-sided p of "both are equally good".
         detectable: the true difference, in points, that a comparison with this spread, these seeds
-            and examples finds with 80 % power at 5 %; None where there is no spread to judge by.
+            and examples finds with 80 % power at 5 %; None where the spread is zero.
         about: what `p` and the interval generalise to. With one seed each, that is new test
             examples for these two trained "models"; only several seeds say something of "methods".
     """
@@ -73,7 +74,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
-    """What a row scored, and how far another draw of test examples would move that.
+    """The scores of a row, and how far another draw of test examples would move them.
 
     Attributes:
         scores: the metric of each seed, of shape (seeds,).
@@ -99,7 +100,7 @@ def proportion_interval(correct: int, n: int) -> tuple[float, float]:
         The lower and the upper end, fractions in [0, 1].
 
     Raises:
-        InvalidConfig: there are no examples, or `correct` is not between 0 and `n`.
+        InvalidConfig: `n` is zero, or `correct` is not between 0 and `n`.
     """
     from scipy.stats import binomtest
 
@@ -115,8 +116,7 @@ def proportion_interval(correct: int, n: int) -> tuple[float, float]:
 def mcnemar(first: Predictions, second: Predictions, *, each: Each | None = None) -> float:
     """McNemar's exact test: the two-sided p of "both are equally accurate".
 
-    Only the examples that one row gets right and the other wrong say anything; where there is no
-    such example, p is 1.
+    It counts the examples that one row gets right and the other wrong; without any, p is 1.
 
     Args:
         first: of one row.
@@ -140,10 +140,10 @@ def mcnemar(first: Predictions, second: Predictions, *, each: Each | None = None
 def across_seeds(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean over seeds, and the half-width of Student's 95 % interval around it.
 
-    The half-width is None for a single value, which says nothing about other seeds.
+    The half-width is None for a single value, which holds no information about other seeds.
 
     Raises:
-        InvalidConfig: there is no value.
+        InvalidConfig: `values` is empty.
     """
     import numpy as np
     from scipy import stats
@@ -470,7 +470,7 @@ def compact_letter_display(
 
 
 def is_constant(predictions: Predictions) -> bool:
-    """Whether a run predicts one class for every example, on a split that has several."""
+    """True if a run predicts one class for every example of a split that has several."""
     return len({*predictions.predicted}) == 1 < len({*predictions.labels})
 
 

@@ -25,7 +25,7 @@ class TPlusNormal:
     df: int
 
     def tails(self, x: float) -> float:
-        """How probable it is to be `x` or more away from zero; `x` is not negative."""
+        """The probability of a distance of `x` or more from zero; `x` is not negative."""
         import numpy as np
         from scipy.special import ndtr
 
@@ -36,7 +36,7 @@ class TPlusNormal:
         return min(1.0, float(2 * weights @ ndtr(-x / spread)))
 
     def quantile(self, probability: float) -> float:
-        """What it stays below with a `probability` of more than a half."""
+        """The quantile of a `probability` of more than a half."""
         from scipy.optimize import brentq
         from scipy.special import stdtrit
 

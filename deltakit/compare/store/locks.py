@@ -1,7 +1,7 @@
 """Locks between workers: processes that share a run folder, on one machine or on several.
 
-A lock belongs to a process and ends with it, however it ends. Its file stays where it is: removing
-it while somebody else opens it would let two in.
+A lock belongs to a process and ends with it, even if the process is killed. Its file is not
+removed: a process that opens the file at that moment would hold a second lock.
 """
 
 import contextlib
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 POLL = 0.1
-"""Seconds between two looks at a lock that somebody else has."""
+"""Seconds between two attempts at a lock that another worker holds."""
 
 
 @dataclass(frozen=True)
 class Lock:
-    """What one worker at a time may do, as a file."""
+    """A lock that one worker at a time holds, as a file."""
 
     path: Path
 
     @contextlib.contextmanager
     def held(self, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-        """Holds the lock, once whoever has it lets it go.
+        """Holds the lock, after waiting until it is free.
 
         Args:
-            waiting: called once if somebody has it.
+            waiting: called once if another worker holds it.
         """
         with self.offered() as mine:
             if mine:
@@ -43,7 +43,7 @@ class Lock:
 
     @contextlib.contextmanager
     def offered(self) -> Iterator[bool]:
-        """Holds the lock if nobody has it, and says whether."""
+        """Holds the lock if it is free, and yields true if so."""
         from filelock import Timeout
 
         with contextlib.ExitStack() as stack:
@@ -55,7 +55,7 @@ class Lock:
                 yield True
 
     def taken(self) -> bool:
-        """Whether somebody has it just now."""
+        """True if the lock is held at the moment."""
         with self.offered() as mine:
             return not mine
 
@@ -67,7 +67,7 @@ class Lock:
 
 
 def free_first(items: Iterable[T], lock_of: Callable[[T], Lock]) -> Iterator[T]:
-    """Every item once; one that somebody else works on comes when there is no other left."""
+    """Every item once, those that another worker holds last."""
     left = list(items)
     while left:
         item = next((each for each in left if not lock_of(each).taken()), left[0])

@@ -29,24 +29,24 @@ class RunFolder:
     path: Path
 
     def cell_path(self, cell_id: str) -> Path:
-        """Where a finished cell is."""
+        """The file of a finished cell."""
         return self.path / "cells" / f"{cell_id}.json"
 
     def predictions_path(self, cell_id: str) -> Path:
-        """Where its per-example predictions are."""
+        """The file of its predictions, one row an example."""
         return self.path / "cells" / f"{cell_id}.predictions.csv"
 
     def scores_path(self, cell_id: str) -> Path:
-        """Where its probabilities are, of kinds of task that have some."""
+        """The file of its probabilities, for kinds of task that have some."""
         return self.path / "cells" / f"{cell_id}.scores.npy"
 
     def lock(self, kind: str, unit: str) -> Lock:
-        """What one worker at a time may work on here: a "cell", a "trial"."""
+        """The lock of a unit of work: a "cell", a "trial"."""
         return Lock(self.path / LOCKS / f"{kind}-{unit}.lock")
 
     @property
     def files_lock(self) -> Lock:
-        """Held by whoever writes ``run.json`` or the reports."""
+        """The lock that is held while ``run.json`` or the reports are written."""
         return self.lock("run", "files")
 
     def state(self, cell_id: str) -> int | None:
@@ -86,7 +86,7 @@ class RunFolder:
         return CellResult.from_dict(json.loads(path.read_text(encoding="utf-8"))["result"])
 
     def finished(self, cell_id: str) -> bool:
-        """Whether the cell is done; one that failed is not."""
+        """True if the cell is done; a cell that failed is not."""
         result = self.result(cell_id)
         return result is not None and result.status == "done"
 
@@ -135,7 +135,7 @@ class RunFolder:
         return self.path / "trials" / f"{training.id}.json"
 
     def write_extra(self, cell: Cell, kind: str, content: Any) -> None:
-        """Stores what was recorded beside a cell's result; no file where that is nothing.
+        """Stores an extra record of a cell; an empty one makes no file.
 
         Args:
             cell: which.
@@ -146,7 +146,7 @@ class RunFolder:
             write_text(self._extra_path(cell.id, kind), json.dumps(content, indent=2) + "\n")
 
     def extras(self, cell_id: str, kind: str) -> Any:
-        """What was recorded beside a cell's result, or None."""
+        """An extra record of a cell, or None."""
         path = self._extra_path(cell_id, kind)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -157,7 +157,7 @@ class RunFolder:
         """The content of ``run.json``.
 
         Raises:
-            InvalidConfig: the folder is no run folder, or a later version of deltakit wrote it.
+            InvalidConfig: the folder is not a run folder, or a later version of deltakit wrote it.
         """
         try:
             return RunRecord.from_dict(json.loads((self.path / RUN).read_text(encoding="utf-8")))
@@ -274,15 +274,15 @@ class DeltaStore:
     path: Path
 
     def folder(self, training: Training) -> Path:
-        """Where a delta is, or would be."""
+        """The folder of a delta, whether it exists or not."""
         return self.path / training.id
 
     def lock(self, training: Training) -> Lock:
-        """Held by whoever makes the delta, takes it from the store, or removes it."""
+        """The lock that is held while the delta is made, read or removed."""
         return Lock(self.path.parent / LOCKS / f"training-{training.id}.lock")
 
     def record(self, training: Training) -> TrainingRecord | None:
-        """How the delta was trained; None if it is not there."""
+        """The record of the delta's training; None if the delta is not stored."""
         path = self.folder(training) / "training.json"
         if not path.is_file():
             return None

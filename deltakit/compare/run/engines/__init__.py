@@ -1,4 +1,4 @@
-"""Where the cells of a comparison run. It changes no result, only how soon they are there."""
+"""Engines: the places where cells run. They change no result, only the time to get it."""
 
 from deltakit.compare.run import distributed
 from deltakit.compare.run.engines.base import ENGINES, Engine, register_engine
@@ -8,7 +8,7 @@ from deltakit.compare.run.engines.ray import Ray
 from deltakit.errors import InvalidConfig
 
 DEFAULT = Processes.name
-"""What the command line takes, but for processes that train together."""
+"""The command line's default, except for processes that train together."""
 
 __all__ = [
     "DEFAULT",
@@ -23,11 +23,11 @@ __all__ = [
 
 
 def engine_for(name: str | None, workers: int | None) -> Engine:
-    """The engine of that name with so many workers; None takes what is usual.
+    """The engine of that name with a number of workers; None takes the default.
 
     Raises:
         UnknownName: there is none.
-        InvalidConfig: it does not take so many workers, or does not do here.
+        InvalidConfig: it does not take that number of workers, or cannot run here.
     """
     together = distributed.world_size() > 1
     name = name or (Local.name if together else DEFAULT)

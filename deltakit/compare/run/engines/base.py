@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The base class of engines, and their registry."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from deltakit.compare.run.queue import Job
 
 POLL = 0.5
-"""Seconds between two looks at cells that workers of another run have."""
+"""Seconds between two checks of cells that workers of another run hold."""
 
 
 class Engine(ABC):
@@ -25,18 +25,18 @@ class Engine(ABC):
     @classmethod
     @abstractmethod
     def of(cls, workers: int | None) -> "Engine":
-        """The engine with so many workers; None is its own number.
+        """The engine with a number of workers; None is its own default.
 
         Raises:
-            InvalidConfig: it does not take so many.
+            InvalidConfig: it does not take that number.
         """
 
     def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
-        """Starts what takes a while and can go on beside the reading of the data."""
+        """Starts what takes a while and can go on while the data is read."""
 
     @abstractmethod
     def run(self, job: "Job", progress: "Progress") -> None:
-        """Sees every cell of the job to its end, or raises with the finished ones stored."""
+        """Runs every cell of the job to its end, or raises with the finished ones stored."""
 
 
 ENGINES: Registry[type[Engine]] = Registry("engine", group="engines")

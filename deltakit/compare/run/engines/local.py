@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @register_engine("local")
 class Local(Engine):
-    """Everything in the process that asks for it."""
+    """All cells in the calling process."""
 
     @classmethod
     def of(cls, workers: int | None) -> "Local":

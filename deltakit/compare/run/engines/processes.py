@@ -32,7 +32,7 @@ PATIENCE = 10.0
 @register_engine("processes")
 @dataclass(frozen=True, kw_only=True)
 class Processes(Engine):
-    """A fresh process for each cell, so many at a time; on several accelerators in turn."""
+    """A fresh process for each cell, `workers` at a time; on several accelerators in turn."""
 
     workers: int = 1
 
@@ -72,7 +72,7 @@ def _busy(slots: Sequence["Slot"]) -> int:
 
 
 def _wait(slots: Sequence["Slot"]) -> None:
-    """Until a process says something, or it is time to look at what others have."""
+    """Waits for a message of a process, or until cells of other runs are due for a check."""
     wires = [slot.wire for slot in slots if slot.item is not None]
     if wires:
         connection.wait(wires, timeout=POLL)
@@ -86,7 +86,7 @@ class Slot:
     Args:
         job: what they work on.
         lane: told what they do.
-        environment: variables that they have beside those of this process.
+        environment: variables that they have in addition to those of this process.
         workers: how many slots there are.
     """
 
@@ -115,7 +115,7 @@ class Slot:
         self.item = item
 
     def listen(self, items: "WorkQueue") -> None:
-        """Passes on what the process has said; at its end the slot is free again."""
+        """Passes on the messages of the process; at its end the slot is free again."""
         while self.item is not None and self.wire.poll():
             try:
                 self._pass_on(self.wire.recv(), items)
@@ -162,7 +162,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class ChildEnvironment:
-    """What a process has to know of the one that started it; a fork server may be older."""
+    """The settings that a child process takes over; a fork server may have older ones."""
 
     environment: dict[str, str]
     threads: int
@@ -170,13 +170,13 @@ class ChildEnvironment:
 
 
 class Wire:
-    """Tells the process that started this one what it does."""
+    """The progress of this process, sent to the process that started it."""
 
     def __init__(self, connection: "Connection") -> None:
         self._connection = connection
 
     def send(self, message: Any) -> None:
-        """Sends it. Where nobody listens any more, this process ends too."""
+        """Sends a message. This process ends where the other end is closed."""
         try:
             self._connection.send(message)
         except OSError:

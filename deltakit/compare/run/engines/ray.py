@@ -131,10 +131,10 @@ class ProgressSink:
         """The one who asked for the task has said so."""
 
     def note(self, text: str) -> None:
-        """Nobody sees it."""
+        """Not shown."""
 
     def advance(self, units: int = 1) -> None:
-        """Nobody sees it."""
+        """Not shown."""
 
     def finish(self, outcome: str, left: int = 0) -> None:
         self.last = (outcome, left)

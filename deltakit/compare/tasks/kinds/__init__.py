@@ -42,7 +42,7 @@ def kind_of(asked: str | None, columns: Columns, names: ColumnNames) -> type[Kin
     """The kind that ``--kind`` names, or that the columns of the training split look like.
 
     Raises:
-        UnknownName: there is no such kind.
+        UnknownName: the kind is not registered.
         InvalidConfig: the kind has no use for an option that was given.
     """
     kind = KINDS.get(asked) if asked else _looks_like(columns, names)

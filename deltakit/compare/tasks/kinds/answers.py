@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 class Answers(Kind):
     """A text to continue, and the one line that should follow.
 
-    A space stands between the two, unless the prompt ends in a line break; an end-of-text token
-    follows the answer, and the loss is taken of the answer alone. A prompt that is too long loses
-    its beginning. Generation is greedy, and what counts of it is the first line without the spaces
-    around it.
+    A space separates the two, unless the prompt ends in a line break. An end-of-text token follows
+    the answer, and the loss is taken of the answer alone. A prompt that is too long loses its
+    beginning. Generation is greedy. Its first line, without the spaces around it, is the answer.
     """
 
     precedence: ClassVar[int] = -1

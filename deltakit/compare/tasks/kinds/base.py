@@ -1,4 +1,4 @@
-"""What a kind of task is: all that a comparison must know of classification, say, and no more."""
+"""The base class of kinds of task, such as classification, and their registry."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -28,7 +28,7 @@ K = TypeVar("K", bound="type[Kind]")
 
 
 class Outputs(NamedTuple):
-    """What a model, or the constant prediction, gives for some examples.
+    """The outputs of a model, or of the constant prediction, for some examples.
 
     Attributes:
         values: the predictions.
@@ -41,7 +41,7 @@ class Outputs(NamedTuple):
 
 
 class ParsedLabels(NamedTuple):
-    """Labels as a kind of task has read them, and what a reader of the scores must know of it."""
+    """Labels as a kind of task has read them, and notes for a reader of the scores."""
 
     kind: "Kind"
     splits: dict[str, Examples]
@@ -50,14 +50,14 @@ class ParsedLabels(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Kind(ABC):
-    """A kind of task: how its labels are read, what a model is asked, how its answer is judged.
+    """A kind of task: its columns, its labels, the inputs of a model and its predictions.
 
     Attributes:
         name: its name for ``--kind``, given to `register_kind`.
         options: the options about columns that it has a use for.
         text_column: the usual name of the text column; None where it reads no text.
         label_column: the usual name of the label column; None where it reads no labels.
-        inputs: the types of the columns that it reads besides texts, by name. They are columns of
+        inputs: the types of the columns that are not texts, by name. They are columns of
             the task's splits under the same names.
         batch_size: rows that are predicted at once.
         precedence: kinds with a higher one are asked first whether data suits them.
@@ -97,7 +97,7 @@ class Kind(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What it is, in a few words."""
+        """The kind in a few words."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -106,11 +106,11 @@ class Kind(ABC):
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What of it changes a score, besides the examples."""
+        """The parts of it that change a score, in addition to the examples."""
         return self.labels
 
     def missing_classes(self, before: Iterable[Value], after: Iterable[Value]) -> tuple[str, ...]:
-        """What training needs at least one example of, and had before, and has no more."""
+        """The classes with training examples before, and without any after."""
         del before, after
         return ()
 
@@ -119,7 +119,7 @@ class Kind(ABC):
     @property
     @abstractmethod
     def head(self) -> Head:
-        """What the model is loaded for."""
+        """The head that the model is loaded with."""
 
     @property
     @abstractmethod
@@ -196,7 +196,7 @@ def register_kind(name: str) -> Callable[[K], K]:
 
 
 def references(encoded: "Dataset") -> tuple[Value, ...]:
-    """What predictions on an encoded split are judged by."""
+    """The right answers of an encoded split."""
     return tuple(tuple(v) if isinstance(v, list) else v for v in encoded[:]["truth"])
 
 

@@ -111,7 +111,7 @@ class Causal(Kind):
 
 
 def language_batch(rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase") -> Batch:
-    """Rows of tokens padded on the right, where no token sees the padding and no loss is taken."""
+    """Rows of tokens padded on the right, without attention to the padding and without its loss."""
     ids = [row["input_ids"] for row in rows]
     return {
         "input_ids": padded(ids, tokenizer.pad_token_id),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @register_kind("multilabel")
 @dataclass(frozen=True, kw_only=True)
 class MultiLabel(SequenceKind):
-    """Any number of labels for each example: a nought or a one for each of `names`."""
+    """Any number of labels for each example: a zero or a one for each of `names`."""
 
     precedence: ClassVar[int] = -2
     options: ClassVar[frozenset[str]] = SequenceKind.options | {"--label-separator"}

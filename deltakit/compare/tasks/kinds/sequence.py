@@ -26,7 +26,7 @@ class SequenceKind(Kind):
 
     @abstractmethod
     def target(self, label: Any) -> Any:
-        """What training aims at for a label."""
+        """The training target of a label."""
 
     @abstractmethod
     def decode(self, logits: "Tensor") -> list[Value]:
