@@ -11,9 +11,9 @@ from deltakit.core.checks import check_whole
 from deltakit.core.delta import CustomSum, Reparametrised, precise
 from deltakit.core.method import CombiningMethod, Method, can_be_summed, summable_names
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
-from deltakit.inject.attach import attach, detach
-from deltakit.inject.attachments import Attached, Attachments, base_parameters, need_attachments
-from deltakit.inject.switch import deactivate, reactivate, snapshot_active
+from deltakit.inject.attach import attach
+from deltakit.inject.attachments import Attached, Attachments, need_attachments, plain_parameters
+from deltakit.inject.switch import paused, snapshot_active
 from deltakit.runtime.nodes import PlacedDelta
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def task_arithmetic(
     try:
         _fill(model, attachments, attachments.get(name), terms)
     except BaseException:
-        detach(model, name)
-        deactivate(model, attachments)
-        reactivate(model, attachments, before)
+        with paused(model, attachments) as pause:
+            attachments.remove(name)
+            pause.then = before
         raise
 
 
@@ -125,14 +125,12 @@ def _fill(model: "PreTrainedModel", attachments: Attachments, new: Attached, ter
     for key, leaves in new.leaves.items():
         for index, leaf in enumerate(leaves):
             _fill_leaf(leaf, [(weight, term.leaves[key][index]) for weight, term in terms])
-    before = deactivate(model, attachments)  # the model's own values are in its parameters then
-    for key, parameter in base_parameters(model).items():
-        if key in new.own:
-            own = [(weight, term.own[key].to(parameter.device)) for weight, term in terms]
-            base = precise(parameter.data)
-            total = base + _total([(weight, precise(value) - base) for weight, value in own])
-            new.own[key] = total.to(new.own[key].dtype)
-    reactivate(model, attachments, before)
+    base = plain_parameters(model, attachments)
+    for key, parameter in new.own.items():
+        own = [(weight, term.own[key].to(parameter.device)) for weight, term in terms]
+        start = precise(base[key].data).to(parameter.device)
+        total = start + _total([(weight, precise(value) - start) for weight, value in own])
+        parameter.copy_(total)
 
 
 def _fill_leaf(new: PlacedDelta, terms: Sequence[tuple[float, PlacedDelta]]) -> None:

@@ -12,7 +12,7 @@ from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig, NameInUse, unknown
 from deltakit.inject.attachments import CHILD, attachments_of, need_attachments
 from deltakit.inject.build import build, new_attachments
-from deltakit.inject.switch import check, deactivate, reactivate, switch_to
+from deltakit.inject.switch import check, paused, settle_flags, starting
 from deltakit.models.quantised import keep_as_loaded, trainable
 
 if TYPE_CHECKING:
@@ -52,16 +52,14 @@ def attach(
     attachments = old or new_attachments(model)
     if name in attachments.attached:
         raise NameInUse(f"a delta called {name!r} is attached already; detach it or take another.")
-    before = deactivate(model, attachments)
+    attachments.training = attachments.base.train(model.training).training
     try:
-        attachments.add(build(model, attachments, method, name, dtype))
-        attachments.train(model.training)
-        switch_to(model, attachments, One(name), (name,))
+        with paused(model, attachments) as pause:
+            attachments.add(build(model, attachments, method, name, dtype))
+            pause.then = starting(One(name), (name,))
     except BaseException:
-        deactivate(model, attachments)
         if name in attachments.attached:
             attachments.remove(name)
-        reactivate(model, attachments, before)
         raise
     if old is None:
         attachments.undo.extend((*keep_as_loaded(model), *trainable(model)))
@@ -94,29 +92,24 @@ def activate(
         if attachments.get(name).name not in taking_part:
             raise unknown("name to train", name, taking_part, hint="It is not in what is active.")
     if composition is not None:
-        check(model, attachments, composition)
-    before = deactivate(model, attachments)
-    try:
-        if composition is not None:
-            switch_to(model, attachments, composition, names if train is None else tuple(train))
-    except BaseException:
-        deactivate(model, attachments)
-        reactivate(model, attachments, before)
-        raise
+        check(attachments, composition)
+    trained = names if train is None else tuple(train)
+    with paused(model, attachments) as pause:
+        pause.then = None if composition is None else starting(composition, trained)
+    for name in train or ():
+        attachments.get(name).train_if_frozen()
 
 
 @contextlib.contextmanager
 def disabled(model: "PreTrainedModel") -> Iterator[None]:
-    """Inside, the model is the base exactly: no hooks, its own parameters and their flags."""
+    """Inside, the model is the base exactly: no hooks, its own parameters and their flags.
+
+    Afterwards what was active is active again, whatever was done inside.
+    """
     attachments = need_attachments(model)
-    before = deactivate(model, attachments)
-    try:
+    with paused(model, attachments):
+        settle_flags(model, attachments)
         yield
-    finally:
-        # Whatever was attached, activated or detached inside: what was active comes back.
-        if attachments_of(model) is attachments:
-            deactivate(model, attachments)
-            reactivate(model, attachments, before)
 
 
 def detach(model: "PreTrainedModel", name: str | None = None) -> None:
@@ -129,12 +122,9 @@ def detach(model: "PreTrainedModel", name: str | None = None) -> None:
     """
     attachments = need_attachments(model)
     names = list(reversed(attachments.attached)) if name is None else [name]
-    before = deactivate(model, attachments)
-    try:
+    with paused(model, attachments):
         for each in names:
             attachments.remove(each)
-    finally:
-        reactivate(model, attachments, before)
     if not attachments.attached:
         for held in attachments.undo:
             held.remove()

@@ -1,13 +1,13 @@
-"""What is attached to one model: the record that `attach` makes and `detach` takes away again.
+"""The record of what is attached to one model: `attach` makes it and `detach` removes it.
 
 The record is the model's child module ``deltakit``, so the deltas' parameters are found by
 optimisers, moved by ``model.to`` and saved in Trainer checkpoints. No module or key of the base
 changes its name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from deltakit.core.method import CombiningMethod, Method
 from deltakit.core.site import Handle
 from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
 from deltakit.runtime.nodes import CombinerNode, Node, PlacedDelta, SumNode
+from deltakit.runtime.own_values import ParameterTree, Place, UnsavedTree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +32,7 @@ CHILD = "deltakit"
 
 @dataclass(kw_only=True, eq=False)
 class Attached:
-    """One named delta: what it put where, and which of the base's own parameters it trains.
+    """One named delta: its modules at their sites, and its own parameters of the base and the head.
 
     Attributes:
         name: the user's name for it.
@@ -40,7 +41,10 @@ class Attached:
         combiners: the modules over its members, by the handle's key.
         members: the names of the deltas that it composes.
         kept: those of them that are left at a site, by the handle's key, where some were pruned.
-        own: the values it has for parameters of the base and the head while it is not active.
+        tree: its own parameters, which it uses in place of the base's and the head's.
+        aliases: all names in the model of each of its own parameters; tied ones have several.
+        head: which of its own parameters are the task head's.
+        put_aside: the `requires_grad` flags of its parameters while a composition freezes it.
     """
 
     name: str
@@ -49,7 +53,15 @@ class Attached:
     combiners: dict[str, Combiner] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    own: dict[str, Tensor] = field(default_factory=dict)
+    tree: ParameterTree = field(default_factory=ParameterTree)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    head: frozenset[str] = frozenset()
+    put_aside: dict[str, bool] | None = None
+
+    @property
+    def own(self) -> dict[str, nn.Parameter]:
+        """Its own parameters of the base and the head, by the base's names."""
+        return self.tree.tensors()
 
     def sites(self) -> tuple[str, ...]:
         """Keys of the handles where it does something."""
@@ -60,7 +72,7 @@ class Attached:
         return self.kept.get(key, self.members)
 
     def keep(self, kept: dict[str, tuple[str, ...]]) -> None:
-        """Leaves the members named in `kept` at its sites; one that is left nowhere is none."""
+        """Leaves the members named in `kept` at its sites; one that is left nowhere is removed."""
         assert isinstance(self.method, CombiningMethod)
         left = {name for key in self.combiners for name in kept.get(key, self.members_at(key))}
         kept = {**self.kept, **kept}
@@ -79,7 +91,7 @@ class Attached:
         yield from self.combiners.items()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Its parameters and buffers by the key that files use."""
+        """The parameters and buffers of its modules, by the key that files use."""
         for key, module in self.modules():
             for name, tensor in module.state_dict(keep_vars=True).items():
                 yield f"{key}.{name}", tensor
@@ -89,48 +101,171 @@ class Attached:
         for _, module in self.modules():
             yield from module.parameters()
 
+    def freeze(self) -> None:
+        """Puts the flags of all its parameters aside and freezes them; twice is as once."""
+        if self.put_aside is None:
+            self.put_aside = {key: p.requires_grad for key, p in self._named_parameters()}
+            for _, parameter in self._named_parameters():
+                parameter.requires_grad_(False)
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Active:
-    """What a model ran with when it was deactivated, to be put on again.
+    def thaw(self) -> None:
+        """Gives its parameters the flags back that `freeze` has put aside."""
+        flags, self.put_aside = self.put_aside or {}, None
+        for key, parameter in self._named_parameters():
+            if flags.get(key):
+                parameter.requires_grad_(True)
+
+    def train_if_frozen(self) -> None:
+        """Makes all its parameters trainable where the user has frozen every one of them."""
+        parameters = [parameter for _, parameter in self._named_parameters()]
+        if not any(parameter.requires_grad for parameter in parameters):
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for key, module in self.modules():
+            for name, parameter in module.named_parameters():
+                yield f"{key}.{name}", parameter
+        yield from self.own.items()
+
+
+@dataclass(kw_only=True, eq=False)
+class BaseFlags:
+    """The `requires_grad` flags of the base: those beside deltas, and those of the plain base.
+
+    The base has the flags of one state; those of the other are kept here and change places with
+    them. So each state keeps the flags that the user gives the base in it.
 
     Attributes:
-        composition: the names, and how they act together.
-        trained: which of them were trained.
-        folded: what deltas were merged into, as in `Attachments.merged`.
+        other: by name, the flags of the state that the base is not in.
+        beside_deltas: whether it is in the state beside active deltas.
     """
 
-    composition: Composition
-    trained: tuple[str, ...]
-    folded: dict[str, Tensor | nn.Module]
+    other: dict[str, bool]
+    beside_deltas: bool = False
+
+    def plain(self, name: str, parameter: nn.Parameter) -> bool:
+        """A parameter's flag in the plain base."""
+        now = parameter.requires_grad
+        return self.other.get(name, now) if self.beside_deltas else now
+
+    def change_to(self, beside_deltas: bool, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Gives the parameters the flags of a state; a parameter added later keeps its own."""
+        if self.beside_deltas is beside_deltas:
+            return
+        self.beside_deltas = beside_deltas
+        for name in self.other.keys() & parameters.keys():
+            parameter, flag = parameters[name], self.other[name]
+            self.other[name] = parameter.requires_grad
+            parameter.requires_grad_(flag)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Displaced:
+    """A parameter of the base that a delta's own has taken the places of.
+
+    Attributes:
+        names: the names of those places.
+        own: where the delta's parameter is.
+    """
+
+    names: tuple[str, ...]
+    own: Place
+
+
+@dataclass(kw_only=True, eq=False)
+class Running:
+    """What the model runs with.
+
+    Attributes:
+        composition: the active deltas, and how they act together; None for the plain base.
+        trained: which of them are trained.
+        dropped: the layers, of every stack, that run without deltas.
+        hooks: what lets the deltas act, until it is removed.
+        displaced: the base's parameters whose places deltas have taken, by name.
+    """
+
+    composition: Composition | None = None
+    trained: tuple[str, ...] = ()
+    dropped: frozenset[int] = frozenset()
+    hooks: "list[Removable]" = field(default_factory=list)
+    displaced: dict[str, Displaced] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, eq=False)
+class Merged:
+    """What was in the places of the values that deltas were merged into.
+
+    A quantised linear gives its place to another, so its name is that of a module.
+
+    Attributes:
+        originals: by name, the parameter or the module.
+        report: what the merge has cost.
+        kept: whether the merge stays when its deltas are detached.
+        undo: what else `unmerge` takes back.
+    """
+
+    originals: dict[str, nn.Parameter | nn.Module] = field(default_factory=dict)
+    report: "MergeReport | None" = None
+    kept: bool = False
+    undo: "list[Undo]" = field(default_factory=list)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The original parameters by name, those of whole modules among them."""
+        found: dict[str, nn.Parameter] = {}
+        for name, original in self.originals.items():
+            if isinstance(original, nn.Parameter):
+                found[name] = original
+            else:
+                found |= {f"{name}.{n}": p for n, p in original.named_parameters(recurse=False)}
+        return found
+
+
+class Undo(Protocol):
+    """A change that is taken back with a merge, and made again with it."""
+
+    def remove(self) -> None:
+        """Takes it back."""
+
+    def apply(self) -> None:
+        """Makes it again."""
 
 
 class Attachments(nn.Module):
-    """The record of one model. Use the functions of `deltakit.inject.attach`, not this."""
+    """The record of one model. Use the functions of `deltakit.inject.attach`, not this.
 
-    def __init__(self, handles: tuple[Handle, ...], flags: dict[str, bool]) -> None:
+    Its parts are what is attached (`handles`, `attached`), what the model runs with (`running`),
+    and what is merged (`merged`, None where nothing is).
+    """
+
+    def __init__(self, handles: tuple[Handle, ...], flags: BaseFlags) -> None:
         super().__init__()
         self.handles = {handle.key: handle for handle in handles}
+        self.order = {key: place for place, key in enumerate(self.handles)}
         self.flags = flags
-        """`requires_grad` of every parameter before anything was attached."""
         self.attached: dict[str, Attached] = {}
-        self.active: Composition | None = None
-        self.trained: tuple[str, ...] = ()
-        self.dropped: frozenset[int] = frozenset()
-        """The layers, of every stack, that run without deltas."""
-        self.hooks: list[Removable] = []
+        self.running = Running()
         self.passes: PassPorts | None = None
-        self.displaced: dict[str, tuple[str, Tensor]] = {}
-        """While a delta is active: parameter -> (the delta whose value it has, its original)."""
-        self.merged: dict[str, Tensor | nn.Module] = {}
-        """While deltas are merged: the weight's name -> its original.
-
-        A quantised linear gives its place to another: the module's name -> the original module.
-        """
-        self.report: MergeReport | None = None
-        """What the latest merge has cost."""
+        self.merged: Merged | None = None
+        self.base = UnsavedTree()
+        """The base's parameters whose places deltas have taken."""
         self.undo: list[Removable] = []
         """What keeps a quantised base as it is held, and lets it be trained on."""
+
+    @property
+    def active(self) -> Composition | None:
+        """The active deltas, and how they act together."""
+        return self.running.composition
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The names of the active deltas that are trained."""
+        return self.running.trained
+
+    @property
+    def dropped(self) -> frozenset[int]:
+        """The layers, of every stack, that run without deltas."""
+        return self.running.dropped
 
     def get(self, name: str) -> Attached:
         """The delta called `name`. Raises `UnknownName`."""
@@ -143,6 +278,8 @@ class Attachments(nn.Module):
         group = nn.Module()
         for key, module in attached.modules():
             group.add_module(key.replace(".", "_"), module)
+        if attached.own:
+            group.add_module("own", attached.tree)
         self._modules.pop(_child(attached.name), None)
         self.add_module(_child(attached.name), group.train(self.training))
         self.attached[attached.name] = attached
@@ -183,6 +320,23 @@ class Attachments(nn.Module):
             found[name] = attached
         return tuple(found.values())
 
+    def owners(self, names: tuple[str, ...]) -> dict[str, Attached]:
+        """By parameter of the base and the head, which of the deltas `names` has its own; the last.
+
+        The deltas that they are composed of have their heads replaced by that of the whole.
+        """
+        return {own: self.get(name) for name in names for own in self.get(name).own}
+
+
+def own_values(attachments: Attachments, names: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    """The parameters that the model uses with the deltas `names`, by the base's names.
+
+    They are the deltas' own, and the base's where another active delta has taken its place.
+    """
+    owners = attachments.owners(names)
+    own = {name: attached.own[name] for name, attached in owners.items()}
+    return {**attachments.base.tensors(), **own}
+
 
 def _child(name: str) -> str:
     # A prefix, so that no user's name meets an attribute of nn.Module ("type", "half", ...).
@@ -209,18 +363,45 @@ def need_attachments(model: nn.Module) -> Attachments:
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's own parameters by name, deltas left out, shared ones once."""
-    prefix = f"{CHILD}."
-    return {n: p for n, p in model.named_parameters() if not n.startswith(prefix)}
+    """The parameters at the base's places by name, shared ones once.
+
+    At the places that active deltas have taken they are the deltas'; `plain_parameters` has the
+    base's.
+    """
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for name, parameter in _at_places(model):
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            found[name] = parameter
+    return found
+
+
+def plain_parameters(model: nn.Module, attachments: Attachments | None) -> dict[str, nn.Parameter]:
+    """The base's own parameters by name, shared ones once, whatever is active."""
+    found = base_parameters(model)
+    if attachments is None:
+        return found
+    found |= attachments.base.tensors()
+    originals = attachments.merged.parameters() if attachments.merged is not None else {}
+    return found | {name: originals[name] for name in originals.keys() & found.keys()}
 
 
 def parameter_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """All names of each of the model's own parameters; tied ones have several."""
-    names: dict[int, list[str]] = {id(p): [] for p in base_parameters(model).values()}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in names:
-            names[id(parameter)].append(name)
+    names: dict[int, list[str]] = {}
+    for name, parameter in _at_places(model):
+        names.setdefault(id(parameter), []).append(name)
     return tuple(map(tuple, names.values()))
+
+
+def _at_places(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Each name of a parameter of the base, without a look at the deltas."""
+    deltas = {model._modules[CHILD]} if CHILD in model._modules else set()
+    for path, module in model.named_modules(memo=deltas, remove_duplicate=False):  # type: ignore[arg-type]
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield (f"{path}.{name}" if path else name), parameter
 
 
 def head_names(model: "PreTrainedModel") -> frozenset[str]:

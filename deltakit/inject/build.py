@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from deltakit.arch.resolve import resolve
 from deltakit.core.delta import Delta
@@ -13,10 +14,12 @@ from deltakit.errors import IncompatibleDeltas, InvalidConfig, SiteNotFound
 from deltakit.inject.attachments import (
     Attached,
     Attachments,
+    BaseFlags,
     base_parameters,
     head_names,
     parameter_names,
 )
+from deltakit.inject.places import stored_value
 from deltakit.models.quantised import codec_of
 from deltakit.runtime.nodes import PlacedDelta
 from deltakit.runtime.passes import LayerDrop
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
 
 def new_attachments(model: "PreTrainedModel") -> Attachments:
     """An empty record, with the model's handles and its flags as they are now."""
-    flags = {name: p.requires_grad for name, p in base_parameters(model).items()}
-    return Attachments(resolve(model), flags)
+    frozen = dict.fromkeys(base_parameters(model), False)
+    return Attachments(resolve(model), BaseFlags(other=frozen))
 
 
 def build(
@@ -52,16 +55,37 @@ def build(
     else:
         _build_leaves(attachments, method, attached, dtype)
     method.check_names(parameter_names(model))
-    attached.own = {
-        parameter: model.get_parameter(parameter).detach().clone()
-        for parameter in _owned(model, attachments, method)
-    }
-    trains_base = attached.own.keys() - head_names(model)
+    _build_own(model, attachments, attached, dtype)
+    trains_base = attached.own.keys() - attached.head
     if method.role is Role.METHOD and not attached.sites() and not trains_base:
         raise InvalidConfig(
             f"{type(method).__name__} finds nothing to train in this {type(model).__name__}."
         )
     return attached
+
+
+def _build_own(
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    attached: Attached,
+    dtype: torch.dtype | None,
+) -> None:
+    """The delta's own parameters of the base and the head, which start as copies."""
+    aliases = {names[0]: names for names in parameter_names(model)}
+    for name in _owned(model, attachments, attached.method):
+        value = stored_value(model, name)
+        value = value.to(dtype or trained_dtype(value.dtype), copy=True)
+        attached.tree.put(name, nn.Parameter(value))
+        attached.aliases[name] = aliases[name]
+    attached.head = head_names(model) & attached.own.keys()
+
+
+def trained_dtype(base: torch.dtype) -> torch.dtype:
+    """The dtype in which parameters are trained on a base of another: single precision at least.
+
+    In half precision, steps that are small beside a parameter are rounded away.
+    """
+    return base if base == torch.float64 else torch.float32
 
 
 def _build_leaves(
@@ -140,7 +164,7 @@ def _why(site: Site) -> str:
 
 def _make(placement: Placement, handle: Handle, dtype: torch.dtype | None) -> Delta:
     with torch.device(handle.device):
-        return placement.make_delta(handle).to(dtype or handle.dtype)
+        return placement.make_delta(handle).to(dtype or trained_dtype(handle.dtype))
 
 
 def _build_combiners(
@@ -175,7 +199,7 @@ def _build_combiners(
             )
         with torch.device(handle.device):
             combiner = method.combiner(handle, method.names)
-        attached.combiners[key] = combiner.to(dtype or handle.dtype)
+        attached.combiners[key] = combiner.to(dtype or trained_dtype(handle.dtype))
 
 
 def _owned(model: "PreTrainedModel", attachments: Attachments, method: Method) -> Iterator[str]:
@@ -184,7 +208,7 @@ def _owned(model: "PreTrainedModel", attachments: Attachments, method: Method) -
     for name, parameter in base_parameters(model).items():
         owner = model.get_submodule(name.rpartition(".")[0])
         if name in head:
-            if attachments.flags[name]:
+            if attachments.flags.plain(name, parameter):
                 yield name
         elif method.trains_base_parameter(name, owner):
             packed = name.endswith(".weight") and codec_of(owner) is not None

@@ -9,7 +9,7 @@ from deltakit.core.delta import Reparametrised
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.inject.attachments import Attached, need_attachments
 from deltakit.inject.build import check_layers
-from deltakit.inject.switch import deactivate, reactivate, reapply
+from deltakit.inject.switch import paused, reapply
 from deltakit.runtime.nodes import PlacedDelta
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def drop(model: "PreTrainedModel", *, first: int = 0, layers: int | Iterable[int
     check_layers(attachments, dropped)
     if attachments.merged:
         raise InvalidConfig("the deltas are merged into the weights; unmerge, then drop layers.")
-    attachments.dropped = dropped
+    attachments.running.dropped = dropped
     reapply(model, attachments)
 
 
@@ -54,13 +54,13 @@ def deploy(model: "PreTrainedModel", name: str = "default") -> None:
     """
     attachments = need_attachments(model)
     attached = attachments.get(name)
-    before = deactivate(model, attachments)
-    attached.method = attached.method.deployed()
-    attached.leaves = {
-        key: tuple(_deployed(leaf) for leaf in leaves) for key, leaves in attached.leaves.items()
-    }
-    attachments.add(attached)
-    reactivate(model, attachments, before)
+    with paused(model, attachments):
+        attached.method = attached.method.deployed()
+        attached.leaves = {
+            key: tuple(_deployed(leaf) for leaf in leaves)
+            for key, leaves in attached.leaves.items()
+        }
+        attachments.add(attached)
 
 
 def prune(
@@ -104,9 +104,8 @@ def prune(
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
         raise InvalidConfig(f"prune(keep={keep!r}): a whole number of members, one or above.")
     kept = {key: _most_used(attached, key, usage, keep) for key in attached.combiners}
-    before = deactivate(model, attachments)
-    attached.keep(kept)
-    reactivate(model, attachments, before)
+    with paused(model, attachments):
+        attached.keep(kept)
 
 
 @contextlib.contextmanager
@@ -125,10 +124,9 @@ def pruned(
     try:
         yield
     finally:
-        before = deactivate(model, attachments)
-        attached.method, attached.members = method, members
-        attached.keep(dict.fromkeys(attached.combiners, members) | kept)
-        reactivate(model, attachments, before)
+        with paused(model, attachments):
+            attached.method, attached.members = method, members
+            attached.keep(dict.fromkeys(attached.combiners, members) | kept)
 
 
 def _most_used(
@@ -154,4 +152,5 @@ def _most_used(
 def _deployed(leaf: PlacedDelta) -> PlacedDelta:
     if not isinstance(leaf.delta, Reparametrised):
         return leaf
-    return replace(leaf, delta=leaf.delta.deployed())
+    trained = any(parameter.requires_grad for parameter in leaf.delta.parameters())
+    return replace(leaf, delta=leaf.delta.deployed().requires_grad_(trained))

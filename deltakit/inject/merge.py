@@ -1,5 +1,6 @@
 """Folding deltas into the base's weights, what that loses, and taking them out bit for bit."""
 
+import contextlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,10 @@ from deltakit.arch.resolve import linear_widths
 from deltakit.core.delta import FFNUnits, Mergeable, MergesAsFFN, Scaling, precise
 from deltakit.core.site import Handle, HookKind, Insertion, Site
 from deltakit.errors import NotMergeable, UnknownArchitecture
-from deltakit.inject.attachments import need_attachments
+from deltakit.inject.attachments import Attachments, Merged, need_attachments
 from deltakit.inject.merge_report import MergedLinear, MergeReport
-from deltakit.inject.switch import active_nodes, reapply, remove_hooks, set_weight
+from deltakit.inject.places import set_weight
+from deltakit.inject.switch import active_nodes, reapply, take_off
 from deltakit.models.quantised import codec_of, dequantised_linear
 from deltakit.runtime.nodes import Node, PlacedDelta, SumNode
 
@@ -61,26 +63,26 @@ def merge(
         DeltakitError: nothing is attached.
     """
     attachments = need_attachments(model)
-    if attachments.merged and attachments.report is not None:
-        return attachments.report
+    if attachments.merged is not None and attachments.merged.report is not None:
+        return attachments.merged.report
     changes = [
         _change(attachments.handles, attachments.handles[key], node)
         for key, node in active_nodes(attachments).items()
     ]
     for change in changes:
         _check_alone(model, change.handle)
-    remove_hooks(attachments)
-    report = MergeReport(
-        linears=tuple(
-            linear
-            for stage in _staged(model, changes)
-            for linear in stage.write(attachments.merged, dequantise=dequantise)
+    with _unmerged_on_error(model, attachments):
+        merged = attachments.merged = _own_folded(model, attachments)
+        merged.report = report = MergeReport(
+            linears=tuple(
+                linear
+                for stage in _staged(model, changes)
+                for linear in stage.write(merged.originals, dequantise=dequantise)
+            )
         )
-    )
-    attachments.report = report
     if report.relative > tolerance:
         rounded = dequantise or all(
-            isinstance(value, Tensor) for value in attachments.merged.values()
+            isinstance(value, nn.Parameter) for value in merged.originals.values()
         )
         _warn(report, "In float32 it loses nothing" if rounded else _LESS)
     return report
@@ -93,8 +95,30 @@ def unmerge(model: "PreTrainedModel") -> None:
         DeltakitError: nothing is attached.
     """
     attachments = need_attachments(model)
-    if attachments.merged:
+    if attachments.merged is not None:
         reapply(model, attachments)
+
+
+@contextlib.contextmanager
+def _unmerged_on_error(model: "PreTrainedModel", attachments: Attachments) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        reapply(model, attachments)
+        raise
+
+
+def _own_folded(model: "PreTrainedModel", attachments: Attachments) -> Merged:
+    """Puts copies of the active deltas' own parameters, frozen, into their places."""
+    owners = attachments.owners(() if attachments.active is None else attachments.active.names)
+    take_off(model, attachments)
+    merged = Merged()
+    for name, owner in owners.items():
+        value = owner.own[name].detach().clone()
+        for each in owner.aliases[name]:
+            new = nn.Parameter(value, requires_grad=False)
+            merged.originals[each] = set_weight(model, each, new)
+    return merged
 
 
 # ----------------------------------------------------------------------- what becomes of the base
@@ -126,7 +150,7 @@ class _Stage:
         return self.model.get_submodule(path)
 
     def write(
-        self, merged: dict[str, Tensor | nn.Module], *, dequantise: bool
+        self, merged: dict[str, nn.Parameter | nn.Module], *, dequantise: bool
     ) -> Iterator[MergedLinear]:
         """Puts the new values into the model, and the originals into `merged`."""
         for path, weight in self.weights.items():
@@ -135,11 +159,16 @@ class _Stage:
             name, value = _placed(path, self.module(path), weight, dtype if dequantise else None)
             if isinstance(value, nn.Module) and not effect:
                 value = self.module(path)  # quantising again would change what no delta does
-            merged.setdefault(name, set_weight(self.model, name, value))
+            merged.setdefault(name, set_weight(self.model, name, _frozen(value)))
             error = float(torch.linalg.norm(_matrix(self.module(path)) - weight)) if effect else 0.0
             yield MergedLinear(path=path, effect=effect, error=error)
         for path, bias in self.biases.items():
-            merged.setdefault(f"{path}.bias", set_weight(self.model, f"{path}.bias", bias))
+            name = f"{path}.bias"
+            merged.setdefault(name, set_weight(self.model, name, _frozen(bias)))
+
+
+def _frozen(value: Tensor | nn.Module) -> nn.Parameter | nn.Module:
+    return value if isinstance(value, nn.Module) else nn.Parameter(value, requires_grad=False)
 
 
 def _growth(before: Tensor, after: Tensor) -> tuple[int, int, int, int]:

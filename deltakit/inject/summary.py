@@ -13,8 +13,8 @@ from deltakit.inject.attachments import (
     Attached,
     Attachments,
     attachments_of,
-    base_parameters,
     head_names,
+    plain_parameters,
 )
 from deltakit.models.quantised import codec_of
 
@@ -128,17 +128,18 @@ class _Stored(NamedTuple):
 
 def _originals(model: "PreTrainedModel", attachments: Attachments | None) -> dict[str, _Stored]:
     """The base's parameters by name. While deltas are merged, the originals are counted."""
-    merged = {} if attachments is None else attachments.merged
+    merged = attachments.merged if attachments is not None else None
+    originals = {} if merged is None else merged.originals
     stored = {}
-    for name, parameter in base_parameters(model).items():
+    for name, parameter in plain_parameters(model, attachments).items():
         path, _, last = name.rpartition(".")
-        module = merged.get(path, model.get_submodule(path))
+        module = originals.get(path, model.get_submodule(path))
         codec = codec_of(module) if last == "weight" and isinstance(module, nn.Module) else None
         if codec is not None and isinstance(module, nn.Module):
             d_in, d_out = linear_widths(module)
             stored[name] = _Stored(d_in * d_out, tuple(codec.stored(module)))
         else:
-            original = merged.get(name, parameter)
+            original = originals.get(name, parameter)
             assert isinstance(original, Tensor)
             stored[name] = _Stored(original.numel(), (original,))
     return stored

@@ -1,74 +1,104 @@
-"""What a model runs with: a composition is put on, taken off, and put on again."""
+"""What a model runs with: a composition is made active, taken off, and made active again."""
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
-from deltakit.arch.resolve import fit_linear
 from deltakit.core.composition import Composition, PerRow
 from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.attachments import Active, Attachments, base_parameters, head_names
+from deltakit.inject.attachments import Attachments, Merged, plain_parameters
 from deltakit.inject.build import left_out
+from deltakit.inject.places import place_of, set_weight, use_own
 from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.compile import compile_composition
 from deltakit.runtime.hooks import install, install_gates
 from deltakit.runtime.nodes import Node
 from deltakit.runtime.passes import PassPorts
 from deltakit.runtime.penalty import install_penalty
-from deltakit.runtime.row_heads import install_heads, install_rows
+from deltakit.runtime.row_heads import RowHead, install_heads, install_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def snapshot_active(model: nn.Module, attachments: Attachments) -> Active | None:
-    """What is active, for `reactivate`; None where nothing is."""
-    if attachments.active is None:
-        return None
-    folded = {name: _held(model, name, original) for name, original in attachments.merged.items()}
-    return Active(composition=attachments.active, trained=attachments.trained, folded=folded)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Active:
+    """What a model runs with.
 
-
-def deactivate(model: nn.Module, attachments: Attachments) -> Active | None:
-    """The base as it was: hooks off, its own values in its parameters, its own flags on them.
-
-    Returns what was active, for `reactivate`.
+    Attributes:
+        composition: the deltas' names, and how they act together.
+        trained: which of them are trained.
+        merged: what was in the places of the merged values; None where nothing is merged.
+        folded: the merged values, by the names in `merged`.
     """
-    before = snapshot_active(model, attachments)
-    remove_hooks(attachments)
-    for name, original in attachments.merged.items():
-        set_weight(model, name, original)
-    attachments.merged.clear()
-    parameters = base_parameters(model)
-    for name, (owner, original) in attachments.displaced.items():
-        parameter = parameters[name]
-        attachments.attached[owner].own[name] = parameter.data
-        parameter.data = original.to(parameter.device, parameter.dtype)
-    attachments.displaced.clear()
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(attachments.flags[name])
-    attachments.active = None
-    return before
+
+    composition: Composition
+    trained: tuple[str, ...]
+    merged: Merged | None
+    folded: dict[str, nn.Parameter | nn.Module]
 
 
-def reactivate(model: "PreTrainedModel", attachments: Attachments, before: Active | None) -> None:
-    """Puts on what `deactivate` took off, merged if it was; nothing, if a part of it is gone."""
-    if before is None or not set(before.composition.names) <= set(attachments.attached):
-        return
-    switch_to(model, attachments, before.composition, before.trained)
-    if before.folded:
-        remove_hooks(attachments)
-    for name, value in before.folded.items():
-        attachments.merged[name] = set_weight(model, name, value)
+@dataclass(kw_only=True, eq=False)
+class Pause:
+    """A model without its deltas, for a while.
+
+    Attributes:
+        before: what it ran with.
+        then: what it runs with afterwards; by default what it ran with.
+    """
+
+    before: Active | None
+    then: Active | None
+
+
+@contextlib.contextmanager
+def paused(model: "PreTrainedModel", attachments: Attachments) -> Iterator[Pause]:
+    """Inside, no delta acts: the base's parameters are in their places, and nothing is merged.
+
+    Afterwards the model runs with ``pause.then``. After an exception, in the block or in making
+    that active, it runs with what it ran with before. Flags stay as they are.
+    """
+    before = _deactivate(model, attachments)
+    pause = Pause(before=before, then=before)
+    try:
+        yield pause
+        _deactivate(model, attachments)
+        _reactivate(model, attachments, pause.then)
+    except BaseException:
+        _deactivate(model, attachments)
+        _reactivate(model, attachments, before)
+        raise
+    finally:
+        settle_flags(model, attachments)
+
+
+def starting(composition: Composition, trained: tuple[str, ...]) -> Active:
+    """A composition that is not merged."""
+    return Active(composition=composition, trained=trained, merged=None, folded={})
+
+
+def snapshot_active(model: nn.Module, attachments: Attachments) -> Active | None:
+    """What is active, for `Pause.then`; None where nothing is."""
+    running, merged = attachments.running, attachments.merged
+    if running.composition is None:
+        return None
+    names = () if merged is None else merged.originals
+    folded = {name: _in_place(model, name, merged.originals[name]) for name in names if merged}
+    return Active(
+        composition=running.composition, trained=running.trained, merged=merged, folded=folded
+    )
 
 
 def reapply(model: "PreTrainedModel", attachments: Attachments) -> None:
-    """Takes the active composition off and puts it on again, unmerged."""
-    before = deactivate(model, attachments)
-    if before is not None:
-        switch_to(model, attachments, before.composition, before.trained)
+    """Takes the active composition off and makes it active again, unmerged."""
+    with paused(model, attachments) as pause:
+        if pause.before is not None:
+            pause.then = starting(pause.before.composition, pause.before.trained)
 
 
 def active_nodes(attachments: Attachments) -> dict[str, Node]:
@@ -76,51 +106,78 @@ def active_nodes(attachments: Attachments) -> dict[str, Node]:
     return {} if attachments.active is None else _nodes(attachments, attachments.active)
 
 
-def _held(model: nn.Module, name: str, original: Tensor | nn.Module) -> Tensor | nn.Module:
-    """What stands in place of an original."""
+def remove_hooks(attachments: Attachments) -> None:
+    """No delta reaches the forward pass any more."""
+    for hook in reversed(attachments.running.hooks):
+        hook.remove()
+    attachments.running.hooks.clear()
+
+
+def _in_place(
+    model: nn.Module, name: str, original: nn.Parameter | nn.Module
+) -> nn.Parameter | nn.Module:
+    """What is in the place of an original."""
     if isinstance(original, nn.Module):
         return model.get_submodule(name)
-    return model.get_parameter(name).data
+    return place_of(model, name).parameter
 
 
-def set_weight(model: nn.Module, name: str, value: Tensor | nn.Module) -> Tensor | nn.Module:
-    """Gives a parameter of the base another value, or a linear's place to another; returns it.
+def unfold(model: nn.Module, attachments: Attachments) -> None:
+    """Puts the originals of merged values back, if anything is merged."""
+    merged, attachments.merged = attachments.merged, None
+    if merged is None:
+        return
+    for name, original in merged.originals.items():
+        set_weight(model, name, original)
+    for each in reversed(merged.undo):
+        each.remove()
 
-    Both may be of another shape.
-    """
-    if isinstance(value, nn.Module):
-        old = model.get_submodule(name)
-        device = old.get_parameter("weight").device
-        if value.get_parameter("weight").device != device:
-            value.to(device)
-        model.set_submodule(name, value.train(old.training))
-        return old
-    parameter = model.get_parameter(name)
-    before = parameter.data
-    parameter.data = value.to(parameter.device, parameter.dtype)
-    if value.shape != before.shape:
-        fit_linear(model.get_submodule(name.rpartition(".")[0]))
+
+def take_off(model: nn.Module, attachments: Attachments) -> None:
+    """Takes hooks and deltas' parameters off; what is active is still recorded."""
+    remove_hooks(attachments)
+    use_own(model, attachments, {})
+
+
+def _deactivate(model: nn.Module, attachments: Attachments) -> Active | None:
+    before = snapshot_active(model, attachments)
+    unfold(model, attachments)
+    take_off(model, attachments)
+    attachments.running.composition = None
     return before
 
 
-def remove_hooks(attachments: Attachments) -> None:
-    """No delta reaches the forward pass any more."""
-    for hook in attachments.hooks:
-        hook.remove()
-    attachments.hooks.clear()
+def _reactivate(model: "PreTrainedModel", attachments: Attachments, active: Active | None) -> None:
+    """Makes something active, merged if it was; nothing, if a part of it is gone."""
+    if active is None or not set(active.composition.names) <= set(attachments.attached):
+        return
+    if active.merged is None:
+        _start(model, attachments, active.composition, active.trained)
+        return
+    attachments.merged = active.merged
+    for name, value in active.folded.items():
+        set_weight(model, name, value)
+    for each in active.merged.undo:
+        each.apply()
+    _record(attachments, active.composition, active.trained)
+
+
+def settle_flags(model: nn.Module, attachments: Attachments) -> None:
+    """Gives the base the flags of the state that it is in."""
+    beside_deltas = attachments.active is not None
+    if attachments.flags.beside_deltas is not beside_deltas:
+        attachments.flags.change_to(beside_deltas, plain_parameters(model, attachments))
 
 
 # ------------------------------------------------------------------- making a composition run
 
 
-def _check_owners(
-    model: "PreTrainedModel", attachments: Attachments, names: tuple[str, ...]
-) -> None:
+def _check_owners(attachments: Attachments, names: tuple[str, ...]) -> None:
     """The head may have several owners (the last one's is used); the base may not."""
-    head, owner = head_names(model), dict[str, str]()
+    owner: dict[str, str] = {}
     for attached in attachments.with_members(names):
-        for parameter in attached.own:
-            if parameter in owner and parameter not in head:
+        for parameter in attached.own.keys() - attached.head:
+            if parameter in owner:
                 raise IncompatibleDeltas(
                     f"{owner[parameter]!r} and {attached.name!r} both have values for the base's "
                     f"{parameter!r}; they cannot be active together."
@@ -128,66 +185,80 @@ def _check_owners(
             owner[parameter] = attached.name
 
 
-def _check_rows(
-    model: "PreTrainedModel", attachments: Attachments, composition: Composition
-) -> None:
+def _check_rows(attachments: Attachments, composition: Composition) -> None:
     """Rows of one batch share the base, so no delta of theirs may have its own values for it."""
-    head = head_names(model)
     for name in composition.names if isinstance(composition, PerRow) else ():
-        for parameter in attachments.get(name).own.keys() - head:
+        attached = attachments.get(name)
+        for parameter in attached.own.keys() - attached.head:
             raise IncompatibleDeltas(
                 f"{name!r} has values of its own for the base's {parameter!r}, which all rows of a "
                 "batch share. PerRow takes deltas that leave the base's parameters alone."
             )
 
 
-def check(model: "PreTrainedModel", attachments: Attachments, composition: Composition) -> None:
+def check(attachments: Attachments, composition: Composition) -> None:
     """Raises `IncompatibleDeltas` if the composition cannot run; changes nothing."""
-    _check_owners(model, attachments, composition.names)
-    _check_rows(model, attachments, composition)
+    _check_owners(attachments, composition.names)
+    _check_rows(attachments, composition)
     _nodes(attachments, composition)
 
 
-def switch_to(
+def _start(
     model: "PreTrainedModel",
     attachments: Attachments,
     composition: Composition,
     trained: tuple[str, ...],
 ) -> None:
     """Makes the model run with the composition, and train the deltas called `trained`."""
-    nodes = _nodes(attachments, composition)
-    if attachments.passes is None:
-        attachments.passes = PassPorts(model, attachments.handles.values())
+    nodes, hooks = _nodes(attachments, composition), attachments.running.hooks
+    passes = attachments.passes = attachments.passes or PassPorts(
+        model, attachments.handles.values()
+    )
     if nodes:
-        attachments.hooks.extend(attachments.passes.open())
+        hooks.extend(passes.open())
     for key, node in nodes.items():
-        attachments.hooks.extend(install(attachments.handles[key], node))
+        hooks.extend(install(attachments.handles[key], node))
     parts = tuple(m for name in trained for _, m in attachments.attached[name].modules())
-    attachments.hooks.extend(install_penalty(model, parts))
+    hooks.extend(install_penalty(model, parts))
     gates = {leaf.gate for node in nodes.values() for leaf in node.leaves if leaf.gate is not None}
     if gates:
-        attachments.hooks.append(install_gates(model, tuple(gates)))
+        hooks.append(install_gates(model, tuple(gates)))
     if isinstance(composition, PerRow):
-        entries = len(composition.rows)
-        attachments.hooks.extend(install_rows(model, attachments.passes, entries))
-        attachments.hooks.extend(install_heads(model, _heads(model, attachments, composition)))
+        hooks.extend(install_rows(model, passes, len(composition.rows)))
+        hooks.extend(install_heads(model, _heads(attachments, composition)))
     else:
-        _take_own_values(model, attachments, composition.names)
+        use_own(model, attachments, attachments.owners(composition.names))
     if nodes:
-        attachments.hooks.extend(attachments.passes.close())
-    _set_flags(model, attachments, trained)
-    attachments.active, attachments.trained = composition, trained
+        hooks.extend(passes.close())
+    _record(attachments, composition, trained)
+
+
+def _record(attachments: Attachments, composition: Composition, trained: tuple[str, ...]) -> None:
+    """Records what is active. What of it is not trained is frozen; other deltas are left alone."""
+    for attached in attachments.with_members(composition.names):
+        if attached.name in trained:
+            attached.thaw()
+        else:
+            attached.freeze()
+    attachments.running.composition, attachments.running.trained = composition, trained
 
 
 def _nodes(attachments: Attachments, composition: Composition) -> dict[str, Node]:
     """What the composition does, by the handle's key. Raises `IncompatibleDeltas`."""
     nodes = {}
-    for key in attachments.handles:
+    for key in _keys(attachments, composition):
         node = compile_composition(composition, partial(attachments.node, key=key))
         if node is not None and not left_out(attachments.handles[key], attachments.dropped):
             _check_joins(attachments.handles[key], node)
             nodes[key] = node
     return nodes
+
+
+def _keys(attachments: Attachments, composition: Composition) -> list[str]:
+    """The handles where any delta of the composition does something, in the model's order."""
+    parts = attachments.with_members(composition.names)
+    order = attachments.order
+    return sorted({key for part in parts for key in part.sites()}, key=order.__getitem__)
 
 
 def _check_joins(handle: Handle, node: Node) -> None:
@@ -207,34 +278,12 @@ def _check_joins(handle: Handle, node: Node) -> None:
         )
 
 
-def _heads(
-    model: "PreTrainedModel", attachments: Attachments, composition: PerRow
-) -> list[tuple[dict[str, Tensor], tuple[int, ...]]]:
-    """The values that deltas have for the head, and the rows that use them."""
-    heads = []
+def _heads(attachments: Attachments, composition: PerRow) -> list[RowHead]:
+    """The parameters that deltas have for the head, and the rows that use them."""
+    heads: list[RowHead] = []
     for row in dict.fromkeys(row for row in composition.rows if row is not None):
-        own = {
-            p: value for name in row.names for p, value in attachments.attached[name].own.items()
-        }
-        values = {p: value.to(model.get_parameter(p)) for p, value in own.items()}
+        owners = attachments.owners(row.names)
+        values = {name: attached.own[name] for name, attached in owners.items()}
         rows = tuple(index for index, each in enumerate(composition.rows) if each == row)
         heads.append((values, rows))
     return heads
-
-
-def _take_own_values(model: nn.Module, attachments: Attachments, names: tuple[str, ...]) -> None:
-    parameters = base_parameters(model)
-    for name, owner in {p: n for n in names for p in attachments.attached[n].own}.items():
-        parameter = parameters[name]
-        attachments.displaced[name] = (owner, parameter.data)
-        own = attachments.attached[owner].own[name]
-        parameter.data = own.to(parameter.device, parameter.dtype)
-
-
-def _set_flags(model: nn.Module, attachments: Attachments, trained: tuple[str, ...]) -> None:
-    owned = {p for p, (owner, _) in attachments.displaced.items() if owner in trained}
-    for name, parameter in base_parameters(model).items():
-        parameter.requires_grad_(name in owned)
-    for attached in attachments.attached.values():
-        for own in attached.parameters():
-            own.requires_grad_(attached.name in trained)

@@ -3,7 +3,8 @@
 Installing is strict: every tensor is used exactly once, or the model is left as it was.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +19,9 @@ from deltakit.inject.attachments import (
     Attached,
     Attachments,
     attachments_of,
-    base_parameters,
-    head_names,
     need_attachments,
 )
-from deltakit.inject.switch import deactivate, reactivate, snapshot_active
+from deltakit.inject.switch import paused, snapshot_active
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +41,7 @@ def to_checkpoint(model: "PreTrainedModel", what: str | Composition = "default")
         origin=f"this {type(model).__name__}",
         parts=tuple(Part(name=p.name, method=p.method, kept=p.kept) for p in parts),
         base=base_of(model),
-        tensors=dict(_tensors(model, attachments, parts, composition)),
+        tensors=dict(_tensors(attachments, parts, composition)),
         composition=composition,
     )
 
@@ -77,42 +76,43 @@ def from_checkpoint(
             f"{', '.join(checkpoint.composition.names)}, which keep their names; load it without "
             f"name={name!r}."
         )
-    attachments = attachments_of(model)
-    before = None if attachments is None else snapshot_active(model, attachments)
     added: list[str] = []
     try:
-        for part in checkpoint.parts:
-            _load_part(model, checkpoint, part, name, added, head=head)
-        if not isinstance(checkpoint.composition, One):
-            activate(model, checkpoint.composition)
-    except BaseException as error:
-        for each in reversed(added):
-            detach(model, each)
-        if attachments is not None:
-            deactivate(model, attachments)
-            reactivate(model, attachments, before)
-        if isinstance(error, DeltakitError) and not isinstance(error, CheckpointError | NameInUse):
+        with _as_before_on_error(model, added):
+            for part in checkpoint.parts:
+                _load_part(model, checkpoint, part, name, added, head=head)
+            if not isinstance(checkpoint.composition, One):
+                activate(model, checkpoint.composition)
+    except DeltakitError as error:
+        if not isinstance(error, CheckpointError | NameInUse):
             raise CheckpointError(f"{checkpoint.origin} does not fit this model: {error}") from None
         raise
 
 
+@contextlib.contextmanager
+def _as_before_on_error(model: "PreTrainedModel", added: list[str]) -> Iterator[None]:
+    """After an exception, the deltas named in `added` are detached, and what was active is so."""
+    attachments = attachments_of(model)
+    before = None if attachments is None else snapshot_active(model, attachments)
+    try:
+        yield
+    except BaseException:
+        for each in reversed(added):
+            detach(model, each)
+        if attachments is not None:
+            with paused(model, attachments) as pause:
+                pause.then = before
+        raise
+
+
 def _tensors(
-    model: "PreTrainedModel",
-    attachments: Attachments,
-    parts: tuple[Attached, ...],
-    composition: Composition,
+    attachments: Attachments, parts: tuple[Attached, ...], composition: Composition
 ) -> Iterator[tuple[str, Tensor]]:
     for part in parts:
         for key, tensor in part.tensors():
             yield f"{part.name}/{key}", _plain(tensor)
-    parameters = base_parameters(model)
     for name in composition.names:
-        for parameter, stored in attachments.get(name).own.items():
-            owner, _ = attachments.displaced.get(parameter, (None, None))
-            value = stored
-            if owner == name:  # a value that deltas were merged into is kept beside it
-                original = attachments.merged.get(parameter)
-                value = original if isinstance(original, Tensor) else parameters[parameter]
+        for parameter, value in attachments.get(name).own.items():
             yield f"{name}/own/{parameter}", _plain(value)
 
 
@@ -197,9 +197,8 @@ def _keep(
                 f"it has {', '.join(attached.members)} at {', '.join(attached.combiners)}."
             )
     if part.kept:
-        before = deactivate(model, attachments)
-        attached.keep(part.kept)
-        reactivate(model, attachments, before)
+        with paused(model, attachments):
+            attached.keep(part.kept)
 
 
 def _load_own(
@@ -212,17 +211,15 @@ def _load_own(
     head: bool,
 ) -> None:
     """The delta's values for the head and for parameters of the base."""
-    heads = head_names(model)
     given = _own_tensors(checkpoint, part)
-    needed = {key: value for key, value in attached.own.items() if key not in heads}
+    needed = {key: value for key, value in attached.own.items() if key not in attached.head}
     wanted = {key: value for key, value in attached.own.items() if key in needed or key in given}
     if not head:
         wanted, given = needed, {key: given[key] for key in given if key in needed}
     _check_keys(checkpoint, wanted, given, _HEAD_HINT)
-    before = deactivate(model, attachments)
-    for key, tensor in given.items():
-        attached.own[key] = tensor.to(attached.own[key].device, attached.own[key].dtype)
-    reactivate(model, attachments, before)
+    with paused(model, attachments):
+        for key, tensor in given.items():
+            attached.own[key].data = tensor.to(attached.own[key].device, copy=True)
 
 
 _HEAD_HINT = "To load the delta without its task head, pass head=False."
@@ -236,7 +233,10 @@ def _own_tensors(checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:
 
 
 def _check_keys(
-    checkpoint: Checkpoint, expected: dict[str, Tensor], given: dict[str, Tensor], hint: str
+    checkpoint: Checkpoint,
+    expected: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    hint: str,
 ) -> None:
     missing = [key for key in expected if key not in given]
     extra = [key for key in given if key not in expected]

@@ -1,6 +1,6 @@
 """A batch whose rows use different deltas: its number of rows, and the head of each row."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,14 +14,14 @@ from deltakit.runtime.generation import NotedGenerate, install_generation
 from deltakit.runtime.passes import PassPorts, current_pass
 from deltakit.runtime.row_counts import RowsPort, fitted
 
-RowHead = tuple[dict[str, Tensor], tuple[int, ...]]
+RowHead = tuple[Mapping[str, Tensor], tuple[int, ...]]
 """Values by parameter, and the rows of the batch that use them."""
 
 
 class HeadPort:
     """Runs one module of the task head with the values that each row's delta has for it."""
 
-    def __init__(self, module: nn.Module, heads: list[RowHead]) -> None:
+    def __init__(self, module: nn.Module, heads: Sequence[RowHead]) -> None:
         self.run = _Forward(module)
         self.heads = heads
 
@@ -29,11 +29,12 @@ class HeadPort:
         for values, rows in self._fitted(output.shape[0]):
             index = torch.tensor(rows, device=output.device)
             some, named = tree_map(partial(_some_rows, index, output.shape[0]), (args, kwargs))
-            own = functional_call(self.run, values, some, named)
+            cast = {n: v.to(self.run.get_parameter(n).dtype) for n, v in values.items()}
+            own = functional_call(self.run, cast, some, named)
             output = output.index_copy(0, index, own)
         return output
 
-    def _fitted(self, size: int) -> list[RowHead]:
+    def _fitted(self, size: int) -> Sequence[RowHead]:
         """The heads, with the rows of the module that use them."""
         counts = current_pass().rows
         if counts is None or counts.entries == size:
@@ -75,7 +76,7 @@ def install_rows(
     yield from install_generation(model)
 
 
-def install_heads(model: nn.Module, heads: list[RowHead]) -> Iterable[RemovableHandle]:
+def install_heads(model: nn.Module, heads: Sequence[RowHead]) -> Iterable[RemovableHandle]:
     """Makes the modules of the task head use, for each row, the values given for it."""
     children = dict.fromkeys(name.partition(".")[0] for values, _ in heads for name in values)
     for child in children:

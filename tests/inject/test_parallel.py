@@ -115,7 +115,9 @@ def test_equals_the_formula_under_checkpointing(
         loss = model.train()(**kit.make_batch(labels=True)).loss
         loss.backward()
         found = {
-            n: p.grad.clone() for n, p in model.named_parameters() if n.startswith("deltakit.")
+            n: p.grad.clone()
+            for n, p in model.named_parameters()
+            if n.startswith("deltakit.delta_")
         }
         model.zero_grad()
         return found

@@ -38,8 +38,8 @@ def attached(kit: SimpleNamespace, family: str, kind: str, names: list[str]) -> 
     kit.randomise_deltas(model)
     if kind == "classify":
         for index, entry in enumerate(kit.attachments(model).attached.values()):
-            for key, value in entry.own.items():
-                entry.own[key] = value + 0.1 * (index + 1)
+            for value in entry.own.values():
+                value.data += 0.1 * (index + 1)
     return model
 
 
@@ -74,7 +74,8 @@ def test_heads_are_used_row_by_row_and_given_back(kit: SimpleNamespace) -> None:
         dk.attach(model, dk.HeadOnly(), name=name)
         entry = kit.attachments(model).get(name)
         dk.activate(model, None)
-        entry.own = {k: v + torch.randn_like(v) for k, v in entry.own.items()}
+        for value in entry.own.values():
+            value.data += torch.randn_like(value)
     single = alone(kit, model, batch, ["a", None, "b"])
     dk.activate(model, dk.PerRow(["a", None, "b"]))
     together = kit.out(model, batch)
@@ -107,8 +108,8 @@ def test_rows_train_their_own_deltas(kit: SimpleNamespace) -> None:
     for row, name in enumerate(("lora2", "seq")):
         model.zero_grad()
         dk.activate(model, name)
-        for parameter, value in kit.attachments(model).displaced.items():
-            model.get_parameter(parameter).data = value[1]
+        for parameter, value in kit.attachments(model).base.tensors().items():
+            model.get_parameter(parameter).data = value.data
         loss = model(**{k: v[row : row + 1] for k, v in batch.items()}).loss / 3
         loss.backward()
         for key, parameter in kit.attachments(model).get(name).tensors():

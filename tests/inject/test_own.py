@@ -1,0 +1,391 @@
+"""A delta owns what it trains: its head, norms, biases and embeddings are parameters of its own."""
+
+import copy
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import deltakit as dk
+from deltakit.testing.models import make_batch, make_model
+
+SPECS = ("lora", "bitfit", "norms", "head", "lora+bitfit", "full", "ia3+norms")
+
+
+def two(kit: SimpleNamespace, spec: str, family: str = "bert", **config: Any) -> Any:
+    """A model with the deltas a and b, which differ in all that they own; a is active."""
+    model = kit.make_model(family, "classify", **config)
+    torch.manual_seed(0)
+    for name in ("a", "b"):
+        dk.attach(model, dk.parse_method(spec), name)
+    randomise_all(kit, model)
+    dk.activate(model, "a")
+    return model
+
+
+@torch.no_grad()
+def randomise_all(kit: SimpleNamespace, model: Any) -> None:
+    for attached in kit.attachments(model).attached.values():
+        for parameter in (*attached.parameters(), *attached.own.values()):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def outputs(kit: SimpleNamespace, model: Any, batch: dict[str, Tensor]) -> dict[Any, Tensor]:
+    found = {}
+    for name in ("a", "b", None):
+        dk.activate(model, name)
+        found[name] = kit.out(model, batch)
+    return found
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_each_delta_has_parameters_of_its_own_from_the_start(
+    kit: SimpleNamespace, spec: str
+) -> None:
+    model = two(kit, spec)
+    own = [set(map(id, kit.attachments(model).get(name).own.values())) for name in ("a", "b")]
+    everything = {id(p) for p in model.parameters()}
+    assert own[0] and own[0].isdisjoint(own[1]) and own[0] | own[1] <= everything
+    keys = list(model.state_dict())
+    for active in ("b", dk.Stack("a", "b") if spec == "lora" else "a", None):
+        dk.activate(model, active)
+        assert list(model.state_dict()) == keys
+        assert {id(p) for p in model.parameters()} == everything
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("saved_with", ["a", "b", None])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_holds_the_base_and_every_delta(
+    kit: SimpleNamespace, spec: str, saved_with: str | None, assign: bool
+) -> None:
+    model, batch = two(kit, spec), kit.make_batch()
+    with torch.no_grad():
+        for parameter in model.base_model.parameters():
+            parameter.mul_(1.1)
+    expected = outputs(kit, model, batch)
+    dk.activate(model, saved_with)
+    state = copy.deepcopy(model.state_dict())
+    other = two(kit, spec)
+    dk.activate(other, "b")
+    other.load_state_dict(state, assign=assign)
+    for name, output in outputs(kit, other, batch).items():
+        assert torch.equal(output, expected[name]), name
+    dk.detach(other)
+    assert torch.equal(kit.out(other, batch), expected[None])
+
+
+def test_a_state_dict_of_before_is_read_into_the_active_delta(kit: SimpleNamespace) -> None:
+    model, batch = two(kit, "lora"), kit.make_batch()
+    expected, state = kit.out(model, batch), model.state_dict()
+    for key in [key for key in state if ".own." in key]:
+        value = state.pop(key)
+        if "delta_a" in key:
+            state[key.partition(".own.")[2]] = value
+    other = two(kit, "lora")
+    head = kit.attachments(other).base.tensors()["classifier.weight"].clone()
+    other.load_state_dict(state, strict=False)
+    assert torch.equal(kit.out(other, batch), expected)
+    assert torch.equal(kit.attachments(other).base.tensors()["classifier.weight"], head)
+
+
+@pytest.mark.parametrize("spec", ["lora", "lora+bitfit", "full"])
+def test_training_in_turns_equals_training_apart(kit: SimpleNamespace, spec: str) -> None:
+    batch = kit.make_batch(labels=True)
+
+    def train(turns: str) -> dict[str, Tensor]:
+        model = two(kit, spec)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for name in turns:
+            dk.activate(model, name)
+            optimiser.zero_grad()
+            labels = batch["labels"] if name == "a" else 1 - batch["labels"].clamp(max=1)
+            model(**{**batch, "labels": labels}).loss.backward()
+            optimiser.step()
+        return {n: t.clone() for n, t in model.state_dict().items() if "delta_a" in n}
+
+    apart = train("aaaa")
+    for name, value in train("abbabaab").items():
+        assert torch.equal(value, apart[name]), name
+
+
+@pytest.mark.parametrize("spec", ["lora", "bitfit", "full"])
+def test_one_loss_over_two_deltas_reaches_both(kit: SimpleNamespace, spec: str) -> None:
+    model, batch = two(kit, spec), kit.make_batch(labels=True)
+
+    def loss(name: str) -> Tensor:
+        dk.activate(model, name)
+        return model(**batch).loss
+
+    def grads() -> dict[tuple[str, str], Tensor]:
+        found = {}
+        for name in ("a", "b"):
+            attached = kit.attachments(model).get(name)
+            for key, p in (*attached.own.items(), *attached.tensors()):
+                found[name, key] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        model.zero_grad()
+        return found
+
+    loss("a").backward()
+    loss("b").backward()
+    expected = grads()
+    (loss("a") + loss("b")).backward()
+    found = grads()
+    assert any(value.any() for (name, _), value in expected.items() if name == "a")
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-5, msg=str(key))
+
+
+# --------------------------------------------------------------------------------- data-parallel
+
+
+def _replica(rank: int, port: int, spec: str, queue: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    model = make_model("bert", "classify")
+    torch.manual_seed(0)
+    for name in ("a", "b"):
+        dk.attach(model, dk.parse_method(spec), name)
+    parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    optimiser = torch.optim.Adam(parallel.parameters(), lr=0.01)
+    batch = make_batch(labels=True)
+    for step, name in enumerate("baab"):
+        dk.activate(model, name)
+        optimiser.zero_grad()
+        labels = (batch["labels"] + rank + step) % 2
+        parallel(**{**batch, "labels": labels}).loss.backward()
+        optimiser.step()
+    queue.put((rank, {n: t.tolist() for n, t in model.state_dict().items() if "delta_" in n}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_stay_equal_whatever_is_activated_later() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_replica, args=(rank, port, "lora+norms", queue))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(queue.get(timeout=200) for _ in range(2))
+    for process in processes:
+        process.join()
+    assert found[0] and found[0] == found[1]
+
+
+def test_a_replica_of_data_parallel_is_refused(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("bert", "classify"), kit.make_batch()
+    dk.attach(model, dk.LoRA())
+    replica = model._replicate_for_data_parallel()
+    with pytest.raises(dk.DeltakitError, match="DistributedDataParallel"):
+        replica(**batch)
+
+
+# ----------------------------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda m: dk.activate(m, "a"),
+        lambda m: (dk.activate(m, "b"), dk.activate(m, "a")),
+        lambda m: (dk.activate(m, None), dk.activate(m, "a")),
+        lambda m: (dk.merge(m), dk.unmerge(m)),
+        lambda m: (dk.drop(m, first=1), dk.drop(m)),
+        lambda m: dk.disabled(m).__enter__() or dk.activate(m, "a"),
+        lambda m: (dk.attach(m, dk.LoRA(), "c"), dk.activate(m, "a"), dk.detach(m, "c")),
+        lambda m: (dk.activate(m, "b", train=()), dk.activate(m, "a")),
+        lambda m: (dk.attach(m, dk.AdapterFusion("x", "y"), "f"), dk.activate(m, "a")),
+    ],
+)
+def test_flags_stay_as_the_user_has_set_them(kit: SimpleNamespace, act: Any) -> None:
+    model = kit.make_model("bert", "classify")
+    plain = {n: p.requires_grad for n, p in model.named_parameters()}
+    for name in ("x", "y"):
+        dk.attach(model, dk.SequentialAdapter(bottleneck=2), name)
+    for name in ("a", "b"):
+        dk.attach(model, dk.LoRA(), name)
+    dk.activate(model, "a")
+    for name, parameter in model.named_parameters():
+        if "LayerNorm" in name or "embeddings" in name:
+            parameter.requires_grad_(True)
+        if "lora_A" in name or name == "classifier.bias":
+            parameter.requires_grad_(False)
+    before = {n: p.requires_grad for n, p in model.named_parameters() if "delta_b" not in n}
+    act(model)
+    after = {n: p.requires_grad for n, p in model.named_parameters()}
+    ours = ("a", "x", "y") if "f" in kit.attachments(model).attached else ("a", "b", "x", "y")
+    for name, flag in before.items():
+        if not name.startswith("deltakit.") or name.split(".")[1] == f"delta_{ours[0]}":
+            assert after[name] is flag, name
+    dk.detach(model)
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == plain
+
+
+def test_what_is_named_to_be_trained_is_trained_though_all_of_it_was_frozen(
+    kit: SimpleNamespace,
+) -> None:
+    model = two(kit, "lora")
+    model.requires_grad_(False)
+    dk.activate(model, "b")
+    assert not any(p.requires_grad for p in model.parameters())
+    dk.activate(model, "b", train=["b"])
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert "classifier.weight" in trained and not any("delta_a" in n for n in trained)
+
+
+# ---------------------------------------------------------------- what is done to the model later
+
+
+@pytest.mark.parametrize("size", [40, 80])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("active", ["emb", "lora", None])
+def test_a_table_that_is_resized_later(
+    kit: SimpleNamespace, size: int, tied: bool, active: str | None
+) -> None:
+    model = kit.make_model("llama", "causal", tie_word_embeddings=tied)
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    dk.attach(model, dk.PartialFineTuning(parameters=names[: 1 + tied]), "emb")
+    randomise_all(kit, model)
+    own = kit.attachments(model).get("emb").own[names[0]].detach().clone()
+    dk.attach(model, dk.LoRA(), "lora")
+    dk.activate(model, active)
+    plain = kit.attachments(model).base.tensors().get(names[0], model.model.embed_tokens.weight)
+    plain, rows = plain.detach().clone(), min(size, own.shape[0])
+    model.resize_token_embeddings(size)
+    batch = {"input_ids": torch.tensor([[3, 5, size - 1]])}
+    for name, value in (("emb", own), ("lora", plain), (None, plain), ("emb", own)):
+        dk.activate(model, name)
+        assert model(**batch).logits.shape[-1] == size
+        assert model.model.embed_tokens.weight.shape[0] == size
+        assert torch.equal(model.model.embed_tokens.weight[:rows], value[:rows]), name
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    dk.detach(model)
+    assert torch.equal(model.model.embed_tokens.weight[:rows], plain[:rows])
+
+
+def test_a_head_that_is_replaced_while_active_is_the_deltas(kit: SimpleNamespace) -> None:
+    model, batch = two(kit, "lora"), kit.make_batch()
+    before = kit.attachments(model).base.tensors()["classifier.weight"].clone()
+    model.classifier.weight = nn.Parameter(torch.ones_like(model.classifier.weight))
+    output = kit.out(model, batch)
+    dk.activate(model, None)
+    assert torch.equal(model.classifier.weight, before)
+    dk.activate(model, "a")
+    assert torch.equal(kit.out(model, batch), output)
+
+
+@pytest.mark.parametrize("spec", ["lora", "bitfit"])
+def test_a_module_that_is_added_later_is_left_alone(
+    kit: SimpleNamespace, spec: str, tmp_path: Any
+) -> None:
+    model, batch = two(kit, spec), kit.make_batch()
+    expected = outputs(kit, model, batch)
+    model.value_head = nn.Linear(16, 1)
+    model.value_head.bias.requires_grad_(False)
+    dk.attach(model, dk.HeadOnly(), "c")
+    with dk.disabled(model):
+        assert model.value_head.weight.requires_grad
+    for name, output in outputs(kit, model, batch).items():
+        assert torch.equal(output, expected[name])
+    dk.save(model, tmp_path, "a")
+    dk.detach(model)
+    assert [p.requires_grad for p in model.value_head.parameters()] == [True, False]
+
+
+# ------------------------------------------------------------------------------- half precision
+
+
+HALF = ("lora", "ia3", "bitfit", "norms", "head", "lora+bitfit", "full", "pfeiffer[bottleneck=3]")
+
+
+@pytest.mark.parametrize("spec", HALF)
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "t5"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_bases_are_trained_in_single(
+    kit: SimpleNamespace, spec: str, family: str, dtype: torch.dtype
+) -> None:
+    if (spec, family) in (("bitfit", "llama"), ("bitfit", "t5"), ("head", "t5")):
+        pytest.skip("the model has nothing of the kind")
+    kind = "bare" if family == "t5" else "classify"
+    model, batch = kit.make_model(family, kind).to(dtype), kit.make_inputs(family, kind)
+    base, plain = model.dtype, kit.out(model, batch)
+    dk.attach(model, dk.parse_method(spec))
+    assert model.dtype is base
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert trained and {p.dtype for p in trained.values()} == {torch.float32}
+    summary = dk.summary(model)
+    assert summary.delta_bytes == 4 * summary.deployed_params
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    optimiser = torch.optim.AdamW(trained.values(), lr=1e-4, weight_decay=0.0)
+    for _ in range(2):
+        output = kit.first(model.train()(**batch))
+        assert output.dtype is dtype
+        (output.float() * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        optimiser.step()
+    moved = [n for n, p in trained.items() if not torch.equal(p, before[n])]
+    assert len(moved) > len(trained) / 2 and all(p.isfinite().all() for p in trained.values())
+    unmerged = kit.out(model.eval(), batch)
+    with dk.disabled(model):
+        assert torch.equal(kit.out(model, batch), plain)
+    assert torch.equal(kit.out(model, batch), unmerged)
+    if "pfeiffer" not in spec:
+        dk.merge(model, tolerance=2.0)
+        assert {p.dtype for n, p in model.named_parameters() if "deltakit" not in n} == {dtype}
+        dk.unmerge(model)
+        assert torch.equal(kit.out(model, batch), unmerged)
+    dk.detach(model)
+    assert torch.equal(kit.out(model, batch), plain)
+
+
+def test_the_dtype_that_is_asked_for_is_that_of_all_it_trains(
+    kit: SimpleNamespace, tmp_path: Any
+) -> None:
+    model = kit.make_model("bert", "classify").to(torch.bfloat16)
+    dk.attach(model, dk.LoRA() + dk.NormTuning(), dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.bfloat16}
+    dk.save(model, tmp_path)
+    other = kit.make_model("bert", "classify").to(torch.bfloat16)
+    dk.load(other, tmp_path)
+    assert {p.dtype for p in other.parameters() if p.requires_grad} == {torch.bfloat16}
+
+
+def test_own_values_of_another_dtype_compile(kit: SimpleNamespace) -> None:
+    torch.compiler.reset()
+    model, batch = kit.make_model("bert", "classify").bfloat16(), kit.make_batch()
+    dk.attach(model, dk.BitFit())
+    randomise_all(kit, model)
+    expected = kit.out(model, batch)
+    found = kit.out(torch.compile(model, fullgraph=True, backend="eager"), batch)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_and_pickles_own_what_they_train(
+    kit: SimpleNamespace, dtype: torch.dtype, tmp_path: Any
+) -> None:
+    model, batch = two(kit, "bitfit").to(dtype), kit.make_batch()
+    dk.attach(model, dk.NormTuning(), "c")
+    expected = outputs(kit, model, batch)
+    torch.save(model, tmp_path / "model.pt")
+    for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+        for name, output in outputs(kit, other, batch).items():
+            assert torch.equal(output, expected[name])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(1.0)
