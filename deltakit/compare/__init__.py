@@ -2,3 +2,7 @@
 
 Methods are used through their interface only: no method's name appears in it.
 """
+
+from deltakit._moved import install
+
+install()
