@@ -392,7 +392,9 @@ def test_a_long_prompt_loses_its_beginning_and_the_answer_nothing(
         kept = after["before"][1:]
         assert after["before"][0] == it.tokenizer.bos_token_id
         assert kept == before["before"][-len(kept) :]
-    with pytest.raises(InvalidConfig, match=r"leaves no room for its prompt\. Raise --max-length"):
+    with pytest.raises(
+        InvalidConfig, match=r"leaves no room for its prompt in 4\. Raise --max-length"
+    ):
         it.kind.encode(it.task.test, it.tokenizer, 4)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltakit.compare.tasks.data.files import Columns, Repeated
+from deltakit.compare.tasks.data.files import Columns, Unusable
 from deltakit.errors import InvalidConfig
 
 _LONGEST_SHOWN = 60
@@ -89,13 +89,14 @@ class RawTable:
         """
         if not self.columns or not all(self.columns.values()):
             raise InvalidConfig(f"{self.where} has no rows. Give it at least one example.")
-        if isinstance(self.columns.get(name), Repeated):
+        values = self.columns.get(name)
+        if isinstance(values, Unusable):
             raise InvalidConfig(
-                f"{self.where} has several columns {name!r}. Give each column that is used a name "
-                f"of its own, or choose another one with {option}."
+                f"{self.where}: the column {name!r} {values.problem}. Correct the file (a column "
+                f"that is used has a name of its own), or choose another column with {option}."
             )
-        if name in self.columns:
-            return self.columns[name]
+        if values is not None:
+            return values
         near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InvalidConfig(

@@ -6,7 +6,7 @@ closed or a word after a closing quote is an error, and "NA" is a text. Nothing 
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -59,18 +59,32 @@ def _read_csv(path: Path, delimiter: str = ",") -> Columns:
 def _rows(file: TextIO, delimiter: str) -> Iterator[list[str]]:
     """The rows that are not blank. Raises ValueError where one is torn or has another length."""
     reader = csv.reader(file, delimiter=delimiter, strict=True)
-    width = 0
+    header: list[str] = []
     try:
         for row in reader:
-            width = width or len(row)
-            if row and len(row) != width:
-                raise ValueError(
-                    f"line {reader.line_num} has {len(row)} cells where the header has {width}"
-                )
+            header = header or row
             if row:
-                yield row
+                yield _fitted(row, header, reader.line_num)
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
+        raise ValueError(
+            f"line {reader.line_num}: {error}. A cell that holds a quote or the delimiter is "
+            "written in quotes, each quote in it twice"
+        ) from error
+
+
+def _fitted(row: list[str], header: Sequence[str], line: int) -> list[str]:
+    """The row as long as the header. Empty cells after it are cut, unnamed ones are filled up."""
+    width = len(header)
+    if len(row) > width and not any(row[width:]):
+        return row[:width]
+    if len(row) < width and not any(header[len(row) :]):
+        return [*row, *[""] * (width - len(row))]
+    if len(row) != width:
+        raise ValueError(
+            f"line {line} has {len(row)} cells where the header has {width}. A cell that holds the "
+            "delimiter is written in quotes"
+        )
+    return row
 
 
 def _read_parquet(path: Path) -> Columns:
@@ -79,7 +93,15 @@ def _read_parquet(path: Path) -> Columns:
     # Opened here, so that a file stays a file: a path would be searched for partitions.
     with path.open("rb") as file:
         table = parquet.read_table(file)
-    return _by_name(table.column_names, [column.to_pylist() for column in table.columns])
+    return _by_name(table.column_names, [_values(column) for column in table.columns])
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a Parquet column; where Python has no such values, an unusable column."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, NotImplementedError, ImportError, OverflowError) as error:
+        return Unusable([None] * len(column), f"holds {column.type} ({error})")
 
 
 def _read_json(path: Path) -> Columns:
@@ -88,12 +110,21 @@ def _read_json(path: Path) -> Columns:
     for row, record in enumerate(records, start=1):
         if not isinstance(record, dict):
             raise ValueError(f"row {row} is not an object with named fields")
-    if "\\ud" in text.lower():
-        # Half of a surrogate pair can be escaped in JSON, but never encoded again: ValueError.
-        json.dumps(records, ensure_ascii=False).encode()
     # In the order of appearance; a field that a row leaves out is null there.
     names = dict.fromkeys(name for record in records for name in record)
-    return {name: [record.get(name) for record in records] for name in names}
+    columns = {name: [record.get(name) for record in records] for name in names}
+    if "\\ud" not in text.lower():
+        return columns
+    return {name: _encodable(values) for name, values in columns.items()}
+
+
+def _encodable(values: list[Any]) -> list[Any]:
+    """The values. Half of a surrogate pair, which JSON can escape, makes them unusable."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Unusable(values, "holds half of a surrogate pair (\\ud800 to \\udfff)")
+    return values
 
 
 def _lines(text: str) -> Iterator[Any]:
@@ -107,13 +138,21 @@ def _lines(text: str) -> Iterator[Any]:
             raise ValueError(f"line {number} is not valid JSON ({error.msg})") from error
 
 
-class Repeated(list[Any]):
-    """The values of one of several columns with the same name, which cannot be chosen by it."""
+class Unusable(list[Any]):
+    """The values of a column that cannot be chosen.
+
+    Attributes:
+        problem: the reason, as the predicate of a sentence.
+    """
+
+    def __init__(self, values: Iterable[Any], problem: str) -> None:
+        super().__init__(values)
+        self.problem = problem
 
 
 def _by_name(names: Sequence[str], columns: Sequence[list[Any]]) -> Columns:
     return {
-        name: Repeated(values) if names.count(name) > 1 else values
+        name: Unusable(values, "occurs several times") if names.count(name) > 1 else values
         for name, values in zip(names, columns, strict=True)
     }
 

@@ -6,47 +6,109 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_ITEM = r"""(?:'[^']*'|"[^"]*"|[^\s,'"\[\]]+)"""
-_ARRAY = re.compile(rf"\[\s*({_ITEM}(?:\s+{_ITEM})*)?\s*\]")
-"""As numpy prints an array: items with spaces between."""
+from deltakit.compare.tasks.data.columns import RawTable, short_repr
+from deltakit.compare.tasks.data.files import Unusable
+from deltakit.errors import InvalidConfig
+
+_QUOTED = r"""(?:'[^']*'|"[^"]*")"""
+_NUMBER = r"[-+]?\d+(?:\.\d*)?"
+_ARRAY = re.compile(rf"\[\s*(?:{_QUOTED}(?:\s+{_QUOTED})*|{_NUMBER}(?:\s+{_NUMBER})*)\s*\]")
+"""An array as numpy prints it: items with spaces between."""
+_SCALAR = re.compile(rf"\b(?:np|numpy)\.\w+\(({_QUOTED}|{_NUMBER}|True|False)\)")
+"""A numpy scalar inside a list: ``np.str_('joy')``."""
+_BARE = re.compile(r"\[([^\[\]{}'\"]*)\]|\{([^\[\]{}'\":]*)\}")
+"""Words without quotes, as Spark and PostgreSQL write them: ``[anger, joy]``, ``{anger,joy}``."""
 
 
-def with_lists(values: Sequence[Any]) -> list[Any]:
-    """The values, as lists where each that is there is a list written as text.
+KINDS = (None, "multilabel")
+"""The values of ``--kind`` with which lists written as text are lists of labels."""
 
-    ``['a', 'b']`` (Python), ``["a", "b"]`` (JSON) and ``['a' 'b']`` (numpy) are read. Nothing is
-    evaluated.
+
+def with_lists(table: RawTable, column: str, kind: str | None = None) -> RawTable:
+    """The table with lists in `column`, where each cell of it is a list written as text.
+
+    Python's lists, tuples and sets, JSON's lists, numpy's arrays and words in brackets are read.
+    Nothing is evaluated. Blank cells stay.
+
+    Args:
+        table: a split.
+        column: the labels.
+        kind: the kind of task that was asked for; a cell is no list in other kinds than `KINDS`.
+
+    Raises:
+        InvalidConfig: some cells are lists and others are not.
     """
-    read = [_as_list(value) if isinstance(value, str) else None for value in values]
-    filled = [value for value in values if value is not None and value != ""]
-    lists = sum(each is not None for each in read)
-    if not filled or lists < len(filled):
-        return list(values)
-    return [value if each is None else each for value, each in zip(values, read, strict=True)]
+    values = table.columns.get(column, [])
+    if kind not in KINDS or isinstance(values, Unusable):
+        return table
+    read = lists_of(values)
+    if read is None:
+        _check_none_is_a_list(table, column, values)
+        return table
+    return RawTable(where=table.where, columns={**table.columns, column: read})
 
 
-def _as_list(text: str) -> list[Any] | None:
-    """The list that a text shows; None where it shows none."""
-    text = text.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+def lists_of(values: Sequence[Any]) -> list[Any] | None:
+    """The values as lists, blank ones as they are; None where a value shows no list.
+
+    A single word in brackets is the name of a class, unless another cell has several words.
+    """
+    filled = [value for value in values if not _blank(value)]
+    quoted = {n: _quoted(value) for n, value in enumerate(filled)}
+    bare = {n: _bare(filled[n]) for n, found in quoted.items() if found is None}
+    single = bool(bare) and not any(found and len(found) > 1 for found in bare.values())
+    if not filled or single or any(found is None for found in bare.values()):
         return None
-    array = _ARRAY.fullmatch(text)
-    if array is not None:
-        return [_item(each) for each in re.findall(_ITEM, array[1] or "")]
-    return _parsed(text)
+    found = iter([bare[n] if n in bare else quoted[n] for n in range(len(filled))])
+    return [value if _blank(value) else next(found) for value in values]
 
 
-def _parsed(text: str) -> list[Any] | None:
-    for parse in (json.loads, ast.literal_eval):
+def _check_none_is_a_list(table: RawTable, column: str, values: Sequence[Any]) -> None:
+    texts = {row: value for row, value in enumerate(values, start=1) if isinstance(value, str)}
+    lists = [row for row, value in texts.items() if _quoted(value) is not None]
+    others = [row for row in texts if row not in set(lists) and not _blank(texts[row])]
+    if lists and others:
+        raise InvalidConfig(
+            f"{table.where}: the label column {column!r} holds a list in row {lists[0]} "
+            f"({short_repr(texts[lists[0]])}) and no list in row {others[0]} "
+            f"({short_repr(texts[others[0]])}). Write a list in every row, or take each cell as "
+            "the name of one class with --kind classification."
+        )
+
+
+def _blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _quoted(value: Any) -> list[Any] | None:
+    """The list that a cell shows in quotes or numbers; None where it shows none."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not text or text[0] + text[-1] not in ("[]", "()", "{}", "s)", "f)"):
+        return None
+    if _ARRAY.fullmatch(text):
+        return [ast.literal_eval(each) for each in re.findall(f"{_QUOTED}|{_NUMBER}", text)]
+    for parse in (json.loads, _literal):
         try:
             found = parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return found if isinstance(found, list) else None
+        if isinstance(found, list | tuple):
+            return list(found)
+        return sorted(found, key=str) if isinstance(found, set) else None
     return None
 
 
-def _item(text: str) -> Any:
-    if text[0] in "'\"":
-        return text[1:-1]
-    return int(text) if re.fullmatch(r"-?\d+", text) else text
+def _literal(text: str) -> Any:
+    inner = text.removeprefix("frozenset(").removesuffix(")") if text[0] == "f" else text
+    return ast.literal_eval(_SCALAR.sub(r"\1", inner))
+
+
+def _bare(value: Any) -> list[str] | None:
+    """The words in brackets; None where a cell has none."""
+    match = _BARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return None
+    words = [word.strip() for word in (match[1] or match[2] or "").split(",")]
+    if words == [""]:
+        return []
+    return words if all(words) else None

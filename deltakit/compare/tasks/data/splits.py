@@ -94,12 +94,9 @@ class Splits(NamedTuple):
 def distinct(examples: Examples) -> Examples:
     """Each text once, ordered by the SHA-256 of the text; the order of the rows never matters.
 
-    A text with several labels keeps the one that most of its rows have, and a number the mean of
-    them. A text without such a label is left out; of several short answers the smallest is kept.
+    A text with several labels gets the one that `agreed` gives, or is left out.
     """
-    rows: dict[str, list[int]] = {}
-    for row, key in enumerate(examples.text_keys()):
-        rows.setdefault(key, []).append(row)
+    rows = rows_by_text(examples)
     order = sorted(rows, key=lambda key: hashlib.sha256(key.encode()).digest())
     if examples.labels is None:
         return examples.pick(rows[key][0] for key in order)
@@ -110,22 +107,34 @@ def distinct(examples: Examples) -> Examples:
     )
 
 
+def rows_by_text(examples: Examples) -> dict[str, list[int]]:
+    """The rows of each text, in order of appearance."""
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(examples.text_keys()):
+        rows.setdefault(key, []).append(row)
+    return rows
+
+
 def agreed(labels: Sequence[Any]) -> Any:
-    """The label of a text that occurs with `labels`; None where most of them name no one."""
+    """The label of a text that occurs with `labels`.
+
+    It is the mean of numbers, and otherwise the label of more than half of the rows; None where
+    there is none.
+    """
     if isinstance(labels[0], float):
-        return math.fsum(labels) / len(labels)
-    (label, most), *others = Counter(sorted(labels)).most_common()
-    if others and others[0][1] == most and not isinstance(label, str):
-        return None
-    return label
+        return math.fsum(sorted(labels)) / len(labels)
+    ((label, most),) = Counter(labels).most_common(1)
+    return label if 2 * most > len(labels) else None
 
 
-def disputed(examples: Examples) -> int:
-    """The number of different texts that occur with different labels."""
-    labels: dict[str, set[Any]] = {}
-    for key, label in zip(examples.text_keys(), examples.labels or (), strict=False):
-        labels.setdefault(key, set()).add(label)
-    return sum(len(each) > 1 for each in labels.values())
+def disputed(examples: Examples) -> list[list[int]]:
+    """The rows of each text that occurs with different labels, in order of appearance."""
+    if examples.labels is None:
+        return []
+    labels = examples.labels
+    return [
+        rows for rows in rows_by_text(examples).values() if len({labels[row] for row in rows}) > 1
+    ]
 
 
 def carve(examples: Examples, *, test: int, validation: int) -> Splits:

@@ -137,9 +137,8 @@ def _encoded(
     room = max_length - len(begin) - len(aim)
     if room < 1:
         raise InvalidConfig(
-            f"the answer {short_repr(answer)} has {len(aim)} tokens and leaves no "
-            "room for its prompt. "
-            "Raise --max-length."
+            f"the answer {short_repr(answer)} has {len(aim)} tokens and leaves no room for its "
+            f"prompt in {max_length}. Raise --max-length, or shorten the answer."
         )
     before = [*begin, *whole[:same][-room:]]
     return {

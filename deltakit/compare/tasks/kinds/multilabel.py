@@ -50,6 +50,12 @@ class MultiLabel(SequenceKind):
                 f"({short_list(names) or 'none'}). "
                 "Give several, or choose another column with --label-column."
             )
+        if len({tuple(sorted(each)) for each in sets["train"]}) == 1:
+            raise InvalidConfig(
+                f"{splits['train'].where}: every example has the same labels, "
+                f"{short_list(sorted(sets['train'][0]))}. Name the labels that apply to each, not "
+                "a nought or a one for every label, or choose another column with --label-column."
+            )
         read = {
             split: Examples(
                 texts=rows.texts, labels=_flags(rows, sets[split], names), pairs=rows.pairs

@@ -1,10 +1,10 @@
 """People's own columns, checked: texts that are texts, labels of one kind, three splits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit, RawTable, short_repr
-from deltakit.compare.tasks.data.splits import Examples, carve, disputed, distinct
+from deltakit.compare.tasks.data.splits import Examples, carve, disputed, distinct, rows_by_text
 from deltakit.compare.tasks.kinds import Kind
 from deltakit.compare.tasks.task import TaskData
 from deltakit.errors import InvalidConfig
@@ -13,6 +13,7 @@ VALIDATION_SHARE = 0.1
 """Of train, where there is no validation split."""
 TEST_SHARE = 0.2
 """Of train, where there is no test split."""
+_MOST_ROWS = 5
 
 
 def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> RawSplit:
@@ -38,7 +39,10 @@ def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> Ra
     )
 
 
-_LABEL_HINT = "--label-column, or read the texts alone with --kind causal"
+_LABEL_HINT = (
+    "--label-column, move the file of a split without labels out of the folder, or read the texts "
+    "alone with --kind causal"
+)
 
 
 def _separated(value: Any, separator: str | None) -> Any:
@@ -108,24 +112,31 @@ def _completed(
 
 def _settled(train: Examples, left: int) -> list[str]:
     """A note on texts with different labels in a source of which each text is kept once."""
-    conflicts = disputed(train)
-    if not conflicts:
+    rows = disputed(train)
+    if not rows:
         return []
+    if isinstance((train.labels or [None])[0], float):
+        return [f"train: {_different(rows)}. Each text gets the mean of its rows."]
     gone = len(set(train.text_keys())) - left
     return [
-        f"train: {conflicts:,} texts occur with different labels. Each keeps what most of its rows "
-        f"say; {gone:,} without a majority are left out."
+        f"train: {_different(rows)}. A text keeps the label of more than half of its rows; "
+        f"{gone:,} texts without one are left out."
     ]
 
 
 def _conflicts(splits: Mapping[str, Examples]) -> list[str]:
     """A note for every split in which texts occur with different labels."""
-    counts = {split: disputed(examples) for split, examples in sorted(splits.items())}
+    found = {split: disputed(examples) for split, examples in sorted(splits.items())}
     return [
-        f"{split}: {count:,} texts occur with different labels; all their rows are kept."
-        for split, count in counts.items()
-        if count
+        f"{split}: {_different(rows)}; all their rows are kept."
+        for split, rows in found.items()
+        if rows
     ]
+
+
+def _different(rows: Sequence[Sequence[int]]) -> str:
+    shown = ", ".join(str(row + 1) for row in rows[0][:_MOST_ROWS])
+    return f"{len(rows):,} texts occur with different labels, the first in rows {shown}"
 
 
 def _check_left(where: str, before: Examples, after: Examples, kind: Kind) -> None:
@@ -151,13 +162,24 @@ def _blanks(splits: Mapping[str, Examples]) -> list[str]:
 
 def _overlaps(splits: Mapping[str, Examples]) -> list[str]:
     """A note for every evaluation split that shares texts with train."""
-    seen = set(splits["train"].text_keys())
+    train = splits["train"]
+    seen = rows_by_text(train)
     notes = []
     for split in ("validation", "test"):
-        shared = sum(key in seen for key in splits[split].text_keys())
+        examples = splits[split]
+        shared = {row: seen[key] for row, key in enumerate(examples.text_keys()) if key in seen}
         if shared:
             notes.append(
-                f"{split}: {shared:,} of {len(splits[split]):,} examples have a text that is in "
-                "train too."
+                f"{split}: {len(shared):,} of {len(examples):,} examples have a text that is in "
+                f"train too{_other_labels(examples, train, shared)}."
             )
     return notes
+
+
+def _other_labels(examples: Examples, train: Examples, shared: Mapping[int, list[int]]) -> str:
+    """The number of shared texts that train has with other labels alone, in words."""
+    if examples.labels is None or train.labels is None:
+        return ""
+    labels, known = examples.labels, train.labels
+    other = [row for row, rows in shared.items() if labels[row] not in [known[r] for r in rows]]
+    return f", {len(other):,} of them with another label" if other else ""

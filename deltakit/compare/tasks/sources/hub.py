@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltakit._network import HUB_TIMEOUT, hub_answers
@@ -15,6 +15,7 @@ from deltakit.compare.tasks.data.columns import (
     short_list,
 )
 from deltakit.compare.tasks.data.files import Columns
+from deltakit.compare.tasks.data.listed import with_lists
 from deltakit.compare.tasks.kinds import Kind, kind_of
 from deltakit.compare.tasks.sources.assemble import build_task, select_columns
 from deltakit.compare.tasks.task import TASKS, TaskData
@@ -77,7 +78,9 @@ def hub_task(
             f"the Hub data set {name!r} has no train split. It has: {short_list(loaded)}. Save the "
             "split that you want as train in a local folder, and give the folder."
         )
-    chosen = kind_of(kind, _named(train, asked.label or "label"), asked)
+    label = asked.label or "label"
+    first = RawTable(where=f"train of {name!r}", columns=_named(train, label))
+    chosen = kind_of(kind, with_lists(first, label, kind).columns, asked)
     columns = _choose_columns(train.column_names, asked, chosen)
     named = columns.text not in (None, "text")
     notes = [f"the texts are the columns {_shown(columns)}."] if named else []
@@ -85,23 +88,35 @@ def hub_task(
     splits: dict[str, RawSplit] = {}
     validation, test = _first(loaded, _VALIDATION), _first(loaded, ("test",))
     for split, dataset in (("train", train), ("validation", validation), ("test", test)):
-        if dataset is None:
+        if dataset is None or (split == "test" and _unlabelled(dataset, train, columns.label)):
             continue
         source, dropped = _complete_rows(f"{split} of {name!r}", dataset, columns, chosen.inputs)
         if split == "test" and dropped == len(dataset):
             continue
         if dropped:
             notes.append(f"{split}: {dropped:,} rows without {input_} or a label were left out.")
-        splits[split] = select_columns(source, columns, chosen)
+        splits[split] = select_columns(with_lists(source, label, kind), columns, chosen)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
         notes.append("test: the source's validation split; the source has no labelled test split.")
+    notes += _unread(loaded, (train, validation, test))
     classes = _class_names(train, columns.label)
     return build_task(name, splits, chosen, classes=classes, notes=notes)
 
 
 def _first(loaded: "Mapping[str, Dataset]", names: tuple[str, ...]) -> "Dataset | None":
     return next((loaded[name] for name in names if name in loaded), None)
+
+
+def _unlabelled(test: "Dataset", train: "Dataset", label: str | None) -> bool:
+    """True if only train has a column of labels."""
+    return label in train.column_names and label not in test.column_names
+
+
+def _unread(loaded: "Mapping[str, Dataset]", used: "Sequence[Dataset | None]") -> list[str]:
+    """A note on splits that are called like none of a task."""
+    left = [name for name, split in loaded.items() if not any(split is each for each in used)]
+    return [f"splits of the source that are not read: {short_list(left)}."] if left else []
 
 
 def _choose_columns(present: list[str], asked: ColumnNames, kind: type[Kind]) -> ColumnNames:

@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 
 from deltakit.compare.tasks.data.columns import ColumnNames, RawTable, short_list
-from deltakit.compare.tasks.data.files import SUFFIXES, Repeated, read_columns
+from deltakit.compare.tasks.data.files import SUFFIXES, read_columns
 from deltakit.compare.tasks.data.listed import with_lists
 from deltakit.compare.tasks.kinds import kind_of
 from deltakit.compare.tasks.sources.assemble import build_task, select_columns
@@ -16,6 +16,11 @@ _STEMS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+_NOT_DATA = frozenset(
+    (".py", ".ipynb", ".sh", ".md", ".rst", ".html", ".log", ".yaml", ".yml", ".toml", ".cfg")
+    + (".ini", ".png", ".jpg", ".svg", ".pdf", ".bib", ".license", ".lock")
+)
+_ABOUT = ("README", "LICENSE", "LICENCE", "CITATION", "NOTICE", "MAKEFILE")
 
 
 def load_folder(
@@ -43,9 +48,7 @@ def load_folder(
         for split, file in _files(place).items()
     }
     label = names.label or "label"
-    for source in sources.values():
-        if label in source.columns and not isinstance(source.columns[label], Repeated):
-            source.columns[label] = with_lists(source.columns[label])
+    sources = {split: with_lists(source, label, kind) for split, source in sources.items()}
     chosen = kind_of(kind, sources["train"].columns, names)
     splits = {split: select_columns(source, names, chosen) for split, source in sources.items()}
     full = place.resolve()
@@ -79,32 +82,65 @@ def _files(place: Path) -> dict[str, Path]:
 
 
 def _check_readable(folder: Path) -> None:
-    """Raises `InvalidConfig` for the file of a split in a format that cannot be read."""
+    """Raises `InvalidConfig` for a split that is there in a form that cannot be read alone."""
     for name in _names(folder):
-        stem, suffix = name.partition(".")[0].lower(), Path(name).suffix.lower()
-        readable = suffix in SUFFIXES and Path(name).stem.lower() == stem
-        if suffix and not readable and any(stem in stems for stems in _STEMS.values()):
+        split = _split_of(name.partition(".")[0])
+        if split is None or _readable(name) or not _is_data(folder / name):
+            continue
+        if _file(folder, split) is None:
             raise InvalidConfig(
                 f"{str(folder / name)!r} is called like a split, and deltakit does not read it. "
-                f"Convert it to one of {', '.join(SUFFIXES)}, or move it out of the folder."
+                f"Convert it to one file that ends in one of {', '.join(SUFFIXES)}, or move it out "
+                "of the folder."
             )
 
 
-def _unread(folder: Path) -> list[str]:
-    """A note on files of rows in a folder that are called like no split."""
-    if not folder.is_dir():
-        return []
-    known = {stem for stems in _STEMS.values() for stem in stems}
+def _split_of(stem: str) -> str | None:
+    """The split that a file of this name is for."""
+    return next((split for split, stems in _STEMS.items() if stem.lower() in stems), None)
+
+
+def _readable(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES and _split_of(Path(name).stem) is not None
+
+
+def _is_data(path: Path) -> bool:
+    """True unless an entry of a folder is hidden, or is code, text or a picture."""
+    return not path.name.startswith(".") and path.suffix.lower() not in _NOT_DATA
+
+
+def _unread(place: Path) -> list[str]:
+    """A note on files that may be the user's data and are not read."""
+    if place.is_file():
+        return _beside(place)
     left = [
         name
-        for name in _names(folder)
-        if Path(name).suffix.lower() in SUFFIXES and Path(name).stem.lower() not in known
+        for name in _names(place)
+        if not _readable(name)
+        and _is_data(place / name)
+        and ((place / name).is_file() or _split_of(name))
+        and Path(name).stem.upper() not in _ABOUT
+    ]
+    if not left:
+        return []
+    known = ", ".join(sorted(stem for stems in _STEMS.values() for stem in stems))
+    return [f"files that are not read: {short_list(left)}. A split is called {known}."]
+
+
+def _beside(file: Path) -> list[str]:
+    """A note on files of other splits that are in the folder of a file given alone."""
+    if _split_of(file.stem) != "train":
+        return []
+    left = [
+        name
+        for name in _names(file.parent)
+        if _split_of(name.partition(".")[0]) not in (None, "train") and _is_data(file.parent / name)
     ]
     if not left:
         return []
     return [
-        f"not read, as they are called like no split ({', '.join(sorted(known))}): "
-        f"{short_list(left)}."
+        f"files that are not read, as {file.name!r} was given alone: {short_list(left)}. Give the "
+        "folder to use them."
     ]
 
 

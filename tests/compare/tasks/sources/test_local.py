@@ -27,18 +27,45 @@ def test_a_test_file_in_another_format_is_the_test_split(folder: Path) -> None:
     assert sorted(load_task(str(folder)).test["text"]) == [f"text {1000 + n}" for n in range(10)]
 
 
-@pytest.mark.parametrize("name", ["test.csv.gz", "dev.xlsx", "Val.txt", "train.csv.bak"])
+@pytest.mark.parametrize("name", ["test.csv.gz", "dev.xlsx", "Val.txt", "test"])
 def test_a_split_that_cannot_be_read_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_text("?")
     with pytest.raises(InvalidConfig, match=f"{name}' is called like a split.*Convert it"):
         load_task(str(folder))
 
 
-def test_other_files_of_rows_are_named(folder: Path) -> None:
-    for name in ("testing.csv", "eval.jsonl", "README.md"):
+def unread(place: Path) -> str:
+    """The note on files that were not read."""
+    (note,) = [
+        note for note in load_task(str(place)).notes if note.startswith("files that are not")
+    ]
+    return note
+
+
+def test_other_files_that_may_be_data_are_named(folder: Path) -> None:
+    others = ("eval.jsonl", "heldout.xlsx", "test-00000-of-00001.parquet", "testing.csv")
+    for name in (*others, "README.md", "README", "train.py", ".test.csv.swp"):
         (folder / name).write_text("?")
-    (note,) = [note for note in load_task(str(folder)).notes if note.startswith("not read")]
-    assert "'eval.jsonl', 'testing.csv'" in note and "README" not in note
+    assert f"{', '.join(map(repr, others))}. A split is called" in unread(folder)
+
+
+@pytest.mark.parametrize("name", ["test", "dev"])
+def test_a_split_as_a_folder_is_refused(folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    with pytest.raises(InvalidConfig, match=f"{name}' is called like a split"):
+        load_task(str(folder))
+
+
+def test_a_compressed_file_may_stay_beside_the_file_it_was_converted_to(folder: Path) -> None:
+    (folder / "test.csv.gz").write_text("?")
+    (folder / "test.csv").write_text(rows(1000, 10))
+    assert len(load_task(str(folder)).test) == 10
+    assert "test.csv.gz" in unread(folder)
+
+
+def test_files_beside_a_train_file_that_is_given_alone_are_named(folder: Path) -> None:
+    (folder / "test.tsv").write_text(rows(1000, 10, "\t"))
+    assert "'test.tsv'. Give the folder" in unread(folder / "train.csv")
 
 
 def test_columns_that_are_not_used_may_have_one_name(tmp_path: Path) -> None:
@@ -47,8 +74,55 @@ def test_columns_that_are_not_used_may_have_one_name(tmp_path: Path) -> None:
     file.write_text("\n".join(["v1,v2,x,x,", *lines]) + "\n")
     data = load_task(str(file), ColumnNames(text="v2", label="v1"))
     assert data.labels == ("ham", "spam")
-    with pytest.raises(InvalidConfig, match="several columns 'x'.*or choose another one"):
+    with pytest.raises(InvalidConfig, match="'x' occurs several times.*or choose another column"):
         load_task(str(file), ColumnNames(text="v2", label="x"))
+
+
+def test_cells_after_the_header_may_be_empty(tmp_path: Path) -> None:
+    file = tmp_path / "spam.csv"
+    file.write_text("text,label\n" + "".join(f"message {n},{n % 2},,\n" for n in range(40)))
+    assert load_task(str(file)).labels == ("0", "1")
+    file.write_text("text,label,,\n" + "".join(f"message {n},{n % 2}\n" for n in range(40)))
+    assert load_task(str(file)).labels == ("0", "1")
+
+
+def test_cells_that_are_no_text_are_refused_where_they_are_used(tmp_path: Path) -> None:
+    file = tmp_path / "notes.jsonl"
+    lines = [f'{{"text": "text {n}", "label": {n % 2}, "raw": "\\ud800"}}' for n in range(40)]
+    file.write_text("\n".join(lines))
+    assert load_task(str(file)).labels == ("0", "1")
+    with pytest.raises(InvalidConfig, match="'raw' holds half of a surrogate pair"):
+        load_task(str(file), ColumnNames(text="raw"))
+
+
+def test_a_parquet_column_without_values_in_python_is_refused_where_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = [f"text {n}" for n in range(40)]
+    moments = pyarrow.array([1] * 40, pyarrow.timestamp("ns"))
+    table = pyarrow.table({"text": texts, "label": [n % 2 for n in range(40)], "at": moments})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert load_task(str(tmp_path)).labels == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem", "good"),
+    [
+        ("a, b,x", "3 cells where the header has 2.*written in quotes", '"a, b",x'),
+        ('"a" b,x', "each quote in it twice", '"""a"" b",x'),
+    ],
+)
+def test_the_advice_on_a_torn_row_helps(tmp_path: Path, bad: str, problem: str, good: str) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text(rows(0, 40).replace("pos", "x").replace("neg", "y") + bad + "\n")
+    with pytest.raises(InvalidConfig, match=problem):
+        load_task(str(file))
+    file.write_text(file.read_text().replace(bad, good))
+    assert load_task(str(file)).labels == ("x", "y")
 
 
 def test_lists_as_text_are_several_labels(tmp_path: Path) -> None:
@@ -65,7 +139,8 @@ def test_conflicting_labels_are_settled_and_told(tmp_path: Path) -> None:
     lines = [f"text {n},{label}" for n in range(40) for label in ("x", "x", "xy"[n % 2])]
     file.write_text("\n".join(["text,label", *lines, *(f"other {n},y" for n in range(20))]) + "\n")
     data = load_task(str(file))
-    assert any("20 texts occur with different labels" in note for note in data.notes)
+    (note,) = [note for note in data.notes if "different labels" in note]
+    assert "20 texts occur with different labels, the first in rows 4, 5, 6" in note
     for split in (data.train, data.validation, data.test):
         for text, label in zip(split["text"], split["label"], strict=True):
             assert data.labels[label] == ("x" if text.startswith("text") else "y")
