@@ -18,6 +18,7 @@ from deltakit.compare.stats.metric import (
 
 if TYPE_CHECKING:
     from deltakit.compare.stats.metric import Array
+    from deltakit.compare.stats.significance import Counts
 
 for _name in ("accuracy", "exact_match"):
     register_metric(_name, ProportionMetric)(stats.correct)
@@ -70,47 +71,55 @@ def _halves(sums: Array) -> tuple[Array, Array]:
 
 
 @register_metric("f1", RatioMetric, title="F1 of the second class", ratio=_f1)
-def _second_class(predictions: Predictions) -> Array:
+def _second_class(predictions: Predictions) -> Counts:
     hits, met = _hits_and_met(predictions)
-    return _columns(hits[:, 1:2], met[:, 1:2])
+    return _columns(hits[:, [1]], met[:, [1]])
 
 
 @register_metric("f1_macro", RatioMetric, title="macro F1", ratio=_macro_f1)
-def _each_class(predictions: Predictions) -> Array:
+def _each_class(predictions: Predictions) -> Counts:
     import numpy as np
 
     hits, met = _hits_and_met(predictions)
     several = isinstance(predictions.labels[0], tuple)
-    return _columns(hits, met, np.full((len(hits), 1), float(several)))
+    return _columns(hits, met, np.full((len(predictions.labels), 1), float(several)))
 
 
 @register_metric("f1_micro", RatioMetric, title="micro F1", ratio=_f1)
-def _all_classes(predictions: Predictions) -> Array:
+def _all_classes(predictions: Predictions) -> Counts:
     hits, met = _hits_and_met(predictions)
-    return _columns(hits.sum(1, keepdims=True), met.sum(1, keepdims=True))
+    return _columns(hits.sum(axis=1)[:, None], met.sum(axis=1)[:, None])
 
 
-def _columns(*arrays: Array) -> Array:
-    import numpy as np
+def _columns(*parts: Counts) -> Counts:
+    from scipy.sparse import csr_array, hstack
 
-    return np.concatenate(arrays, axis=1)
+    return hstack([csr_array(part) for part in parts], format="csr")
 
 
-def _hits_and_met(predictions: Predictions) -> tuple[Array, Array]:
+def _hits_and_met(predictions: Predictions) -> tuple[Counts, Counts]:
     """For each example and class: twice whether it is hit; whether it is true, plus predicted."""
     true, predicted = _flags(predictions)
-    return 2.0 * true * predicted, true + predicted
+    return 2 * true * predicted, true + predicted
 
 
-def _flags(predictions: Predictions) -> tuple[Array, Array]:
+def _flags(predictions: Predictions) -> tuple[Counts, Counts]:
     """Labels and predictions as zeros and ones for each class, at least two of them."""
-    import numpy as np
+    from scipy.sparse import csr_array
 
     labels, predicted = as_array(predictions.labels), as_array(predictions.predicted)
     if labels.ndim > 1:
-        return labels.astype(float), predicted.astype(float)
-    one_hot = np.eye(max(2, 1 + labels.max(), 1 + predicted.max()))
-    return one_hot[labels], one_hot[predicted]
+        return csr_array(labels.astype(float)), csr_array(predicted.astype(float))
+    classes = max(2, 1 + labels.max(), 1 + predicted.max())
+    return _one_hot(labels, classes), _one_hot(predicted, classes)
+
+
+def _one_hot(ids: Array, classes: int) -> Counts:
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    shape = (len(ids), classes)
+    return csr_array((np.ones(len(ids)), (np.arange(len(ids)), ids)), shape=shape)
 
 
 # --------------------------------------------------------------------------------- correlations
@@ -130,11 +139,11 @@ def _matthews_of(sums: Array) -> Array:
 @register_metric(
     "matthews", RatioMetric, title="Matthews correlation", unit=Unit.PLAIN, ratio=_matthews_of
 )
-def _class_counts(predictions: Predictions) -> Array:
+def _class_counts(predictions: Predictions) -> Counts:
     import numpy as np
 
     true, predicted = _flags(predictions)
-    hits = (true * predicted).sum(1, keepdims=True)
+    hits = (true * predicted).sum(axis=1)[:, None]
     return _columns(np.ones_like(hits), hits, true, predicted)
 
 

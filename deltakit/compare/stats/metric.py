@@ -19,6 +19,8 @@ from deltakit.errors import InvalidConfig
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from deltakit.compare.stats.significance import Counts
+
     Array = NDArray[Any]
     """Numbers with one entry an example; several labels or classes are the second dimension."""
 
@@ -175,11 +177,12 @@ class RatioMetric(Metric):
     Its bootstrap is one product of matrices, where a `CorpusMetric` is computed on each resample.
 
     Attributes:
-        counts: gives what each example adds to the sums, shape (examples, sums).
+        counts: gives what each example adds to the sums, an array of shape (examples, sums). It
+            may be one of `scipy.sparse`, for instance where most sums are of one class each.
         ratio: gives the score of sums, from shape (..., sums) to shape (...).
     """
 
-    counts: Callable[[Predictions], Array]
+    counts: Callable[[Predictions], Counts]
     ratio: Callable[[Array], Array]
 
     @classmethod

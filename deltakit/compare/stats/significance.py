@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.t_plus_normal import TPlusNormal
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     Ratio = Callable[[NDArray[np.float64]], NDArray[np.float64]]
     """A score from sums over examples: from shape (..., sums) to shape (...)."""
+
+    Counts = NDArray[np.float64] | Any
+    """What each example adds to sums, of shape (examples, sums): dense, or of `scipy.sparse`."""
 
     Each = Callable[[Predictions], NDArray[np.float64]]
     """What each example adds to a mean, of shape (examples,)."""
@@ -225,7 +228,7 @@ def evidence_from_metric(metric: Metric, labels: ArrayLike, predicted: ArrayLike
     return _bootstrapped(scores, [redrawn_scores(metric, truth, guess) for guess in guesses])
 
 
-def evidence_from_counts(counts: Sequence[NDArray[np.float64]], ratio: Ratio) -> Evidence:
+def evidence_from_counts(counts: Sequence[Counts], ratio: Ratio) -> Evidence:
     """A metric that is a function of sums over examples (F1, Matthews, perplexity).
 
     The resamples are those of `evidence_from_metric`, and so are the results.
@@ -237,7 +240,7 @@ def evidence_from_counts(counts: Sequence[NDArray[np.float64]], ratio: Ratio) ->
     Raises:
         InvalidConfig: there are none, or the metric is not finite on some resample.
     """
-    if not counts or not len(counts[0]):
+    if not counts or not counts[0].shape[0]:
         raise InvalidConfig("a row without predictions has no difference. Give at least one seed.")
     scores = [float(ratio(each.sum(axis=0))) for each in counts]
     return _bootstrapped(scores, redrawn_ratios(counts, ratio))
@@ -265,13 +268,12 @@ def redrawn_scores(
     return np.array([metric(labels[draw], predicted[draw]) for draw in _resamples(len(labels))])
 
 
-def redrawn_ratios(
-    counts: Sequence[NDArray[np.float64]], ratio: Ratio
-) -> list[NDArray[np.float64]]:
+def redrawn_ratios(counts: Sequence[Counts], ratio: Ratio) -> list[NDArray[np.float64]]:
     """The ratio on each resample of the examples, for each of `counts` of shape (draws,)."""
     import numpy as np
 
-    parts = [[ratio(weights @ each) for each in counts] for weights in _weights(len(counts[0]))]
+    examples = counts[0].shape[0]
+    parts = [[ratio(weights @ each) for each in counts] for weights in _weights(examples)]
     return [np.concatenate(several) for several in zip(*parts, strict=True)]
 
 

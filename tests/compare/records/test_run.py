@@ -171,3 +171,22 @@ def test_a_run_that_other_code_goes_on_with_says_so(
     assert folder.run_record().code == before.code
     unknown = dataclasses.replace(later, code=None, versions={})
     assert differences("They had", (later, unknown)) == ()
+
+
+def test_a_run_of_the_first_layout_is_resumed(
+    finished: Any, small: list[str], deltakit: Callable[..., Any], trainings: Any, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    run = json.loads((folder / "run.json").read_text())
+    for name in ("schema_version", "protocol", "statistics", "code"):
+        del run[name]
+    run["versions"] = {"deltakit-peft": run["versions"]["deltakit-peft"], "torch": "1.0"}
+    (folder / "run.json").write_text(json.dumps(run))
+    for scores in (folder / "cells").glob("*.scores.npy"):
+        scores.unlink()
+    ended = deltakit("compare", "--methods", "adapter,lora,fusion", *small, "--out", folder)
+    assert ended.code == 0, ended.err
+    assert trainings.count == 0
+    assert (folder / "results.csv").read_text() == (finished.folder / "results.csv").read_text()
+    (note,) = RunFolder(folder).run_record().notes[len(run["notes"]) :]
+    assert note.startswith("The cells were run with different versions of torch: 1.0, ")
