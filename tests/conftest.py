@@ -8,7 +8,9 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import importlib
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,3 +204,25 @@ class Golden:
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Golden values, for each base in turn."""
     return Golden(request.param)
+
+
+@pytest.fixture
+def forgets_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What users' files register is forgotten at the end of the test."""
+    from deltakit import _imports
+    from deltakit.compare.stats.metrics import METRICS
+    from deltakit.compare.tasks import TASKS
+    from deltakit.compare.tasks.kinds import KINDS
+    from deltakit.core.method import CLASSES, METHODS
+
+    importlib.import_module("deltakit.methods")
+    importlib.import_module("deltakit.interop")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(_imports, "_LOADED", {})
+    for registry in (METHODS, CLASSES, METRICS, KINDS, TASKS):
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("deltakit_import_", "users_")):
+            del sys.modules[name]

@@ -160,7 +160,7 @@ class Family:
     parts: tuple[str, ...] = ()
 
 
-FAMILIES: Registry[Family] = Registry("model type")
+FAMILIES: Registry[Family] = Registry("model type", group="families")
 
 
 def register_family(family: Family) -> Family:

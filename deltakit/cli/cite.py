@@ -2,9 +2,12 @@
 
 import click
 
+from deltakit.cli.options import import_option
+
 
 @click.command()
 @click.argument("method")
+@import_option
 def cite(method: str) -> None:
     """Print the BibTeX entry of METHOD's paper, e.g. of lora or houlsby."""
     import deltakit as dk

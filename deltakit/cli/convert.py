@@ -2,6 +2,8 @@
 
 import click
 
+from deltakit.cli.options import import_option
+
 
 @click.command(
     epilog="""\b
@@ -19,6 +21,7 @@ Exit code 0: written. 2: it cannot be carried over exactly, and nothing was writ
     metavar="MODEL",
     help="What SRC was made on: shipped name, local folder or Hub name. [what SRC names]",
 )
+@import_option
 def convert(src: str, dst: str, to: str, base: str | None) -> None:
     """Write the deltas of SRC, a folder or a Hub name, to the folder DST in another format.
 

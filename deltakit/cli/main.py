@@ -7,10 +7,13 @@ import click
 from deltakit import __version__
 from deltakit.cli.cite import cite
 from deltakit.cli.compare import compare
+from deltakit.cli.completion import completion
 from deltakit.cli.convert import convert
+from deltakit.cli.listing import list_names
 from deltakit.cli.methods import methods
 from deltakit.cli.plan import plan
 from deltakit.cli.report import report
+from deltakit.cli.shipped_plans import copy, show
 from deltakit.cli.sites import sites
 from deltakit.cli.summary import summary
 from deltakit.errors import DeltakitError
@@ -29,7 +32,20 @@ def cli() -> None:
     """
 
 
-for _command in (compare, plan, report, methods, sites, summary, convert, cite):
+for _command in (
+    compare,
+    plan,
+    report,
+    methods,
+    list_names,
+    show,
+    copy,
+    sites,
+    summary,
+    convert,
+    cite,
+    completion,
+):
     cli.add_command(_command)
 
 
@@ -45,7 +61,7 @@ def _in_one_line(error: OSError) -> str:
 def main() -> None:
     """Runs the command line. Wrong input is one line on stderr and exit code 2."""
     try:
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(prog_name="deltakit", standalone_mode=False))
     except click.ClickException as error:
         click.echo(f"deltakit: {error.format_message()} Try --help.", err=True)
         sys.exit(2)

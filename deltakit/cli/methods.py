@@ -2,8 +2,11 @@
 
 import click
 
+from deltakit.cli.options import import_option
+
 
 @click.command()
+@import_option
 def methods() -> None:
     """List the methods by their short names, with their settings and defaults."""
     import dataclasses

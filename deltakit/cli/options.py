@@ -1,11 +1,13 @@
 """The options that name a plan, shared by ``compare`` and ``plan``, and how they become one."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deltakit.cli.shipped_plans import shipped_plans
 from deltakit.errors import InvalidConfig, unknown
 
 if TYPE_CHECKING:
@@ -51,10 +53,7 @@ def config_file(value: Path) -> Path:
     """
     if value.is_file():
         return value
-    package = Path(__file__).parents[1]
-    # A wheel carries the plans in the package; a checkout has them beside it.
-    homes = [home for home in (package / "_configs", package.parent / "configs") if home.is_dir()]
-    shipped = {file.stem: file for home in reversed(homes) for file in home.glob("*.yaml")}
+    shipped = shipped_plans()
     if str(value) not in shipped:
         raise unknown("--config", str(value), shipped, hint="Or give a YAML file that exists.")
     return shipped[str(value)]
@@ -74,13 +73,54 @@ def read_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
         raise InvalidConfig(f"--config {value} cannot be read: {line}") from None
     if not isinstance(content, dict):
         raise InvalidConfig(f"--config {value} must hold keys such as 'methods: adapter,lora'.")
-    known = {p.name: p for p in ctx.command.params if p.name and p.name != param.name}
+    known = {
+        spelling.lstrip("-").replace("-", "_"): each
+        for each in ctx.command.params
+        for spelling in each.opts
+        if each.name != param.name
+    }
     settings = {str(key).replace("-", "_"): item for key, item in content.items()}
     for key in settings:
         if key not in known:
-            raise unknown("key", key, known, hint=f"It stands in {value}.")
-    joined = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in settings.items()}
-    ctx.default_map = {**(ctx.default_map or {}), **joined}
+            raise unknown("key", key, known, hint=f"It is in {value}.")
+    defaults = {known[key].name or key: _as_typed(known[key], it) for key, it in settings.items()}
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _as_typed(option: click.Parameter, item: Any) -> Any:
+    """A YAML file's value as the command line would have it: lists are joined by commas."""
+    if option.multiple:
+        return item if isinstance(item, list) else [item]
+    return ",".join(map(str, item)) if isinstance(item, list) else item
+
+
+def read_imports(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Imports users' files before any name is looked up."""
+    del ctx, param
+    from deltakit._imports import import_extension
+
+    for name in value:
+        import_extension(name)
+    return value
+
+
+_IMPORT = partial(
+    click.option,
+    "--import",
+    "imports",
+    multiple=True,
+    metavar="FILE|MODULE",
+    callback=read_imports,
+    help="A Python file or module that registers methods, metrics, tasks, kinds, ... of your own. "
+    "May be given several times.",
+)
+
+
+def import_option(function: F) -> F:
+    """Gives a command the option ``--import``."""
+    return _IMPORT(expose_value=False)(function)
 
 
 _OPTIONS = (
@@ -116,7 +156,9 @@ _OPTIONS = (
         "task usually has]",
     ),
     click.option(
+        "--weights",
         "--bases",
+        "bases",
         default=None,
         metavar="A,B,...",
         help="How the model's weights are held: fp32, bf16, int8, nf4, fp4. [fp32]",
@@ -180,6 +222,7 @@ _OPTIONS = (
 
 def plan_options(function: F) -> F:
     """Gives a command the options that name a plan."""
+    function = _IMPORT()(function)
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from deltakit.cli.options import import_option
 from deltakit.errors import InvalidConfig
 
 
@@ -19,6 +20,7 @@ Exit code 0: written. 2: the runs do not compare, and nothing was written."""
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Where joined runs go. [a single run's folder]"
 )
+@import_option
 def report(folders: tuple[Path, ...], out: Path | None) -> None:
     """Write the tables and plots of a run anew, and print the table.
 

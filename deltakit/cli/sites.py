@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deltakit.cli.options import import_option
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Read the sites off the modules (of a model with its weights), and show the evidence.",
 )
+@import_option
 def sites(model: str, infer: bool) -> None:
     """Show the sites of MODEL: where each is, its widths, in how many layers.
 

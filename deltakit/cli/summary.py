@@ -2,10 +2,13 @@
 
 import click
 
+from deltakit.cli.options import import_option
+
 
 @click.command()
 @click.argument("model")
 @click.option("--method", required=True, help="A method, e.g. lora[rank=16].")
+@import_option
 def summary(model: str, method: str) -> None:
     """Count METHOD's parameters on MODEL, site by site. No weights are read."""
     import deltakit as dk

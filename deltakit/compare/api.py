@@ -14,6 +14,7 @@ from deltakit.compare.plan.request import FULL_PRECISION
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.records.run import (
+    ImportRecord,
     ModelRecord,
     PlanRecord,
     RunRecord,
@@ -28,10 +29,12 @@ from deltakit.compare.report.write import write_reports
 from deltakit.compare.run.engines import Engine, Local
 from deltakit.compare.run.progress import Progress, Silent
 from deltakit.compare.run.queue import Failures, job_of, silence_libraries
+from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.stats.significance import CONFIDENCE, DRAWS, LEVEL, POWER
 from deltakit.compare.store.join_runs import join
 from deltakit.compare.store.run_folder import RunFolder, open_run
 from deltakit.compare.tasks.task import TaskData
+from deltakit.errors import InvalidConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ def report_joined(folders: Sequence[Path], out: Path) -> Results:
 def collect(folder: RunFolder, *, reused: int) -> Results:
     """Reads what the folder holds, in the plan's order, and writes the reports."""
     run = folder.run_record()
+    _check_metric(run)
     ids = [cell.id for cell in run.plan.cells]
     classes = run.target.labels
     stored = {each: result for each in ids if (result := folder.result(each)) is not None}
@@ -131,6 +135,16 @@ def collect(folder: RunFolder, *, reused: int) -> Results:
     return Results(
         folder=folder.path, results=results, predictions=predictions, run=run, reused=reused
     )
+
+
+def _check_metric(run: RunRecord) -> None:
+    """Raises `InvalidConfig` for a metric of a user's file that was not imported here."""
+    if run.imports and run.task.metric not in METRICS:
+        files = " ".join(f"--import {each.name}" for each in run.imports)
+        raise InvalidConfig(
+            f"the metric {run.task.metric!r} is not known: the run imported files that are not "
+            f"imported here. Repeat the command with {files}"
+        )
 
 
 def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> CellExtras:
@@ -182,6 +196,10 @@ def describe(plan: Plan) -> RunRecord:
         code=code_version(),
         versions=library_versions(),
         machines=(this_machine(),),
+        imports=tuple(
+            ImportRecord(name=each.name, path=each.path, sha256=each.sha256)
+            for each in plan.imports
+        ),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
 

@@ -382,8 +382,10 @@ class Entry:
         return self.cls(**{**dict(self.preset), **fields})
 
 
-METHODS: Registry[Entry] = Registry("method", hint="`deltakit methods` describes them.")
-CLASSES: Registry[type[Method]] = Registry("method class")
+METHODS: Registry[Entry] = Registry(
+    "method", hint="`deltakit methods` describes them.", group="methods"
+)
+CLASSES: Registry[type[Method]] = Registry("method class", group="methods")
 CLASSES.add("Sum", Sum)
 
 M = TypeVar("M", bound=type[Method])

@@ -66,5 +66,5 @@ class Standalone(Format):
         self.write_alone(folder, checkpoint)
 
 
-FORMATS: Registry[Format] = Registry("format")
+FORMATS: Registry[Format] = Registry("format", group="formats")
 """By the name that ``format=`` and ``--to`` take."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
+from deltakit._imports import Extension
 from deltakit.compare.adapted import adapted_model
 from deltakit.compare.plan.lr_search import TUNING_SEED
 from deltakit.compare.plan.request import Budget, Request
@@ -40,6 +41,8 @@ class Training:
     rates: tuple[float, ...]
     seed: int
     members: tuple["Member", ...] = ()
+    code: tuple[str, ...] = ()
+    """SHA-256 of the users' files that its method and its kind of task come from."""
 
     @property
     def lr(self) -> float:
@@ -60,6 +63,7 @@ class Training:
             "rates": self.rates,
             "seed": self.seed,
             "members": [[m.name, m.id] for m in self.members],
+            **_code(self.code),
         }
         return content_id(content)
 
@@ -102,6 +106,8 @@ class Cell:
     max_eval_samples: int | None
     training: Training | None
     latency: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    """SHA-256 of the users' files that its kind of task and its metric come from."""
 
     @property
     def id(self) -> str:
@@ -115,6 +121,7 @@ class Cell:
             "max_eval_samples": self.max_eval_samples,
             "training": None if self.training is None else self.training.id,
             "latency": self.latency,
+            **_code(self.code),
         }
         return content_id(content)
 
@@ -129,6 +136,7 @@ class Plan:
     cells: tuple[Cell, ...]
     roles: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    imports: tuple[Extension, ...] = ()
 
     @property
     def id(self) -> str:
@@ -187,6 +195,11 @@ def at_seed(training: Training, seed: int) -> Training:
 
 def _has_members(cell: Cell) -> bool:
     return cell.training is not None and bool(cell.training.members)
+
+
+def _code(hashes: tuple[str, ...]) -> dict[str, Any]:
+    """Nothing where all code is installed: its ids are those of earlier versions."""
+    return {"code": hashes} if hashes else {}
 
 
 def content_id(content: Any) -> str:

@@ -111,6 +111,7 @@ class Request:
         label_separator: the text between several labels in one cell of a table.
         protocol: how often things are measured; by default that of the environment variable
             ``DELTAKIT_PROTOCOL``.
+        imports: Python files and modules that register what the request names.
     """
 
     methods: tuple[str, ...]
@@ -134,6 +135,7 @@ class Request:
     label_column: str | None = None
     label_separator: str | None = None
     protocol: Protocol = field(default_factory=Protocol.from_environment)
+    imports: tuple[str, ...] = ()
 
 
 def profile(name: str) -> Profile:

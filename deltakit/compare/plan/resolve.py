@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
+from deltakit._imports import code_of, import_extension
 from deltakit.compare.adapted import adapted_model
 from deltakit.compare.plan.limits import check_shapes, check_tokens, cut_length, longest_input
 from deltakit.compare.plan.lr_search import GRID, rates
@@ -49,6 +50,7 @@ def build_plan(request: Request) -> Plan:
     """
     if not request.methods:
         raise InvalidConfig("--methods is empty. Name at least one, for example --methods lora.")
+    imports = tuple(map(import_extension, request.imports))
     check_whole(request, seeds=request.seeds, trials=request.trials)
     _check_search(request)
     methods = _methods(request.methods)
@@ -73,6 +75,7 @@ def build_plan(request: Request) -> Plan:
         cells=cells,
         roles=_roles(request, methods),
         notes=(*_notes(methods, bases), *sizes, *lengths),
+        imports=imports,
     )
     try_out(plan)
     return plan
@@ -300,6 +303,7 @@ def _cells(
             rates=_rates(request, method),
             seed=seed,
             members=members,
+            code=code_of(method, data.kind),
         )
 
     def cell(label: str, base: BaseChoice, its: Training | None) -> Cell:
@@ -313,6 +317,7 @@ def _cells(
             max_eval_samples=request.budget.max_eval_samples,
             training=its,
             latency=tuple(str(shape_of(text)) for text in request.latency),
+            code=code_of(target.kind, METRICS.get(target.metric)),
         )
 
     def combined(method: CombiningMethod, base: BaseChoice) -> Training:

@@ -149,6 +149,21 @@ class CodeVersion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportRecord:
+    """A user's file that was imported for the run.
+
+    Attributes:
+        name: as the user typed it.
+        path: the file, absolute.
+        sha256: of its bytes, in hex.
+    """
+
+    name: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Statistics:
     """The constants of the intervals and tests.
 
@@ -186,6 +201,7 @@ class RunRecord:
         machines: where the run was started; several where runs were joined.
         created: when it was started, in UTC.
         joined: the folders that were joined to this one.
+        imports: the users' files that registered methods, metrics, tasks or kinds.
     """
 
     id: str = ""
@@ -204,6 +220,7 @@ class RunRecord:
     machines: tuple[Machine, ...] = ()
     created: str = ""
     joined: tuple[str, ...] = ()
+    imports: tuple[ImportRecord, ...] = ()
 
     @property
     def target(self) -> TaskRecord:
@@ -262,6 +279,7 @@ class RunRecord:
             machines=tuple(Machine(**each) for each in _flat(data["machine"])),
             created=data["created"],
             joined=tuple(data.get("joined", ())),
+            imports=tuple(ImportRecord(**each) for each in data.get("imports", ())),
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_context
 from typing import TYPE_CHECKING, Any
 
+from deltakit._imports import Parcel
 from deltakit.compare.run.engines.base import POLL, Engine, register_engine
 from deltakit.core.checks import check_whole
 
@@ -94,7 +95,8 @@ class Slot:
 
     def __init__(self, job: "Job", lane: "Lane", environment: dict[str, str], workers: int) -> None:
         self.item: WorkItem | None = None
-        self._job, self._lane, self._workers = job, lane, workers
+        self._parcel = Parcel.pack(job, job.plan.imports)
+        self._lane, self._workers = lane, workers
         self._environment = environment
         self._process: BaseProcess | None = None
 
@@ -109,7 +111,10 @@ class Slot:
             threads=torch.get_num_threads(),
             workers=self._workers,
         )
-        self._process = context.Process(target=_work, args=(self._job, item, environment, theirs))
+        parcel = Parcel.pack(item, ())
+        self._process = context.Process(
+            target=_work, args=(self._parcel, parcel, environment, theirs)
+        )
         self._process.start()
         theirs.close()  # so that the end of the process is the end of what can be read
         self.item = item
@@ -196,7 +201,7 @@ class Wire:
 
 
 def _work(
-    job: "Job", item: "WorkItem", environment: ChildEnvironment, connection: "Connection"
+    its_job: Parcel, its_item: Parcel, environment: ChildEnvironment, connection: "Connection"
 ) -> None:
     """One cell, from beginning to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
@@ -211,6 +216,7 @@ def _work(
 
     torch.set_num_threads(environment.threads)
     silence_libraries()
+    job, item = its_job.unpack(), its_item.unpack()
     wire, device_lock = Wire(connection), device_lock_for(device(), workers=environment.workers)
     context = RunContext(plan=job.plan, folder=job.folder, progress=wire, device_lock=device_lock)
     wire.send(process(context, job, item))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltakit._imports import Parcel
 from deltakit.compare.run.engines.base import POLL, Engine, register_engine
 from deltakit.core.checks import check_whole
 from deltakit.errors import InvalidConfig, MissingExtra
@@ -58,7 +59,7 @@ class Ray(Engine):
         room, needs = _room(ray.nodes())
         task = ray.remote(max_calls=1, max_retries=0, **needs)(_work)
         job = dataclasses.replace(job, folder=RunFolder(job.folder.path.resolve()))
-        common = ray.put(job)
+        common = ray.put(Parcel.pack(job, job.plan.imports))
         lanes = [progress.lane(number) for number in range(min(room, self.workers or room))]
         items = WorkQueue(job, progress.lane(len(lanes)))
         running: dict[Any, tuple[WorkItem, Lane]] = {}
@@ -66,7 +67,10 @@ class Ray(Engine):
             while not items.over or running:
                 while lanes and (item := items.next(busy=len(running))) is not None:
                     lanes[-1].start(item.title, item.units)
-                    running[task.remote(common, item, _environment())] = item, lanes.pop()
+                    running[task.remote(common, Parcel.pack(item, ()), _environment())] = (
+                        item,
+                        lanes.pop(),
+                    )
                 for reference in _ended(ray, list(running)):
                     item, lane = running.pop(reference)
                     _settle(ray, reference, item, items, lane)
@@ -141,20 +145,21 @@ class ProgressSink:
 
 
 def _work(
-    job: "Job", item: "WorkItem", environment: dict[str, str]
+    its_job: Parcel, its_item: Parcel, environment: dict[str, str]
 ) -> "tuple[Outcome, tuple[str, int]]":
     """One cell, from beginning to end."""
     os.environ.update(environment)
     from deltakit.compare.run.context import RunContext
     from deltakit.compare.run.queue import process, silence_libraries
 
+    if Path(environment["PWD"]).is_dir():
+        os.chdir(environment["PWD"])  # a model, a delta or a module may be named from there
+    job, item = its_job.unpack(), its_item.unpack()
     if not job.folder.path.is_dir():
         raise InvalidConfig(
             f"a machine of the cluster does not see the run folder {job.folder.path}. Choose one "
             "with --out that all of them share."
         )
-    if Path(environment["PWD"]).is_dir():
-        os.chdir(environment["PWD"])  # a model or a delta may be named from there
     silence_libraries()
     record = ProgressSink(item.units)
     context = RunContext(plan=job.plan, folder=job.folder, progress=record)
