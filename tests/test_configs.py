@@ -7,7 +7,7 @@ import click
 import pytest
 
 import deltakit as dk
-from deltakit.cli import options
+from deltakit.cli import shipped_plans
 from deltakit.cli.compare import compare
 from deltakit.cli.options import request
 from deltakit.compare.plan.request import Request
@@ -99,7 +99,7 @@ def test_a_wheel_carries_the_configurations_in_the_package(
     package = tmp_path / "deltakit"
     (package / "_configs").mkdir(parents=True)
     (package / "_configs" / "quick.yaml").write_text("methods: head\n")
-    monkeypatch.setattr(options, "__file__", str(package / "cli" / "options.py"))
+    monkeypatch.setattr(shipped_plans, "__file__", str(package / "cli" / "shipped_plans.py"))
     assert read(Path("quick")).methods == ("head",)
 
 

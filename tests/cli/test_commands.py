@@ -18,7 +18,8 @@ from deltakit.core.method import METHODS
 
 Run = Callable[..., Any]
 importlib.import_module("deltakit.methods")  # fills METHODS
-COMMANDS = ("compare", "plan", "report", "methods", "sites", "summary", "convert", "cite")
+COMMANDS = ("compare", "plan", "report", "methods", "list", "show", "copy", "sites", "summary", "convert",
+            "cite", "completion")  # fmt: skip
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -139,7 +140,7 @@ def test_sites_of_a_known_model(
     assert query[-3:] == ["16", "16", "2"]
     assert {"attn.v", "ffn.up", "block.out"} <= {line[1] for line in lines}
     tokens = next(line for line in lines if line[1] == "tokens")
-    assert tokens[0] == "input" and tokens[3:] == ["sequence", "16", "16", "1"]
+    assert tokens[0] == "input" and tokens[3:] == ["input_embeds", "16", "16", "1"]
 
 
 def test_sites_of_an_unknown_model_are_its_repeated_modules(
