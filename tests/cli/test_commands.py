@@ -18,8 +18,10 @@ from deltakit.core.method import METHODS
 
 Run = Callable[..., Any]
 importlib.import_module("deltakit.methods")  # fills METHODS
-COMMANDS = ("compare", "plan", "report", "methods", "list", "show", "copy", "sites", "summary", "convert",
-            "cite", "completion")  # fmt: skip
+COMMANDS = (
+    "compare", "plan", "report", "methods", "list", "show", "copy", "sites", "summary", "convert",
+    "cite", "completion",
+)  # fmt: skip
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
