@@ -33,8 +33,11 @@ if TYPE_CHECKING:
         FusedAdd,
         Mergeable,
         MergesAsFFN,
+        Reads,
+        ReadsEnd,
         Regularised,
         Reparametrised,
+        RewritesWeight,
         Scaling,
         SparselyActive,
     )
@@ -64,10 +67,12 @@ if TYPE_CHECKING:
     from deltakit.methods.adapter import SequentialAdapter
     from deltakit.methods.baselines import FullFineTuning, HeadOnly
     from deltakit.methods.bitfit import BitFit
+    from deltakit.methods.dora import DoRA
     from deltakit.methods.drop import AdapterDrop
     from deltakit.methods.fusion import AdapterFusion
     from deltakit.methods.ia3 import IA3
     from deltakit.methods.lora import LoRA
+    from deltakit.methods.loreft import LoReFT
     from deltakit.methods.mam import MAM
     from deltakit.methods.norms import NormTuning
     from deltakit.methods.parallel import ParallelAdapter
@@ -92,7 +97,10 @@ _HOMES = {
         "FusedAdd",
         "ExtraPositions",
         "Regularised",
+        "Reads",
+        "ReadsEnd",
         "Reparametrised",
+        "RewritesWeight",
         "Scaling",
         "SparselyActive",
         "FFNUnits",
@@ -124,10 +132,12 @@ _HOMES = {
     "deltakit.methods.adapter": ("SequentialAdapter",),
     "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
     "deltakit.methods.bitfit": ("BitFit",),
+    "deltakit.methods.dora": ("DoRA",),
     "deltakit.methods.drop": ("AdapterDrop",),
     "deltakit.methods.fusion": ("AdapterFusion",),
     "deltakit.methods.ia3": ("IA3",),
     "deltakit.methods.lora": ("LoRA",),
+    "deltakit.methods.loreft": ("LoReFT",),
     "deltakit.methods.mam": ("MAM",),
     "deltakit.methods.norms": ("NormTuning",),
     "deltakit.methods.parallel": ("ParallelAdapter",),
@@ -150,6 +160,7 @@ __all__ = [
     "CustomSum",
     "Delta",
     "DeltakitError",
+    "DoRA",
     "ExtraPositions",
     "FFNUnits",
     "Family",
@@ -161,6 +172,7 @@ __all__ = [
     "Insertion",
     "LayerStack",
     "LoRA",
+    "LoReFT",
     "Location",
     "Mean",
     "MergeReport",
@@ -177,8 +189,11 @@ __all__ = [
     "Placement",
     "PrefixTuning",
     "PromptTuning",
+    "Reads",
+    "ReadsEnd",
     "Regularised",
     "Reparametrised",
+    "RewritesWeight",
     "Scaling",
     "SequentialAdapter",
     "Site",

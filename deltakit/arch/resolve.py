@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from deltakit.arch.base_weight import ModuleLinear
 from deltakit.arch.family import FAMILIES, Family, LayerStack, Location, Tokens
 from deltakit.core.site import LINEAR_SITES, Handle, HookKind, Site
 from deltakit.errors import UnknownArchitecture, UnknownName
@@ -187,6 +188,7 @@ def _stack_handles(
             module = _submodule(layer, location.path, model)
             reader = None if location.reads is None else _submodule(layer, location.reads, model)
             d_in, d_out = measure.of(site, location)
+            columns = None if location.columns is None else location.columns(config)
             yield Handle(
                 site=site,
                 stack=stack.name,
@@ -198,7 +200,8 @@ def _stack_handles(
                 activation=_activation(config, stack),
                 d_in=d_in,
                 d_out=d_out,
-                columns=None if location.columns is None else location.columns(config),
+                columns=columns,
+                linear=ModuleLinear(module, columns) if site in LINEAR_SITES else None,
                 dtype=_dtype(module, layer, model.dtype),
                 device=_device(module, layer),
             )

@@ -6,22 +6,48 @@ can do is a small abstract class of its own (`Mergeable`, `Regularised`), never 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class Reads(Enum):
+    """An input of a form's `forward`."""
+
+    SOURCE = "source"
+    """The insertion's choice: h where it is sequential, x where it is parallel."""
+    INPUT = "x"
+    """x, the direct input of the sub-module, ``(..., d_in)``."""
+    REPRESENTATION = "h"
+    """h, the representation that is changed, ``(..., d_out)``."""
+    MASK = "mask"
+    """``(..., n)``, true for real tokens and false for padding.
+
+    The last columns are those of the tokens of x and h; cached tokens come before them, so n is
+    greater than the number of tokens where a cached sequence goes on. All true without a mask.
+    """
+    POSITION_IDS = "position_ids"
+    """``(..., tokens)``, the number of each token in the sequence."""
+
+
 class Delta(nn.Module, ABC):
-    """A change Δh to a representation h, computed from what the insertion hands over.
+    """A change Δh to a representation h, computed from the inputs that it asks for.
 
     Shapes: in ``(..., d)``, out ``(..., d_out)`` of the handle it was made for. It computes in the
-    dtype of its own parameters; whoever calls it casts at the boundary.
+    dtype of its own parameters; the caller casts at the boundary. Where rows of a batch have deltas
+    of their own, it may be called for one row, without the axis of rows.
+
+    Attributes:
+        reads: the inputs of `forward`, in its order. By default one, of the insertion's choice.
     """
 
+    reads: ClassVar[tuple[Reads, ...]] = (Reads.SOURCE,)
+
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Δh for the input `x`."""
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """Δh. A form has one parameter for each of `reads`: usually ``forward(self, x)``."""
 
 
 def overrides_both(form: type, name: str) -> bool:
@@ -135,6 +161,26 @@ class Mergeable(ABC):
     @abstractmethod
     def weight_change(self) -> Tensor:
         """ΔW of shape ``(d_out, d_in)``, so that f(x) = x ΔWᵀ when dropout is off."""
+
+
+class RewritesWeight(ABC):
+    """A delta at one linear with which the linear is a linear again, of another weight."""
+
+    @abstractmethod
+    def rewritten(self, weight: Tensor) -> Tensor:
+        """The weight W', ``(d_out, d_in)``, for which h + f = x W'ᵀ + b where h = x Wᵀ + b.
+
+        Args:
+            weight: W, of the same shape, in single precision at least.
+        """
+
+
+class ReadsEnd(ABC):  # noqa: B024
+    """A form whose change depends on where the sequence ends.
+
+    A token's change is another when further tokens follow. So generation with a cache, which
+    changes a token once, is not generation without.
+    """
 
 
 class Scaling(ABC):

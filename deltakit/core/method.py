@@ -58,7 +58,8 @@ class Placement:
         insertion: what the form reads.
         scale: the s of h <- h + s Δh.
         optional: whether a model without this site is fine (it is an error otherwise).
-        omitted: the layers without this delta, of every stack.
+        layers: the layers with this delta, of every stack; None for all.
+        omitted: those of them without it.
         omitted_stacks: the stacks without this delta, by name.
         drop_up_to: in training, each batch leaves the lowest n layers out, n drawn from 0 to this.
     """
@@ -68,6 +69,7 @@ class Placement:
     insertion: Insertion
     scale: float = 1.0
     optional: bool = False
+    layers: frozenset[int] | None = None
     omitted: frozenset[int] = frozenset()
     omitted_stacks: frozenset[str] = frozenset()
     drop_up_to: int = 0

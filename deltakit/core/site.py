@@ -4,6 +4,7 @@ The names follow He et al. (2022, arXiv:2110.04366): attention and feed-forward 
 projections, and the stream that leaves the block.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import assert_never
@@ -117,6 +118,18 @@ class Columns:
         return f"[{self.first}:{end}{every}]"
 
 
+class BaseLinear(ABC):
+    """One linear projection of the base as it is now, or the site's columns of it."""
+
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """The weight ``(d_out, d_in)`` that it computes with, in single precision at least."""
+
+    @abstractmethod
+    def bias(self) -> Tensor | None:
+        """The bias ``(d_out,)``, in single precision at least, or None."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Handle:
     """One site of one layer of one model, ready to be read and written.
@@ -139,6 +152,7 @@ class Handle:
         position: at the sequence of tokens, how many stay in front of those that a delta adds.
         embeddings: at the sequence of tokens, the module that turns ids into vectors.
         scale: at the table of embeddings, what it multiplies its vectors by.
+        linear: at a linear projection, its weight and bias.
         limit: at the tokens' positions, how many the model knows; None where there is no end.
     """
 
@@ -158,6 +172,7 @@ class Handle:
     position: int = 0
     embeddings: nn.Module | None = None
     scale: float = 1.0
+    linear: BaseLinear | None = None
     limit: int | None = None
 
     @property

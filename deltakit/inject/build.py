@@ -101,6 +101,7 @@ def _build_leaves(
                 placement.scale,
                 gate=gates.setdefault(up_to, LayerDrop(up_to)) if up_to else None,
                 layer=handle.layer,
+                stack=handle.stack,
             )
             attached.leaves[handle.key] = (*attached.leaves.get(handle.key, ()), leaf)
 
@@ -113,10 +114,17 @@ def _handles(attachments: Attachments, placement: Placement) -> list[Handle]:
             f"this model has no site {placement.site.value!r}{_why(placement.site)}. It has: "
             f"{', '.join(sites)}. Take a method whose sites are among these."
         )
+    chosen = placement.layers
     check_layers(attachments, {*placement.omitted, placement.drop_up_to - 1} - {-1})
+    check_layers(attachments, chosen or (), action="chosen")
     check_stacks(attachments, placement.omitted_stacks)
     kept = [handle for handle in found if handle.stack not in placement.omitted_stacks]
-    return [handle for handle in kept if not left_out(handle, placement.omitted)]
+    return [
+        handle
+        for handle in kept
+        if not left_out(handle, placement.omitted)
+        and (chosen is None or handle.layer in chosen or not handle.in_a_layer)
+    ]
 
 
 def left_out(handle: Handle, layers: frozenset[int]) -> bool:
@@ -134,13 +142,13 @@ def check_stacks(attachments: Attachments, stacks: Iterable[str]) -> None:
         )
 
 
-def check_layers(attachments: Attachments, layers: Iterable[int]) -> None:
+def check_layers(attachments: Attachments, layers: Iterable[int], action: str = "dropped") -> None:
     """Raises `InvalidConfig` unless some stack of the model has every one of `layers`."""
     depth = 1 + max(handle.layer for handle in attachments.handles.values())
     for layer in sorted(layers):
         if not 0 <= layer < depth:
             raise InvalidConfig(
-                f"layer {layer} cannot be dropped: this model has layers 0 to {depth - 1}. "
+                f"layer {layer} cannot be {action}: this model has layers 0 to {depth - 1}. "
                 "Name some of those."
             )
 

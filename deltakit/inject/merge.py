@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltakit.arch.base_weight import bias_vector, weight_matrix
 from deltakit.arch.resolve import linear_widths
-from deltakit.core.delta import FFNUnits, Mergeable, MergesAsFFN, Scaling, precise
+from deltakit.core.delta import FFNUnits, Mergeable, MergesAsFFN, RewritesWeight, Scaling, precise
 from deltakit.core.site import Handle, HookKind, Insertion, Site
 from deltakit.errors import NotMergeable, UnknownArchitecture
 from deltakit.inject.attachments import Attachments, Merged, need_attachments
@@ -138,12 +139,12 @@ class _Stage:
         """As ``(out, in)``."""
         if handle.path not in self.originals:
             self.handles[handle.path] = handle
-            self.originals[handle.path] = _matrix(self.module(handle.path))
+            self.originals[handle.path] = weight_matrix(self.module(handle.path))
         return self.weights.get(handle.path, self.originals[handle.path])
 
     def bias(self, handle: Handle) -> Tensor | None:
         bias = self.biases.get(handle.path)
-        return _bias(self.module(handle.path)) if bias is None else bias
+        return bias_vector(self.module(handle.path)) if bias is None else bias
 
     def module(self, path: str) -> nn.Module:
         """What is in the model there now."""
@@ -160,7 +161,8 @@ class _Stage:
             if isinstance(value, nn.Module) and not effect:
                 value = self.module(path)  # quantising again would change what no delta does
             merged.setdefault(name, set_weight(self.model, name, _frozen(value)))
-            error = float(torch.linalg.norm(_matrix(self.module(path)) - weight)) if effect else 0.0
+            found = weight_matrix(self.module(path))
+            error = float(torch.linalg.norm(found - weight)) if effect else 0.0
             yield MergedLinear(path=path, effect=effect, error=error)
         for path, bias in self.biases.items():
             name = f"{path}.bias"
@@ -244,12 +246,15 @@ class _Fold(_Change):
     handle: Handle
     factor: Tensor | None
     change: Tensor | None
+    rewrites: tuple[tuple[float, RewritesWeight], ...] = ()
 
     def make(self, stage: _Stage) -> None:
         weight, bias, path = stage.weight(self.handle), stage.bias(self.handle), self.handle.path
-        rows = self._rows(weight)
+        rows = before = self._rows(weight)
         rows = rows if self.factor is None else rows * self.factor[:, None]
         rows = rows if self.change is None else rows + self.change
+        for scale, delta in self.rewrites:
+            rows = rows + scale * (precise(delta.rewritten(before)) - before)
         stage.weights[path] = self._with_rows(weight, rows)
         if self.factor is not None and bias is not None:
             stage.biases[path] = self._with_rows(bias, self._rows(bias) * self.factor)
@@ -302,20 +307,6 @@ def _swap(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, -1)
 
 
-def _matrix(module: nn.Module) -> Tensor:
-    """The weight as ``(out, in)``, in single precision at least."""
-    codec = codec_of(module)
-    if codec is not None:
-        return codec.weight(module)
-    weight = precise(module.get_parameter("weight").detach())
-    return weight if isinstance(module, nn.Linear) else weight.T
-
-
-def _bias(module: nn.Module) -> Tensor | None:
-    bias = module._parameters.get("bias")
-    return None if bias is None else precise(bias.detach())
-
-
 # ------------------------------------------------------------------------ what the deltas come to
 
 
@@ -335,13 +326,15 @@ def _change(handles: Mapping[str, Handle], handle: Handle, node: Node) -> _Chang
 
 
 def _fold(handle: Handle, leaves: tuple[PlacedDelta, ...]) -> _Change:
-    factors, changes = [], []
+    factors, changes, rewrites = [], [], []
     for leaf in leaves:
         delta = leaf.delta
         if isinstance(delta, Scaling) and leaf.insertion is Insertion.SEQUENTIAL:
             factors.append(leaf.scale * (precise(delta.factor().detach()) - 1))
         elif isinstance(delta, Mergeable) and _beside(handle, leaf):
             changes.append(leaf.scale * precise(delta.weight_change().detach()))
+        elif isinstance(delta, RewritesWeight) and _is_own_input(handle):
+            rewrites.append((leaf.scale, delta))
         else:
             raise NotMergeable(
                 f"{type(delta).__name__} at {handle.key!r} does not fold into a weight: it is no "
@@ -352,7 +345,7 @@ def _fold(handle: Handle, leaves: tuple[PlacedDelta, ...]) -> _Change:
     if handle.hook_kind is HookKind.INPUT and factor is not None:
         return _RescaledInput(handle=handle, factor=factor)
     change = torch.stack(changes).sum(0) if changes else None
-    return _Fold(handle=handle, factor=factor, change=change)
+    return _Fold(handle=handle, factor=factor, change=change, rewrites=tuple(rewrites))
 
 
 def _wider(
@@ -388,7 +381,7 @@ def _obstacle(handle: Handle, up: Handle, down: Handle, units: FFNUnits) -> str 
     if _EQUAL.get(ours, ours) != _EQUAL.get(theirs, theirs):
         return f"the feed-forward's nonlinearity is {theirs!r}, the adapter's {ours!r}"
     for each, bias in ((up, units.down_bias), (down, units.up_bias)):
-        if _bias(each.module) is None and bias.any():
+        if bias_vector(each.module) is None and bias.any():
             return f"{each.path!r} has no bias to take the adapter's"
     return None
 
@@ -438,11 +431,12 @@ def _check_alone(model: nn.Module, handle: Handle) -> None:
 
 
 def _beside(handle: Handle, leaf: PlacedDelta) -> bool:
-    return (
-        leaf.insertion is Insertion.PARALLEL
-        and handle.hook_kind is HookKind.OUTPUT
-        and handle.reader is None  # x is the linear's own input
-    )
+    return leaf.insertion is Insertion.PARALLEL and _is_own_input(handle)
+
+
+def _is_own_input(handle: Handle) -> bool:
+    """Whether x is the linear's own input, and h what it returns."""
+    return handle.hook_kind is HookKind.OUTPUT and handle.reader is None
 
 
 def _terms(node: Node) -> tuple[PlacedDelta, ...] | None:

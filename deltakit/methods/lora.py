@@ -196,15 +196,12 @@ class LoRA(Summable):
         check_fraction(self, dropout=self.dropout)
         check_choice(self, ("gaussian", "kaiming"), initialisation=self.initialisation)
         check_bool(self, rslora=self.rslora)
-        object.__setattr__(self, "targets", _names(self.targets))
+        object.__setattr__(self, "targets", target_names(self, self.targets))
         self.sites()
 
     def sites(self) -> tuple[Site, ...]:
         """The targets as sites, each once, in the order of the vocabulary."""
-        if self.targets == ("all",):
-            return LINEAR_SITES
-        wanted = {_site(target) for target in self.targets}
-        return tuple(site for site in TARGETS if site in wanted)
+        return target_sites(self.targets, TARGETS)
 
     def placements(self) -> tuple[Placement, ...]:
         scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
@@ -257,20 +254,31 @@ class LoRA(Summable):
         return replace(self, rank=rank, alpha=rank, rslora=False)
 
 
-def _names(targets: object) -> tuple[str, ...]:
+def target_names(owner: object, targets: object) -> tuple[str, ...]:
+    """The names of a method's targets, one or several. Raises `InvalidConfig`."""
+    kind = type(owner).__name__
     names = (targets,) if isinstance(targets, str) else targets
     if not isinstance(names, tuple | list) or not all(isinstance(n, str) for n in names):
-        raise InvalidConfig(f"LoRA(targets={targets!r}): name sites, for example ('q', 'v').")
+        raise InvalidConfig(f"{kind}(targets={targets!r}): name sites, for example ('q', 'v').")
     if not names or ("all" in names and len(names) > 1):
         raise InvalidConfig(
-            f"LoRA(targets={targets!r}): name at least one site, for example 'q', or 'all' alone."
+            f"{kind}(targets={targets!r}): name at least one site, for example 'q', or 'all' alone."
         )
     return tuple(names)
 
 
-def _site(name: str) -> Site:
-    names = {site.value: site for site in TARGETS}
-    names |= {site.value.rpartition(".")[2]: site for site in TARGETS}
-    if name not in names:
-        raise unknown("LoRA target", name, [*names, "all"])
-    return names[name]
+def target_sites(targets: tuple[str, ...], choices: tuple[Site, ...]) -> tuple[Site, ...]:
+    """Targets as sites, each once, in the order of `choices`; "all" is every linear projection.
+
+    Raises:
+        UnknownName: a target that is none of `choices`, by its full name or its last word.
+    """
+    if targets == ("all",):
+        return LINEAR_SITES
+    names = {site.value: site for site in choices}
+    names |= {site.value.rpartition(".")[2]: site for site in choices}
+    for target in targets:
+        if target not in names:
+            raise unknown("LoRA target", target, [*names, "all"])
+    wanted = {names[target] for target in targets}
+    return tuple(site for site in choices if site in wanted)

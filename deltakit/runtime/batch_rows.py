@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from deltakit.core.delta import Attending, AuxiliaryLoss, Combiner, compute_dtype
-from deltakit.core.site import Insertion
 from deltakit.runtime.generation import kept_values
-from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal, cast
+from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal
 from deltakit.runtime.row_counts import fitted
 
 Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
@@ -114,24 +113,26 @@ def change_of_rows(node: PerRowNode, parts: tuple[Node, ...], signal: Signal, po
     if all(part is first for part in parts):
         return first.change(signal, port)
     leaves = tuple(part for part in parts if isinstance(part, PlacedDelta))
-    source = signal.h if leaves[0].insertion is Insertion.SEQUENTIAL else signal.x
-    source = cast(source, compute_dtype(leaves[0].delta))
-    return grouped(leaves, node.stacked(leaves), source).to(signal.stream.dtype)
+    inputs = leaves[0].inputs(signal)
+    change = grouped(leaves, node.stacked(leaves), *inputs)
+    return change.to(signal.stream.dtype)
 
 
-def grouped(leaves: Sequence[PlacedDelta], parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-    """``s_i · f_i(x[i])`` for forms of one class and shape, as batched matrix products."""
+def grouped(
+    leaves: Sequence[PlacedDelta], parameters: dict[str, Tensor], x: Tensor, *more: Tensor
+) -> Tensor:
+    """``s_i · f_i(x[i], ...)`` for forms of one class and shape, as batched matrix products."""
     first = leaves[0]
     dtype = compute_dtype(first.delta) or x.dtype  # x may be ids
     scale = torch.tensor([leaf.scale for leaf in leaves], dtype=dtype, device=x.device)
     if first.by_row is not None and x.ndim == 3:
         return first.by_row.by_row(parameters, x, scale.view(-1, 1, 1))
-    change = vmap(partial(_call, first.delta), randomness="different")(parameters, x)
+    change = vmap(partial(_call, first.delta), randomness="different")(parameters, x, *more)
     return change * scale.view(-1, *(1,) * (change.ndim - 1))
 
 
-def _call(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-    return functional_call(module, parameters, (x,))
+def _call(module: nn.Module, parameters: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+    return functional_call(module, parameters, inputs)
 
 
 def _kind(part: Node, chosen: int) -> Any:

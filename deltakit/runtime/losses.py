@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.core.delta import AuxiliaryLoss
-from deltakit.runtime.passes import LossWeight, current_pass
+from deltakit.runtime.passes import current_pass
 
 
 class _AttachLoss(torch.autograd.Function):
     """Returns `change`; the backward pass through it is one through `loss` too."""
 
     @staticmethod
-    def forward(ctx: Any, weight: LossWeight, change: Tensor, loss: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: list[Tensor], change: Tensor, loss: Tensor) -> Tensor:
         ctx.weight, ctx.one = weight, torch.ones_like(loss)
         return change.view_as(change)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        one, value = ctx.one, ctx.weight.value
-        return None, grads[0], one if value is None else one * value.to(one.device, one.dtype)
+        one, weight = ctx.one, ctx.weight
+        return None, grads[0], one * weight[0].to(one.device, one.dtype) if weight else one
 
 
 def run_part(part: nn.Module, *inputs: Any) -> Tensor:

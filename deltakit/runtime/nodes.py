@@ -21,12 +21,14 @@ from deltakit.core.delta import (
     Delta,
     ExtraPositions,
     FusedAdd,
+    Reads,
     compute_dtype,
     overrides_both,
 )
 from deltakit.core.site import Insertion
 from deltakit.runtime.losses import run_part
 from deltakit.runtime.passes import LayerDrop, current_pass
+from deltakit.runtime.reading import Given
 
 
 class Signal(NamedTuple):
@@ -34,12 +36,13 @@ class Signal(NamedTuple):
 
     `x` is the direct input of the sub-module, `h` the representation as a delta reads it, and
     `stream` what a change is added to: h itself, except at a post-LN block's norm, where h is the
-    normalised stream.
+    normalised stream. `rows` are the batch's rows that these are, or None for all of them.
     """
 
     x: Tensor
     h: Tensor
     stream: Tensor
+    rows: Tensor | None = None
 
 
 class Port(ABC):
@@ -109,7 +112,10 @@ class Node(ABC):
     @property
     def reads_input(self) -> bool:
         """Whether any of the deltas reads x."""
-        return any(leaf.insertion is Insertion.PARALLEL for leaf in self.leaves)
+        return any(
+            leaf.insertion is Insertion.PARALLEL or Reads.INPUT in leaf.delta.reads
+            for leaf in self.leaves
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,22 +127,25 @@ class PlacedDelta(Node):
     scale: float = 1.0
     gate: LayerDrop | None = None
     layer: int = 0
+    stack: str = ""
     one_pass: FusedAdd | None = field(init=False)
     by_row: BatchedRows | None = field(init=False)
 
     def __post_init__(self) -> None:
         delta, kind = self.delta, type(self.delta)
-        plain = not isinstance(delta, AuxiliaryLoss)
+        plain = not isinstance(delta, AuxiliaryLoss) and delta.reads == (Reads.SOURCE,)
         quick = plain and isinstance(delta, FusedAdd) and overrides_both(kind, "added")
-        rows = isinstance(delta, BatchedRows) and overrides_both(kind, "by_row")
+        rows = plain and isinstance(delta, BatchedRows) and overrides_both(kind, "by_row")
         object.__setattr__(self, "one_pass", delta if quick else None)
         object.__setattr__(self, "by_row", delta if rows else None)
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         del port
-        change = run_part(self.delta, cast(self._source(signal), compute_dtype(self.delta)))
+        change = run_part(self.delta, *self.inputs(signal))
         if self.scale != 1.0:
             change = change * self.scale
+        if self.delta.reads != (Reads.SOURCE,):  # it may have been given a flat stream by tokens
+            change = change.reshape(signal.stream.shape)
         return change.to(signal.stream.dtype)
 
     def applied(self, signal: Signal, port: Port) -> Tensor:
@@ -146,6 +155,14 @@ class PlacedDelta(Node):
         if self.one_pass is None or not one_dtype or _autocasts(stream):
             return stream + self.change(signal, port)
         return self.one_pass.added(stream, source, self.scale)
+
+    def inputs(self, signal: Signal) -> tuple[Tensor, ...]:
+        """What the form asks for, in its dtype."""
+        dtype, source = compute_dtype(self.delta), self._source(signal)
+        if self.delta.reads == (Reads.SOURCE,):
+            return (cast(source, dtype),)
+        given = Given(source=source, x=signal.x, h=signal.h, rows=signal.rows, stack=self.stack)
+        return tuple(cast(each, dtype) for each in given.all(self.delta.reads))
 
     def _source(self, signal: Signal) -> Tensor:
         return signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
@@ -217,7 +234,7 @@ class SequentialNode(Group):
         first, *rest = [part for part in self.parts if part.present]
         change = total = first.change(signal, port)
         for part in rest:
-            signal = port.advance(signal, change)
+            signal = port.advance(signal, change)._replace(rows=signal.rows)
             change = part.change(signal, port)
             total = port.join([total, change])
         return total

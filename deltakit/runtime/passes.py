@@ -52,13 +52,6 @@ class LayerDrop:
         return int(torch.randint(self.up_to + 1, ()))
 
 
-@dataclass(eq=False)
-class LossWeight:
-    """The weight of one pass's losses in its backward pass; None before that has begun."""
-
-    value: Tensor | None = None
-
-
 @dataclass(kw_only=True, eq=False)
 class Pass:
     """The arguments and random draws of one call of a model. Only the thread of the call uses it.
@@ -67,10 +60,14 @@ class Pass:
         owner: the model's own mark; a pass of another model has another. None outside any call.
         inputs: by name, those of `INPUTS` that the call's module can be given. None for one that
             was not given, and for a mask that is not ``(rows, tokens)``.
+        unread: the names of those that were given in another shape.
+        rows_given: the rows of the call.
+        cached: how many tokens the call's cache held before it.
         dropped: how many of the lowest layers run without their deltas, by the drop that drew it.
         losses: the values of the losses that deltas add in this pass. A recomputed layer adds
             none.
-        loss_weight: the weight of these losses, which recomputed layers share.
+        loss_weight: the weight of these losses, once the backward pass has begun. Recomputed
+            layers share it.
         rows: the numbers of rows, where a `PerRow` is active.
         recomputed: whether a checkpointed layer runs again in the backward pass.
         held: what one port keeps for another, by a key; empty again when the pass is over.
@@ -80,9 +77,12 @@ class Pass:
 
     owner: object = None
     inputs: dict[str, Tensor | None] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+    rows_given: int | None = None
+    cached: int = 0
     dropped: dict[LayerDrop, int] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
-    loss_weight: LossWeight = field(default_factory=LossWeight)
+    loss_weight: list[Tensor] = field(default_factory=list)
     rows: "RowCounts | None" = None
     recomputed: bool = False
     held: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +100,11 @@ class Pass:
         """The numbers ``(rows, tokens)`` that the call gave the stack's tokens, or None."""
         return self._input("position_ids", stack)
 
+    def past(self, stack: str) -> int:
+        """How many tokens of a stack are cached, and not given again in this call."""
+        two_stacks = "decoder_attention_mask" in self.inputs
+        return self.cached if stack in DECODER or not two_stacks else 0
+
     def _input(self, name: str, stack: str) -> Tensor | None:
         decoders = stack in DECODER and "decoder_attention_mask" in self.inputs
         return self.inputs.get(f"decoder_{name}" if decoders else name)
@@ -109,6 +114,9 @@ class Pass:
         return Pass(
             owner=self.owner,
             inputs=self.inputs,
+            unread=self.unread,
+            rows_given=self.rows_given,
+            cached=self.cached,
             dropped=self.dropped,
             losses=self.losses,
             loss_weight=self.loss_weight,
@@ -185,6 +193,19 @@ class PassPort:
             value = args[place] if place < len(args) else kwargs.get(name)
             fits = isinstance(value, Tensor) and value.ndim == 2
             entered.inputs[name] = value if fits else None
+            if value is not None and not fits:
+                entered.unread |= {name}
+        given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        entered.rows_given = next((value.shape[0] for value in given if value.ndim > 1), None)
+        entered.cached = _cached(kwargs)
+
+
+def _cached(kwargs: dict[str, Any]) -> int:
+    """How many tokens a call's cache holds."""
+    cache = kwargs.get("past_key_values")
+    known = callable(getattr(type(cache), "get_seq_length", None))
+    length = cache.get_seq_length() if known else 0
+    return length if isinstance(length, int) else 0
 
 
 class RootPort(PassPort):

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deltakit.core.delta import AuxiliaryLoss, Regularised
 from deltakit.runtime.own_loss import OwnLosses
-from deltakit.runtime.passes import LossWeight, current_pass
+from deltakit.runtime.passes import current_pass
 
 
 class PenaltyPort:
@@ -52,7 +52,7 @@ def _share(model: Any, kwargs: dict[str, Any]) -> Tensor | float:
 class _Step:
     """The weight of one pass's terms in its backward pass."""
 
-    def __init__(self, share: Tensor | float, weight: LossWeight) -> None:
+    def __init__(self, share: Tensor | float, weight: list[Tensor]) -> None:
         self.share = share
         self.weight = weight
         self.own = OwnLosses()
@@ -63,7 +63,7 @@ class _Step:
         given = of_loss if of_loss is not None else own
         one = torch.ones_like(like)
         weight = (one if given is None else given.to(like.device, like.dtype)) * self.share
-        self.weight.value = weight
+        self.weight[:] = [weight]
         return weight
 
 

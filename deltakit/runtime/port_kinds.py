@@ -24,7 +24,7 @@ class AddingPort(Port, ABC):
         rows = len(node.choice) if counts is None else counts.whole()
         flat = signal.stream.ndim == 2 and signal.stream.shape[0] > rows
         if flat:  # some models run their feed-forward on (rows · tokens, d)
-            signal = Signal(*(t.unflatten(0, (rows, -1)) for t in signal))
+            signal = Signal(*(t.unflatten(0, (rows, -1)) for t in signal[:3]))
         change = self._by_row(node.fitted(signal.stream.shape[0]), signal)
         return change.flatten(0, 1) if flat else change
 
@@ -42,8 +42,8 @@ class AddingPort(Port, ABC):
 
 def _rows_of(signal: Signal, index: Tensor) -> Signal:
     """Some rows of a signal; what is one tensor there stays one."""
-    taken = {id(tensor): tensor.index_select(0, index) for tensor in signal}
-    return Signal(*(taken[id(tensor)] for tensor in signal))
+    taken = {id(tensor): tensor.index_select(0, index) for tensor in signal[:3]}
+    return Signal(*(taken[id(tensor)] for tensor in signal[:3]), rows=index)
 
 
 class PositionsPort(Port, ABC):

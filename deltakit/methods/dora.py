@@ -1,0 +1,164 @@
+r"""DoRA: a weight's direction and its length, apart (Liu et al. 2024, arXiv:2402.09353).
+
+    W' = m ⊙ (W + s B A) / ‖W + s B A‖,    m: (d_out),  A: (r, d_in),  B: (d_out, r)
+
+The norm is that of each output's row of weights. As a change of the linear's output, with
+g = m / ‖W + s B A‖ and without its bias:
+
+    Δh = (g - 1) h + g s · x Aᵀ Bᵀ
+
+=================  ===============================================
+axis               value
+=================  ===============================================
+functional form    low rank, and a scale for each output
+insertion          it reads both x and h
+modified           the projections of queries and values by default
+composition        h + Δh
+=================  ===============================================
+
+m starts at ‖W‖ and B at zero, so Δh is zero at the start. The norm is a constant in the backward
+pass, as in section 4.3 of the paper. On a quantised base it is that of the weight which the linear
+computes with.
+
+Where the sources differ. With dropout, the authors' code and PEFT compute (g - 1) x Wᵀ from the
+input that dropout has changed, a second product with W; so does this.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltakit.core.checks import (
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_positive,
+    check_whole,
+)
+from deltakit.core.delta import Delta, Reads, RewritesWeight
+from deltakit.core.method import Method, Paper, Placement, register_method
+from deltakit.core.site import LINEAR_SITES, BaseLinear, Handle, Insertion, Site
+from deltakit.errors import InvalidConfig
+from deltakit.methods.lora import Initialisation, LowRank, target_names, target_sites
+
+
+class WeightDecomposed(Delta, RewritesWeight):
+    """(g - 1) (h - b) + g s · drop(x) Aᵀ Bᵀ. Shapes: x ``(..., d_in)``, h ``(..., d_out)``."""
+
+    reads = (Reads.INPUT, Reads.REPRESENTATION)
+
+    def __init__(self, linear: BaseLinear, pair: LowRank, *, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.dropout = pair.dropout
+        self.lora_A, self.lora_B = pair.lora_A, pair.lora_B
+        self.magnitude = nn.Parameter(linear.weight().norm(dim=1).to(pair.lora_A.device))
+        self._linear = linear
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        weight, bias = self._linear.weight(), self._linear.bias()
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+            base = F.linear(x, weight.to(x.dtype))
+        else:
+            base = h if bias is None else h - bias.to(h.dtype)
+        gain = self._gain(weight)
+        low = F.linear(F.linear(x, self.lora_A), self.lora_B)
+        return (gain - 1) * base + gain * self.scale * low
+
+    def rewritten(self, weight: Tensor) -> Tensor:
+        return self._gain(weight)[:, None] * (weight + self._product())
+
+    def _product(self) -> Tensor:
+        return self.scale * (self.lora_B @ self.lora_A)
+
+    def _gain(self, weight: Tensor) -> Tensor:
+        """g, ``(d_out,)``; no gradient flows through the norm."""
+        norm = (weight + self._product().detach()).norm(dim=1)
+        return self.magnitude / norm.masked_fill(norm == 0, 1).to(self.magnitude.dtype)
+
+
+@register_method("dora")
+@dataclass(frozen=True, kw_only=True)
+class DoRA(Method):
+    """A low-rank change of a weight's direction, and a trained length (Liu et al. 2024).
+
+    Args:
+        rank: r.
+        alpha: α; the low-rank product is scaled by α / r, or α / √r with `rslora`.
+        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), or "all"
+            for every linear projection that the model has.
+        rslora: rank-stabilised scaling.
+        dropout: on x, in training.
+        initialisation: "gaussian" or "kaiming" (the authors' code, PEFT), of A.
+
+    Raises:
+        InvalidConfig: a value out of range.
+        UnknownName: a target that is no linear projection.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    targets: tuple[str, ...] = ("q", "v")
+    rslora: bool = False
+    dropout: float = 0.0
+    initialisation: Initialisation = "gaussian"
+
+    paper: ClassVar[Paper] = Paper(
+        key="liu2024dora",
+        title="DoRA: Weight-Decomposed Low-Rank Adaptation",
+        authors="Liu, Shih-Yang and Wang, Chien-Yi and Yin, Hongxu and Molchanov, Pavlo and Wang, "
+        "Yu-Chiang Frank and Cheng, Kwang-Ting and Chen, Min-Hung",
+        year=2024,
+        venue="International Conference on Machine Learning",
+        arxiv="2402.09353",
+    )
+    learning_rate: ClassVar[float] = 2e-3
+
+    def __post_init__(self) -> None:
+        check_whole(self, rank=self.rank)
+        check_positive(self, alpha=self.alpha)
+        check_fraction(self, dropout=self.dropout)
+        check_choice(self, ("gaussian", "kaiming"), initialisation=self.initialisation)
+        check_bool(self, rslora=self.rslora)
+        object.__setattr__(self, "targets", target_names(self, self.targets))
+        self.sites()
+
+    def sites(self) -> tuple[Site, ...]:
+        """The targets as sites, each once, in the order of the vocabulary."""
+        return target_sites(self.targets, LINEAR_SITES)
+
+    @property
+    def scale(self) -> float:
+        """s, the factor of the low-rank product."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    def placements(self) -> tuple[Placement, ...]:
+        return tuple(
+            Placement(
+                site=site,
+                make_delta=self.form,
+                insertion=Insertion.PARALLEL,
+                optional=self.targets == ("all",),
+            )
+            for site in self.sites()
+        )
+
+    def form(self, handle: Handle) -> Delta:
+        """The decomposed change of one projection."""
+        if handle.linear is None:
+            raise InvalidConfig(f"DoRA: {handle.path!r} is no linear projection, so has no weight.")
+        pair = LowRank(
+            handle.d_in,
+            handle.d_out,
+            rank=self.rank,
+            dropout=self.dropout,
+            initialisation=self.initialisation,
+        )
+        return WeightDecomposed(handle.linear, pair, scale=self.scale)
+
+    def sized(self, width: int) -> Method:
+        """Another rank, at the same scale of the product."""
+        return replace(self, rank=width, alpha=self.scale * (width**0.5 if self.rslora else width))

@@ -1,0 +1,161 @@
+r"""LoReFT: a low-rank edit of the stream at some tokens (Wu et al. 2024, arXiv:2404.03592).
+
+    Δh = Rᵀ (W h + b - R h),    R: (r, d) with orthonormal rows,  W: (r, d),  b: (r)
+
+=================  ===============================================
+axis               value
+=================  ===============================================
+functional form    low rank; inside R's subspace h becomes W h + b
+insertion          sequential: it reads the stream that it changes
+modified           the stream that leaves each block, at the first and the last tokens of each row
+composition        h + Δh
+=================  ===============================================
+
+R is orthonormal all through training: it is the Q factor of a free matrix, which a QR decomposition
+gives in each pass. 2 r d + r parameters a layer; first and last tokens share them.
+
+The first and the last tokens are counted among a row's real ones, by the attention mask, so padding
+on either side changes nothing. Where a cached sequence goes on, the tokens before count too, and no
+token is one of the last: these belong to the call that began the sequence.
+
+Where the sources differ. In the authors' library the positions are those of the prompt, given with
+each batch; here they are those of the model's call. Where a prompt and its answer are trained on in
+one row, the last tokens are the answer's, so take ``last=0`` there. Their dropout is on the edited
+h, here on the edit.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltakit.core.checks import check_fraction, check_whole
+from deltakit.core.delta import Delta, Reads, ReadsEnd
+from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
+from deltakit.core.site import Handle, Insertion, Site
+from deltakit.errors import InvalidConfig
+
+
+class LowRankEdit(Delta):
+    """Rᵀ (W h + b - R h) at the first tokens. Shapes: h ``(..., tokens, d)``, mask ``(..., n)``."""
+
+    reads = (Reads.SOURCE, Reads.MASK)
+
+    def __init__(self, d: int, *, rank: int, first: int, last: int, dropout: float) -> None:
+        super().__init__()
+        self.first, self.last, self.dropout = first, last, dropout
+        self.rotation = nn.Parameter(torch.empty(rank, d))
+        self.source = nn.Linear(d, rank)
+        nn.init.orthogonal_(self.rotation)
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        rotation = orthonormal(self.rotation)
+        edit = F.linear(self.source(h) - F.linear(h, rotation), rotation.T)
+        edit = F.dropout(edit, self.dropout, self.training) if self.dropout else edit
+        return edit * self._chosen(mask, h.shape[-2]).unsqueeze(-1).to(edit.dtype)
+
+    def _chosen(self, mask: Tensor, tokens: int) -> Tensor:
+        """``(..., tokens)``: whether each token is edited."""
+        count = mask.cumsum(-1)
+        chosen = count <= self.first
+        if mask.shape[-1] == tokens:
+            chosen = chosen | (count > count[..., -1:] - self.last)
+        return (chosen & mask)[..., -tokens:]
+
+
+class LowRankEditOfEnds(LowRankEdit, ReadsEnd):
+    """The same at the last tokens too."""
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """The rows of `matrix`, made orthonormal from the first to the last; ``(r, d)``, r ≤ d.
+
+    Rows that are orthonormal stay what they are.
+    """
+    q, r = torch.linalg.qr(matrix.T.float())
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    return (q * signs).T.to(matrix.dtype)
+
+
+@register_method("loreft")
+@dataclass(frozen=True, kw_only=True)
+class LoReFT(Method):
+    """A low-rank edit of the stream at the first and the last tokens (Wu et al. 2024).
+
+    Args:
+        rank: r.
+        first: how many of each row's first real tokens are edited.
+        last: how many of its last ones.
+        layers: the layers that edit, of every stack; None for all.
+        dropout: on the edit, in training.
+
+    Raises:
+        InvalidConfig: a value out of range, or no token at all.
+    """
+
+    rank: int = 4
+    first: int = 7
+    last: int = 7
+    layers: tuple[int, ...] | None = None
+    dropout: float = 0.0
+
+    paper: ClassVar[Paper] = Paper(
+        key="wu2024reft",
+        title="ReFT: Representation Finetuning for Language Models",
+        authors="Wu, Zhengxuan and Arora, Aryaman and Wang, Zheng and Geiger, Atticus and "
+        "Jurafsky, Dan and Manning, Christopher D. and Potts, Christopher",
+        year=2024,
+        venue="Advances in Neural Information Processing Systems",
+        arxiv="2404.03592",
+    )
+    learning_rate: ClassVar[float] = 1e-3
+    starts: ClassVar[InitialOutput] = InitialOutput.ELSEWHERE
+
+    def __post_init__(self) -> None:
+        check_whole(self, rank=self.rank)
+        check_fraction(self, dropout=self.dropout)
+        for name, count in (("first", self.first), ("last", self.last)):
+            if count != 0 or isinstance(count, bool):
+                check_whole(self, **{name: count})
+        if not self.first + self.last:
+            raise InvalidConfig("LoReFT(first=0, last=0) edits no token. Set one of them.")
+        object.__setattr__(self, "layers", _layers(self.layers))
+
+    def placements(self) -> tuple[Placement, ...]:
+        return (
+            Placement(
+                site=Site.BLOCK_OUT,
+                make_delta=self.form,
+                insertion=Insertion.SEQUENTIAL,
+                layers=None if self.layers is None else frozenset(self.layers),
+            ),
+        )
+
+    def form(self, handle: Handle) -> Delta:
+        """The edit of one layer."""
+        if self.rank > handle.d_out:
+            raise InvalidConfig(
+                f"LoReFT(rank={self.rank}): the model is {handle.d_out} wide, and no more rows "
+                "than that are orthonormal."
+            )
+        kind = LowRankEditOfEnds if self.last else LowRankEdit
+        return kind(
+            handle.d_out, rank=self.rank, first=self.first, last=self.last, dropout=self.dropout
+        )
+
+    def sized(self, width: int) -> Method:
+        """Another rank."""
+        return replace(self, rank=width)
+
+
+def _layers(layers: object) -> tuple[int, ...] | None:
+    """Layers, one or several. Raises `InvalidConfig`."""
+    given = (layers,) if isinstance(layers, int) else layers
+    if given is None:
+        return None
+    whole = isinstance(given, tuple | list) and given
+    if not whole or not all(type(each) is int and each >= 0 for each in given):
+        raise InvalidConfig(f"LoReFT(layers={layers!r}): numbers of layers, for example (0, 4).")
+    return tuple(sorted(set(given)))

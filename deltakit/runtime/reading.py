@@ -1,0 +1,95 @@
+"""The inputs that a form asks for: x, h, the padding mask, the numbers of the tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltakit.core.delta import Reads
+from deltakit.errors import IncompatibleDeltas
+from deltakit.runtime.passes import current_pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What can be read at one site in the running pass.
+
+    Attributes:
+        source: x or h, as the insertion says, ``(rows, tokens, d)``; some models run their
+            feed-forward on ``(rows · tokens, d)``.
+        x: the direct input of the sub-module.
+        h: the representation.
+        rows: the batch's rows that these are; None for all of them.
+        stack: the stack of layers, whose mask it is.
+    """
+
+    source: Tensor
+    x: Tensor
+    h: Tensor
+    rows: Tensor | None
+    stack: str
+
+    def all(self, reads: tuple[Reads, ...]) -> tuple[Tensor, ...]:
+        """What the form asks for, in its order."""
+        return tuple(self._one(each, by_token=_by_token(reads)) for each in reads)
+
+    def _one(self, what: Reads, *, by_token: bool) -> Tensor:
+        match what:
+            case Reads.MASK:
+                return self._mask()
+            case Reads.POSITION_IDS:
+                return self._position_ids()
+            case _:
+                tensor = {Reads.INPUT: self.x, Reads.REPRESENTATION: self.h}.get(what, self.source)
+                flat = by_token and tensor.ndim == 2
+                return tensor.unflatten(0, self._shape()) if flat else tensor
+
+    def _shape(self) -> tuple[int, int]:
+        """How many rows there are, and how many tokens in each."""
+        if self.source.ndim > 2:
+            return self.source.shape[0], self.source.shape[-2]
+        rows = current_pass().rows_given or self.source.shape[0]
+        return rows, self.source.shape[0] // rows
+
+    def _mask(self) -> Tensor:
+        rows, tokens = self._shape()
+        running = current_pass()
+        mask = running.attention_mask(self.stack)
+        if mask is None or self.stack == "vision":
+            _check_read(running.unread, "attention_mask")
+            whole = tokens + running.past(self.stack)
+            return torch.ones(rows, whole, dtype=torch.bool, device=self.source.device)
+        mask = mask if self.rows is None else mask.index_select(0, self.rows.to(mask.device))
+        if mask.shape[0] != rows or mask.shape[1] < tokens:
+            raise IncompatibleDeltas(
+                f"a delta reads the mask of {rows} rows of {tokens} tokens in the stack "
+                f"{self.stack!r}, but the model was given one of shape {tuple(mask.shape)}. Use a "
+                "method that reads no mask with this model."
+            )
+        return mask.to(self.source.device).ne(0)
+
+    def _position_ids(self) -> Tensor:
+        rows, tokens = self._shape()
+        running = current_pass()
+        given = running.position_ids(self.stack)
+        if given is None:
+            _check_read(running.unread, "position_ids")
+            first = running.past(self.stack)
+            numbers = torch.arange(first, first + tokens, device=self.source.device)
+            return numbers.expand(rows, -1)
+        if self.rows is not None and given.shape[0] > 1:
+            given = given.index_select(0, self.rows.to(given.device))
+        return given.to(self.source.device).expand(rows, -1)
+
+
+def _by_token(reads: tuple[Reads, ...]) -> bool:
+    return Reads.MASK in reads or Reads.POSITION_IDS in reads
+
+
+def _check_read(unread: frozenset[str], name: str) -> None:
+    """Raises `IncompatibleDeltas` where the call gave one of a shape that cannot be read."""
+    if any(each.endswith(name) for each in unread):
+        raise IncompatibleDeltas(
+            f"a delta reads the {name}, and the model was given one that is no tensor of shape "
+            "(rows, tokens). Give one of that shape, and a cache that is not static."
+        )
