@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from deltakit.core.composition import Composition
-from deltakit.core.method import Method
+from deltakit.core.labels import Labels
+from deltakit.core.method import Method, method_from_dict, method_to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +18,50 @@ class Part:
         name: what it was attached as.
         method: what it is.
         kept: the members that are left at a site, by the site's key, where some were pruned.
+        labels: the names of its head's classes, row by row; empty where they have none.
         headless: the method without its task head, where that includes parameters of the base.
     """
 
     name: str
     method: Method
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: Labels = ()
     headless: Method | None = None
+
+
+def part_to_plain(part: Part) -> dict[str, Any]:
+    """A delta without its tensors, as plain data."""
+    plain: dict[str, Any] = {"name": part.name, "method": method_to_dict(part.method)}
+    plain |= {"kept": part.kept} if part.kept else {}
+    return {**plain, "labels": list(part.labels)} if part.labels else plain
+
+
+def part_from_plain(data: dict[str, Any]) -> Part:
+    """The inverse of `part_to_plain`.
+
+    Raises:
+        KeyError, TypeError, ValueError: a key that is missing, or of another type.
+        DeltakitError: no method, or a setting that it does not take.
+    """
+    return Part(
+        name=data["name"],
+        method=method_from_dict(data["method"]),
+        kept=_read_kept(data.get("kept", {})),
+        labels=_read_labels(data.get("labels", [])),
+    )
+
+
+def _read_kept(data: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(data, dict) or not all(isinstance(names, list) for names in data.values()):
+        raise TypeError("'kept'")
+    return {key: tuple(map(str, names)) for key, names in data.items()}
+
+
+def _read_labels(data: Any) -> Labels:
+    labels = tuple(data) if isinstance(data, list) else (None,)
+    if not all(isinstance(name, str) for name in labels) or len({*labels}) < len(labels):
+        raise TypeError("'labels'")
+    return labels
 
 
 @dataclass(frozen=True, kw_only=True)

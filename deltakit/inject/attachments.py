@@ -7,15 +7,18 @@ changes its name.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from deltakit.core.checkpoint import Part
 from deltakit.core.composition import Composition
 from deltakit.core.delta import Attending, Combiner
+from deltakit.core.labels import Labels
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.core.site import Handle
 from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
+from deltakit.inject.description import as_tensor, delta_to_plain, described
 from deltakit.runtime.nodes import CombinerNode, Node, PlacedDelta, SumNode
 from deltakit.runtime.own_values import ParameterTree, Place, UnsavedTree
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 CHILD = "deltakit"
 """The name of the record among the model's child modules."""
+EXTRA = f"{CHILD}._extra_state"
+"""The key in a state dict under which the record says what its deltas are."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -44,6 +49,7 @@ class Attached:
         tree: its own parameters, which it uses in place of the base's and the head's.
         aliases: all names in the model of each of its own parameters; tied ones have several.
         head: which of its own parameters are the task head's.
+        labels: the names of its head's classes, row by row, where they are not the config's own.
         put_aside: the `requires_grad` flags of its parameters while a composition freezes it.
     """
 
@@ -56,12 +62,18 @@ class Attached:
     tree: ParameterTree = field(default_factory=ParameterTree)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     head: frozenset[str] = frozenset()
+    labels: Labels = ()
     put_aside: dict[str, bool] | None = None
 
     @property
     def own(self) -> dict[str, nn.Parameter]:
         """Its own parameters of the base and the head, by the base's names."""
         return self.tree.tensors()
+
+    def to_plain(self) -> dict[str, Any]:
+        """What it is, without its tensors."""
+        part = Part(name=self.name, method=self.method, kept=self.kept, labels=self.labels)
+        return delta_to_plain(part, self.members, (key for key, _ in self.modules()))
 
     def sites(self) -> tuple[str, ...]:
         """Keys of the handles where it does something."""
@@ -249,6 +261,8 @@ class Attachments(nn.Module):
         self.merged: Merged | None = None
         self.base = UnsavedTree()
         """The base's parameters whose places deltas have taken."""
+        self.config_labels: tuple[dict[int, str], dict[str, int]] | None = None
+        """The config's own `id2label` and `label2id`, while it has those of a delta's head."""
         self.undo: list[Removable] = []
         """What keeps a quantised base as it is held, and lets it be trained on."""
 
@@ -277,11 +291,11 @@ class Attachments(nn.Module):
         """Records a delta, its modules among the model's; one of the same name is replaced."""
         group = nn.Module()
         for key, module in attached.modules():
-            group.add_module(key.replace(".", "_"), module)
+            group.add_module(child_key(key), module)
         if attached.own:
             group.add_module("own", attached.tree)
-        self._modules.pop(_child(attached.name), None)
-        self.add_module(_child(attached.name), group.train(self.training))
+        self._modules.pop(child_name(attached.name), None)
+        self.add_module(child_name(attached.name), group.train(self.training))
         self.attached[attached.name] = attached
 
     def remove(self, name: str) -> None:
@@ -297,8 +311,22 @@ class Attachments(nn.Module):
             raise IncompatibleDeltas(
                 f"{name!r} is a member of {', '.join(map(repr, users))}; detach that first."
             )
-        delattr(self, _child(name))
+        delattr(self, child_name(name))
         del self.attached[name]
+
+    def get_extra_state(self) -> Tensor:
+        """What the deltas are, for a state dict; `load` reads it from a training checkpoint."""
+        deltas = [each.to_plain() for each in self.attached.values()]
+        return as_tensor(described(deltas, self.active))
+
+    def set_extra_state(self, state: Any) -> None:
+        """Loading a state dict changes values alone."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state_dict.setdefault(f"{prefix}_extra_state", None)  # one of before has none
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def node(self, name: str, key: str) -> Node | None:
         """What the delta called `name` does at the handle `key`, or None."""
@@ -338,7 +366,13 @@ def own_values(attachments: Attachments, names: tuple[str, ...]) -> dict[str, nn
     return {**attachments.base.tensors(), **own}
 
 
-def _child(name: str) -> str:
+def child_key(key: str) -> str:
+    """The name of a module of a delta's among the delta's child modules."""
+    return key.replace(".", "_")
+
+
+def child_name(name: str) -> str:
+    """The name of a delta among the record's child modules."""
     # A prefix, so that no user's name meets an attribute of nn.Module ("type", "half", ...).
     return f"delta_{name}"
 

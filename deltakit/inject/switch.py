@@ -13,6 +13,7 @@ from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import Attachments, Merged, plain_parameters
 from deltakit.inject.build import left_out
+from deltakit.inject.labels import settle_labels
 from deltakit.inject.places import place_of, set_weight, use_own
 from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.compile import compile_composition
@@ -139,11 +140,12 @@ def take_off(model: nn.Module, attachments: Attachments) -> None:
     use_own(model, attachments, {})
 
 
-def _deactivate(model: nn.Module, attachments: Attachments) -> Active | None:
+def _deactivate(model: "PreTrainedModel", attachments: Attachments) -> Active | None:
     before = snapshot_active(model, attachments)
     unfold(model, attachments)
     take_off(model, attachments)
     attachments.running.composition = None
+    settle_labels(model, attachments)
     return before
 
 
@@ -153,6 +155,7 @@ def _reactivate(model: "PreTrainedModel", attachments: Attachments, active: Acti
         return
     if active.merged is None:
         _start(model, attachments, active.composition, active.trained)
+        settle_labels(model, attachments)
         return
     attachments.merged = active.merged
     for name, value in active.folded.items():
@@ -160,6 +163,7 @@ def _reactivate(model: "PreTrainedModel", attachments: Attachments, active: Acti
     for each in active.merged.undo:
         each.apply()
     _record(attachments, active.composition, active.trained)
+    settle_labels(model, attachments)
 
 
 def settle_flags(model: nn.Module, attachments: Attachments) -> None:

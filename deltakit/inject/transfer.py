@@ -21,6 +21,7 @@ from deltakit.inject.attachments import (
     attachments_of,
     need_attachments,
 )
+from deltakit.inject.labels import labels_with, take_labels
 from deltakit.inject.switch import paused, snapshot_active
 
 if TYPE_CHECKING:
@@ -39,11 +40,20 @@ def to_checkpoint(model: "PreTrainedModel", what: str | Composition = "default")
     parts = attachments.with_members(composition.names)
     return Checkpoint(
         origin=f"this {type(model).__name__}",
-        parts=tuple(Part(name=p.name, method=p.method, kept=p.kept) for p in parts),
+        parts=tuple(_part(model, attachments, each, composition) for each in parts),
         base=base_of(model),
         tensors=dict(_tensors(attachments, parts, composition)),
         composition=composition,
     )
+
+
+def _part(
+    model: "PreTrainedModel", attachments: Attachments, attached: Attached, composition: Composition
+) -> Part:
+    """A delta without its tensors; members have no head."""
+    is_top = attached.name in composition.names
+    labels = labels_with(model, attachments, attached) if is_top else ()
+    return Part(name=attached.name, method=attached.method, kept=attached.kept, labels=labels)
 
 
 def from_checkpoint(
@@ -179,6 +189,8 @@ def _load_part(
     _keep(model, attachments, attached, part, checkpoint)
     if is_top:
         _load_own(model, attachments, attached, part, checkpoint, head=head)
+        if head and _own_tensors(checkpoint, part).keys() & attached.head:
+            take_labels(model, attachments, attached, part, checkpoint.origin)
 
 
 def _keep(

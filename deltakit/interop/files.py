@@ -5,7 +5,7 @@ What is read is whole, finite and used exactly once, or the read fails with the 
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -123,9 +123,7 @@ def read_tensors(folder: Path, names: tuple[str, ...]) -> Tensors:
     if path is None:
         raise CheckpointError(f"{folder} has no weights: none of {', '.join(names)}.")
     found = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    for key, tensor in found.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{path} holds values in {key!r} that are not finite.")
+    _check_finite(found)
     return found
 
 
@@ -154,7 +152,34 @@ def our_words(tensors: Tensors) -> dict[str, Any]:
     return words
 
 
-def _safetensors(path: Path) -> Tensors:
+def safetensors_keys(path: Path) -> tuple[str, ...]:
+    """The keys of a file; none where it is no safetensors file. Reads no weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return tuple(file.keys())
+    except (SafetensorError, OSError):
+        return ()
+
+
+def some_safetensors(path: Path, wanted: Set[str]) -> Tensors:
+    """Those tensors of a file that are `wanted`. Raises `CheckpointError` as `read_tensors`."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing.")
+    found = _safetensors(path, wanted)
+    _check_finite(found)
+    return found
+
+
+def _check_finite(found: Tensors) -> None:
+    for key, tensor in found.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{found.path} holds values in {key!r} that are not finite.")
+
+
+def _safetensors(path: Path, wanted: Set[str] | None = None) -> Tensors:
+    """The tensors of a file, or those that are `wanted`."""
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as file:
@@ -166,7 +191,8 @@ def _safetensors(path: Path) -> Tensors:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = [key for key in file.keys() if wanted is None or key in wanted]  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in keys}
             return Tensors(path, tensors, file.metadata())
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None

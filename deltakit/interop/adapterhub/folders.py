@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deltakit._files import atomic_path
 from deltakit.core.checkpoint import Part
+from deltakit.core.labels import Labels
 from deltakit.core.method import Method, method_to_dict
 from deltakit.core.site import Handle
 from deltakit.errors import CheckpointError
@@ -60,12 +61,14 @@ class Found:
         part: what it is.
         tensors: by handle's key and parameter.
         head: by the model's parameter.
+        labels: the names of the head's classes.
     """
 
     name: str
     part: Part
     tensors: dict[str, Tensor]
     head: dict[str, Tensor] = field(default_factory=dict)
+    labels: Labels = ()
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -82,7 +85,12 @@ def read_adapter(folder: Path, host: Host) -> Found:
     found = unpack(tensors, links_of(method, host, top["name"]), shapes)
     tensors.finish()
     part = Part(name=ours(top["name"]), method=method)
-    return Found(name=top["name"], part=part, tensors=found, head=heads.read(folder, host))
+    return _found(top["name"], part, found, folder, host)
+
+
+def _found(name: str, part: Part, tensors: dict[str, Tensor], folder: Path, host: Host) -> Found:
+    head, labels = heads.read(folder, host), heads.labels_in(folder)
+    return Found(name=name, part=part, tensors=tensors, head=head, labels=labels)
 
 
 def fused_names(folder: Path) -> tuple[str, ...]:
@@ -111,7 +119,7 @@ def read_fusion(folder: Path, members: tuple[Found, ...], host: Host) -> Found:
     found = unpack(tensors, links, fusion.shapes_of(method, handles))
     tensors.finish()
     part = Part(name=ours(words.get("name", top["name"])), method=method)
-    return Found(name=top["name"], part=part, tensors=found, head=heads.read(folder, host))
+    return _found(top["name"], part, found, folder, host)
 
 
 def ours(name: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from deltakit.core.checkpoint import Part
+from deltakit.core.labels import Labels, labels_of, row_of_each
 from deltakit.core.method import CombiningMethod, Method, Sum
 from deltakit.errors import CheckpointError
 from deltakit.inject.attachments import base_parameters
@@ -134,6 +135,16 @@ def read(folder: Path, host: Host) -> dict[str, Tensor]:
     return {names.get(key, f"{key} of a {made_for}"): tensor for key, tensor in tensors.items()}
 
 
+def labels_in(folder: Path) -> Labels:
+    """The names of the classes of the folder's head. Raises `CheckpointError` as `read`."""
+    if not (folder / CONFIG).is_file():
+        return ()
+    top = read_json(folder / CONFIG)
+    flexible = top.get("config")
+    said = flexible if isinstance(flexible, dict) else top
+    return labels_of(said.get("label2id"))
+
+
 def _of_another(key: str, name: str) -> bool:
     return key.startswith(name) and not key.startswith(f"{name}.")
 
@@ -163,7 +174,9 @@ def without_pooler(method: Method) -> Method:
     return parts[0] if len(parts) == 1 else Sum(parts=parts)
 
 
-def write(tensors: dict[str, Tensor], described: dict[str, Any], host: Host) -> dict[str, Any]:
+def write(
+    tensors: dict[str, Tensor], described: dict[str, Any], names: Labels, host: Host
+) -> dict[str, Any]:
     """The files of a head: as the library writes those of transformers' classes.
 
     A head with a pooler of its own is one of the library's flexible heads.
@@ -171,6 +184,7 @@ def write(tensors: dict[str, Tensor], described: dict[str, Any], host: Host) -> 
     Args:
         tensors: by the model's parameters.
         described: what the library's configs have, with the delta's name.
+        names: of the classes.
         host: the model.
 
     Raises:
@@ -178,7 +192,8 @@ def write(tensors: dict[str, Tensor], described: dict[str, Any], host: Host) -> 
     """
     if not tensors:
         return {}
-    labels = {"label2id": host.config.label2id, "num_labels": host.config.num_labels}
+    rows = row_of_each(names) or host.config.label2id
+    labels = {"label2id": rows, "num_labels": host.config.num_labels}
     beyond = sorted(tensors.keys() - host.heads)
     if not beyond:
         return {

@@ -90,8 +90,10 @@ def _read_setup(folder: Path, host: Host) -> Checkpoint:
     ]
     _check_stack([part.part for part in parts], {f.part.name: f.part for f in found.values()})
     last = parts[-1]
-    head = _head_of_all(top.get("head_setup"), folder, host) or last.head
-    found[last.name] = replace(last, head=head)
+    place = _place_of_head(top.get("head_setup"), folder, host)
+    if place is not None:
+        head, labels = heads.read(place, host), heads.labels_in(place)
+        found[last.name] = replace(last, head=head, labels=labels)
     names = [part.part.name for part in parts]
     composition = One(names[0]) if len(names) == 1 else algebra.Stack(*names)
     return _checkpoint(folder, tuple(found.values()), composition, host)
@@ -163,25 +165,28 @@ def _check_stack(parts: Sequence[Part], every: Mapping[str, Part]) -> None:
 
 def _fused(found: Found, members: Sequence[Found]) -> Found:
     """The fusion with its head: the library saves it with each of the members."""
-    return replace(found, head=found.head or _agreed({m.name: m.head for m in members}))
+    if found.head:
+        return found
+    said = {member.labels for member in members if member.head}
+    labels = said.pop() if len(said) == 1 else ()
+    return replace(found, head=_agreed({m.name: m.head for m in members}), labels=labels)
 
 
-def _head_of_all(setup: Any, folder: Path, host: Host) -> dict[str, Tensor]:
-    """The head of a setup: next to its config, or in a folder by its name."""
+def _place_of_head(setup: Any, folder: Path, host: Host) -> Path | None:
+    """The folder of a setup's head: next to its config, or in a folder by its name."""
     if setup is None or setup is False:
-        return {}
+        return None
     if setup is not True and not isinstance(setup, str):
         raise CheckpointError(
             f"{folder / SETUP}: head_setup={setup!r:.80} cannot be loaded: a delta has one head. "
             "Save it with that one's name, or with head_setup=None."
         )
     place = folder if setup is True else inside(folder, setup)
-    head = heads.read(place, host)
-    if not head:
+    if not heads.read(place, host):
         raise CheckpointError(
             f"{folder / SETUP} says that there is a head in {place}; it has none."
         )
-    return head
+    return place
 
 
 def _agreed(given: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -196,6 +201,12 @@ def _agreed(given: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     return agreed
 
 
+def _with_head_words(found: Found, host: Host) -> Part:
+    """The part with its head's labels, and with the pooler that belongs to the head."""
+    part = heads.with_pooler(found.part, found.head, host)
+    return replace(part, labels=found.labels if found.head else ())
+
+
 def _checkpoint(
     folder: Path, found: tuple[Found, ...], composition: Composition, host: Host
 ) -> Checkpoint:
@@ -204,7 +215,7 @@ def _checkpoint(
     for each in found:
         tensors |= {f"{each.part.name}/{key}": tensor for key, tensor in each.tensors.items()}
         is_top = each.part.name in composition.names
-        parts.append(heads.with_pooler(each.part, each.head, host) if is_top else each.part)
+        parts.append(_with_head_words(each, host) if is_top else each.part)
         if is_top:
             own = {f"{each.part.name}/own/{key}": tensor for key, tensor in each.head.items()}
             tensors |= own
@@ -275,7 +286,7 @@ def _files(part: Part, every: Mapping[str, Part], checkpoint: Checkpoint, host: 
 def _with_head(part: Part, files: Files, checkpoint: Checkpoint, host: Host) -> Files:
     """The files with those of the delta's head in front, as the config comes last."""
     top = {**top_level(host), "name": _called(part)}
-    return {**heads.write(_own(part, checkpoint), top, host), **files}
+    return {**heads.write(_own(part, checkpoint), top, part.labels, host), **files}
 
 
 def _setup(chosen: list[Part], checkpoint: Checkpoint, host: Host) -> Files:
@@ -283,7 +294,7 @@ def _setup(chosen: list[Part], checkpoint: Checkpoint, host: Host) -> Files:
     blocks = [_described(part) for part in chosen]
     single = blocks[0] if len(blocks) == 1 and blocks[0]["type"] == "Fuse" else None
     top = {**top_level(host), "name": _called(chosen[-1])}
-    head = heads.write(_own(chosen[-1], checkpoint), top, host)
+    head = heads.write(_own(chosen[-1], checkpoint), top, chosen[-1].labels, host)
     config = {
         "adapter_setup": single or {"type": "Stack", "children": blocks},
         "head_setup": True if head else None,

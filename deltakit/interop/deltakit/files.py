@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from deltakit._files import atomic_path, write_text
-from deltakit.core.checkpoint import Checkpoint, Part, first_few
+from deltakit.core.checkpoint import Checkpoint, first_few, part_from_plain, part_to_plain
 from deltakit.core.composition import composition_from_plain
-from deltakit.core.method import method_from_dict, method_to_dict
 from deltakit.errors import CheckpointError, DeltakitError
 from deltakit.inject.attach import check_name
 
@@ -34,16 +33,11 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         "format": "deltakit",
         "schema_version": SCHEMA_VERSION,
         "base": checkpoint.base,
-        "deltas": [_described(part) for part in checkpoint.parts],
+        "deltas": [part_to_plain(part) for part in checkpoint.parts],
         "active": checkpoint.composition.to_plain(),
         "weights": {"file": WEIGHTS, "sha256": digest},
     }
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-
-
-def _described(part: Part) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": part.name, "method": method_to_dict(part.method)}
-    return {**described, "kept": part.kept} if part.kept else described
 
 
 def read(folder: Path) -> Checkpoint:
@@ -56,14 +50,7 @@ def read(folder: Path) -> Checkpoint:
     try:
         if config["schema_version"] == 1:
             config = _from_first(config)
-        parts = tuple(
-            Part(
-                name=each["name"],
-                method=method_from_dict(each["method"]),
-                kept=_read_kept(each.get("kept", {})),
-            )
-            for each in config["deltas"]
-        )
+        parts = tuple(map(part_from_plain, config["deltas"]))
         for part in parts:
             check_name(part.name)
         base, digest = dict(config["base"]), config["weights"]["sha256"]
@@ -108,12 +95,6 @@ def _from_first(config: dict[str, Any]) -> dict[str, Any]:
     """A config of the first schema: one delta, on a base described by its config's own keys."""
     base = {"model_type": config["base"]["model_type"]}
     return {**config, "base": base, "active": config["deltas"][-1]["name"]}
-
-
-def _read_kept(data: Any) -> dict[str, tuple[str, ...]]:
-    if not isinstance(data, dict) or not all(isinstance(names, list) for names in data.values()):
-        raise TypeError("'kept'")
-    return {key: tuple(map(str, names)) for key, names in data.items()}
 
 
 def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:

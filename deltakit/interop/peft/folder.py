@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from deltakit.core.checkpoint import Checkpoint, Part, first_few
 from deltakit.core.composition import One
+from deltakit.core.labels import labels_of, row_of_each
 from deltakit.core.method import Method, method_to_dict
 from deltakit.errors import CheckpointError, DeltakitError, nearest
 from deltakit.inject.transfer import base_of
 from deltakit.interop.files import (
     METADATA,
     Tensors,
+    our_words,
     read_json,
     read_tensors,
     write_json,
@@ -67,11 +69,12 @@ class Peft(Format):
             read_tensors(folder, (WEIGHTS, OLDER_WEIGHTS)), model, Base(model).modules, TUNED
         )
         adapter = _read(reader, Folder(config=config, file=file, base=Base(model, former)))
+        labels = labels_of(our_words(file).get("label2id"))
         tensors = {f"{adapter.name}/{key}": tensor for key, tensor in adapter.tensors.items()}
         own = {f"{adapter.name}/own/{name}": tensor for name, tensor in adapter.own.items()}
         return Checkpoint(
             origin=str(folder),
-            parts=(Part(name=adapter.name, method=adapter.method),),
+            parts=(Part(name=adapter.name, method=adapter.method, labels=labels),),
             base=base_of(model),
             tensors={**tensors, **own},
             composition=One(adapter.name),
@@ -85,6 +88,8 @@ class Peft(Format):
         own = own_tensors(adapter.own, config, base, written.prefix, written.targeted)
         tensors = {**written.tensors, **own}
         words = {"name": adapter.name, "method": method_to_dict(adapter.method)}
+        labels = checkpoint.parts[0].labels
+        words |= {"label2id": row_of_each(labels)} if labels else {}
         file = Tensors(folder / WEIGHTS, tensors, {METADATA: json.dumps(words)})
         _check(Folder(config=config, file=file, base=base), adapter)
         write_tensors(folder / WEIGHTS, tensors, words)
