@@ -150,18 +150,18 @@ def _mark(
     )
 
 
-def paces(
+def learning_curves(
     of: Mapping[Row, LearningCurve], names: Mapping[Row, str], target: float | None, metric: Metric
 ) -> Curves | None:
     """One curve for each training, against its seconds; None where none was judged on the way.
 
     Args:
-        of: the mean paces by row.
+        of: the mean curves by row.
         names: what the page calls the rows.
         target: a score to draw a line at.
         metric: what the scores are.
     """
-    moments = [moment for pace in of.values() for moment in pace]
+    moments = [moment for curve in of.values() for moment in curve]
     if not moments:
         return None
     x = _scale([0.0, *(moment.seconds for moment in moments)], _LEFT, WIDTH - _RIGHT)
@@ -171,14 +171,14 @@ def paces(
     return Curves(
         across=tuple(Tick(at=x(end), text=f"{end:g}") for end in ends),
         scores=tuple(Tick(at=y(score), text=f"{score:g}") for score in _round_numbers(scores)),
-        panels=tuple(_pace_curve(names[row], pace, x, y, metric) for row, pace in of.items()),
+        panels=tuple(_learning_curve(names[row], curve, x, y, metric) for row, curve in of.items()),
         target=None if target is None else y(metric.unit.shown(target)),
     )
 
 
-def _pace_curve(
+def _learning_curve(
     name: str,
-    pace: LearningCurve,
+    curve: LearningCurve,
     x: Callable[[float], float],
     y: Callable[[float], float],
     metric: Metric,
@@ -187,17 +187,17 @@ def _pace_curve(
         Mark(
             x=x(moment.seconds),
             y=y(metric.unit.shown(moment.score)),
-            kind="chosen" if moment is pace[-1] else "tried",
+            kind="chosen" if moment is curve[-1] else "tried",
             tip=(
                 f"{format_duration(moment.seconds)}, step {moment.step}: "
                 f"{metric.format(moment.score)}"
             ),
         )
-        for moment in pace
+        for moment in curve
     )
     line = " ".join(f"{mark.x},{mark.y}" for mark in marks)
     return Curve(
-        title=name, chosen=format_duration(pace[-1].seconds), edge="", line=line, marks=marks
+        title=name, chosen=format_duration(curve[-1].seconds), edge="", line=line, marks=marks
     )
 
 

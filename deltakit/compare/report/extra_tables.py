@@ -107,16 +107,16 @@ def latency_csv(times: Mapping[Key, Sequence[ShapeTime]]) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------ pace
+# ---------------------------------------------------------------------------------- learning curves
 
 
 def mean_curves(
-    paces: Mapping[Key, LearningCurve], summaries: Sequence[RowSummary]
+    curves: Mapping[Key, LearningCurve], summaries: Sequence[RowSummary]
 ) -> dict[Row, LearningCurve]:
-    """The mean pace of every row that has one, stage 1 before it."""
+    """The mean curve of every row that has one, stage 1 before it."""
     of: dict[Row, list[LearningCurve]] = {}
-    for (method, base, _), pace in paces.items():
-        of.setdefault((method, base), []).append(pace)
+    for (method, base, _), curve in curves.items():
+        of.setdefault((method, base), []).append(curve)
     return {
         (summary.method, summary.base): mean_curve(
             of[summary.method, summary.base], summary.mean("stage1_seconds") or 0.0
@@ -127,21 +127,24 @@ def mean_curves(
 
 
 def time_to_score_of(
-    paces: Mapping[Row, LearningCurve], run: RunRecord, metric: Metric
+    curves: Mapping[Row, LearningCurve], run: RunRecord, metric: Metric
 ) -> TimeToScore | None:
     """The time to score of the rows' mean curves; the ends are those in full precision, if any."""
     full = run.full_precision
-    rows = sorted(paces, key=lambda row: row[1] != full)
+    rows = sorted(curves, key=lambda row: row[1] != full)
 
     def first(name: str) -> Row | None:
         label = run.role(name)
         return next((row for row in rows if row[0] == label), None)
 
-    return time_to_score(paces, first("floor"), first("ceiling"), metric.direction)
+    return time_to_score(curves, first("floor"), first("ceiling"), metric.direction)
 
 
 def curve_table(
-    paces: Mapping[Row, LearningCurve], found: TimeToScore, names: Mapping[Row, str], metric: Metric
+    curves: Mapping[Row, LearningCurve],
+    found: TimeToScore,
+    names: Mapping[Row, str],
+    metric: Metric,
 ) -> TextTable:
     """One line a row: the time at the target, and the score when the first row was done."""
     goal = "the target" if found.target is None else metric.format(found.target)
@@ -158,18 +161,22 @@ def curve_table(
                 names[row],
                 _or_missing(found.to_target[row], format_duration),
                 _or_missing(found.at_equal[row], metric.format),
-                format_duration(pace[-1].seconds),
-                metric.format(pace[-1].score),
+                format_duration(curve[-1].seconds),
+                metric.format(curve[-1].score),
             )
-            for row, pace in paces.items()
+            for row, curve in curves.items()
         ),
     )
 
 
-def curve_csv(paces: Mapping[Key, LearningCurve]) -> str:
+def curve_csv(curves: Mapping[Key, LearningCurve]) -> str:
     """``pace.csv``: one line for each moment at which a cell's training was judged."""
     return _csv(
-        [{**_cell(key), **dataclasses.asdict(each)} for key, pace in paces.items() for each in pace]
+        [
+            {**_cell(key), **dataclasses.asdict(each)}
+            for key, curve in curves.items()
+            for each in curve
+        ]
     )
 
 

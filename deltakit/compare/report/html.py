@@ -64,7 +64,7 @@ class Page:
         views: score against each kind of cost.
         claims: what is published, and what this run shows of it.
         curves: the search for learning rates, where there was one.
-        pace: how good the trainings were on the way, where they were judged.
+        learning_curves: those of the trainings that were evaluated on the way.
         latency: latency by shape, where shapes were asked for.
         maps: what happens inside the models, by layer.
         limits: what this run cannot say.
@@ -85,7 +85,7 @@ class Page:
     views: Sequence[CostView]
     claims: Sequence[tuple[Claim, Sequence[Figure]]]
     curves: Curves | None
-    pace: CurveView | None
+    learning_curves: CurveView | None
     latency: TextTable | None
     maps: Sequence[LayerMap]
     limits: Sequence[str]

@@ -70,7 +70,7 @@ def page_of(
         views=views(summaries, metric),
         claims=[(claim, claim.figures(evidence)) for claim in CLAIMS],
         curves=charts.curves(choices, names, metric),
-        pace=_pace(summaries, run, insights, names, metric),
+        learning_curves=_learning_curves(summaries, run, insights, names, metric),
         latency=latency_table(insights.latencies, summaries, names),
         maps=list(_maps(found, names)),
         limits=list(_limits(summaries, rows, run)),
@@ -155,19 +155,19 @@ def _columns_with_values(rows: Sequence[CellResult]) -> list[str]:
     return [name for name in COLUMNS if any(cell[name] is not None for cell in cells)]
 
 
-def _pace(
+def _learning_curves(
     summaries: Sequence[RowSummary],
     run: RunRecord,
     insights: CellExtras,
     names: Mapping[Row, str],
     metric: Metric,
 ) -> html.CurveView | None:
-    paces = mean_curves(insights.learning_curves, summaries)
-    found = time_to_score_of(paces, run, metric)
-    curves = None if found is None else charts.paces(paces, names, found.target, metric)
+    means = mean_curves(insights.learning_curves, summaries)
+    found = time_to_score_of(means, run, metric)
+    curves = None if found is None else charts.learning_curves(means, names, found.target, metric)
     if found is None or curves is None:
         return None
-    return html.CurveView(curves=curves, sheet=curve_table(paces, found, names, metric))
+    return html.CurveView(curves=curves, sheet=curve_table(means, found, names, metric))
 
 
 # ------------------------------------------------------------------------- inside, and the limits

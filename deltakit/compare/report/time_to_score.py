@@ -10,11 +10,11 @@ from deltakit.compare.records.training import EvalPoint, LearningCurve
 from deltakit.compare.stats.metrics import Direction
 
 
-def mean_curve(paces: Sequence[LearningCurve], before: float = 0.0) -> LearningCurve:
+def mean_curve(curves: Sequence[LearningCurve], before: float = 0.0) -> LearningCurve:
     """The mean over seeds.
 
     Args:
-        paces: of trainings with the same number of steps.
+        curves: of trainings with the same number of steps.
         before: seconds of what had to be trained first.
     """
     return tuple(
@@ -23,7 +23,7 @@ def mean_curve(paces: Sequence[LearningCurve], before: float = 0.0) -> LearningC
             seconds=before + fmean(each.seconds for each in several),
             score=fmean(each.score for each in several),
         )
-        for several in zip(*paces, strict=True)
+        for several in zip(*curves, strict=True)
     )
 
 
@@ -46,54 +46,57 @@ class TimeToScore:
 
 
 def time_to_score(
-    paces: Mapping[Row, LearningCurve], floor: Row | None, ceiling: Row | None, direction: Direction
+    curves: Mapping[Row, LearningCurve],
+    floor: Row | None,
+    ceiling: Row | None,
+    direction: Direction,
 ) -> TimeToScore | None:
     """The time to score of the rows' mean curves; None where there is only the floor.
 
     Args:
-        paces: of the rows.
+        curves: of the rows.
         floor: the row that trains the head alone, where there is one.
         ceiling: the row that trains everything, where there is one.
         direction: which scores are the better ones.
     """
     # On every base the floor is done first, and has least to show for it.
-    ends = [p[-1].seconds for row, p in paces.items() if floor is None or row[0] != floor[0]]
+    ends = [p[-1].seconds for row, p in curves.items() if floor is None or row[0] != floor[0]]
     if not ends:
         return None
     equal = min(ends)
-    known = [paces[row][-1].score for row in (floor, ceiling) if row is not None and row in paces]
+    known = [curves[row][-1].score for row in (floor, ceiling) if row is not None and row in curves]
     target = fmean(known) if len(known) == 2 else None
     return TimeToScore(
         target=target,
         equal=equal,
-        to_target={row: _reaches(pace, target, direction) for row, pace in paces.items()},
-        at_equal={row: _score_at(pace, equal) for row, pace in paces.items()},
+        to_target={row: _reaches(curve, target, direction) for row, curve in curves.items()},
+        at_equal={row: _score_at(curve, equal) for row, curve in curves.items()},
     )
 
 
-def _reaches(pace: LearningCurve, target: float | None, direction: Direction) -> float | None:
-    """Seconds until a pace is at the target for the first time, on straight lines between marks."""
+def _reaches(curve: LearningCurve, target: float | None, direction: Direction) -> float | None:
+    """Seconds until a curve first reaches the target, on straight lines between its points."""
     if target is None:
         return None
-    ranks = [direction.rank(each.score) for each in pace]
+    ranks = [direction.rank(each.score) for each in curve]
     goal = direction.rank(target)
     first = next((n for n, rank in enumerate(ranks) if rank >= goal), None)
     if first is None or first == 0:
-        return None if first is None else pace[0].seconds
-    before, after = pace[first - 1], pace[first]
+        return None if first is None else curve[0].seconds
+    before, after = curve[first - 1], curve[first]
     part = (goal - ranks[first - 1]) / (ranks[first] - ranks[first - 1])
     return before.seconds + part * (after.seconds - before.seconds)
 
 
-def _score_at(pace: LearningCurve, seconds: float) -> float | None:
-    """The score of a pace at a moment, on straight lines between marks."""
-    after = bisect_left([each.seconds for each in pace], seconds)
-    if after == len(pace):
-        return pace[-1].score
-    if pace[after].seconds == seconds:
-        return pace[after].score
+def _score_at(curve: LearningCurve, seconds: float) -> float | None:
+    """The score of a curve at a moment, on straight lines between its points."""
+    after = bisect_left([each.seconds for each in curve], seconds)
+    if after == len(curve):
+        return curve[-1].score
+    if curve[after].seconds == seconds:
+        return curve[after].score
     if after == 0:
         return None
-    low, high = pace[after - 1], pace[after]
+    low, high = curve[after - 1], curve[after]
     part = (seconds - low.seconds) / (high.seconds - low.seconds)
     return low.score + part * (high.score - low.score)

@@ -130,14 +130,14 @@ def test_the_ends_are_those_in_full_precision() -> None:
 
 def test_curves_share_their_axes_and_the_line_of_the_target() -> None:
     means = {("full", "fp32"): PACES["full", "fp32", 0], ("lora", "fp32"): PACES["lora", "fp32", 0]}
-    curves = charts.paces(means, NAMES, 0.7, ACCURACY)
+    curves = charts.learning_curves(means, NAMES, 0.7, ACCURACY)
     assert curves is not None and len(curves.panels) == 2
     first, second = curves.panels
     assert (first.marks[-1].kind, first.marks[-1].tip) == ("chosen", "10.0 s, step 2: 80.0 %")
     assert second.marks[1].x < first.marks[1].x, "a later moment stands further to the right"
     assert second.marks[1].y == curves.target, "70 % is the target"
     assert first.marks[1].y < second.marks[1].y, "better scores are on top"
-    assert charts.paces({}, NAMES, None, ACCURACY) is None
+    assert charts.learning_curves({}, NAMES, None, ACCURACY) is None
 
 
 def test_every_moment_is_a_line_of_csv() -> None:
@@ -157,7 +157,7 @@ def test_every_moment_is_a_line_of_csv() -> None:
 
 @pytest.mark.parametrize("metric", ["perplexity", "mse"])
 def test_where_lower_is_better_they_are_on_top(metric: str) -> None:
-    curves = charts.paces(
+    curves = charts.learning_curves(
         {("lora", "fp32"): pace((1.0, 9.0), (2.0, 3.0))}, NAMES, None, METRICS.get(metric)
     )
     assert curves is not None
