@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
@@ -29,6 +30,23 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def unwritable(error: BaseException | None) -> OSError | None:
+    """The error of a disk that is full or read-only, which another error is or came from.
+
+    Libraries in other languages have errors of their own for it, with the system's words.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            return error
+        if any(os.strerror(number) in str(error) for number in _UNWRITABLE):
+            return OSError(str(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_text(target: Path, text: str) -> None:

@@ -5,6 +5,7 @@ import sys
 import click
 
 from deltakit import __version__
+from deltakit._files import unwritable
 from deltakit.cli.cite import cite
 from deltakit.cli.compare import compare
 from deltakit.cli.completion import completion
@@ -51,10 +52,13 @@ for _command in (
 
 def _in_one_line(error: OSError) -> str:
     """A file system's error: which file, why, and the next step."""
-    place = "" if error.filename is None else f"{error.filename!r}: "
+    reason = " ".join(str(error.strerror or error).split()).rstrip(".")
+    if error.filename is None and unwritable(error) is None:
+        return f"{type(error).__name__}: {reason}."
+    place = "" if error.filename is None else f"{str(error.filename)!r}: "
     return (
-        f"{place}{error.strerror or error}. Finished cells are kept; make room or choose another "
-        "folder with --out, and give the same command again."
+        f"{place}{reason}. Finished cells are kept. Make room, or choose a folder that can be "
+        "written (--out, DELTAKIT_CACHE), and give the same command again."
     )
 
 

@@ -1,5 +1,6 @@
 """Wrong input: exit code 2, one line that helps, nothing written."""
 
+import errno
 import json
 import os
 import shutil
@@ -384,3 +385,32 @@ def test_usage(command: tuple[str, ...], deltakit: Callable[..., Any]) -> None:
     ended = deltakit(*command)
     assert ended.code == 2
     assert ended.err.strip() and "Traceback" not in ended.err
+
+
+# ------------------------------------------------------------------ folders that cannot be written
+
+
+@pytest.mark.parametrize("out", ["file.txt/run", "file.txt"])
+def test_a_file_in_the_way_of_the_run_folder(
+    deltakit: Callable[..., Any], small: list[str], tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "file.txt").write_text("mine")
+    ended = deltakit("compare", "--methods", "head", *small, "--out", tmp_path / out)
+    says(ended.line, "file.txt")
+    assert (tmp_path / "file.txt").read_text() == "mine"
+
+
+def test_a_read_only_disk_is_one_line(
+    deltakit: Callable[..., Any],
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from deltakit.compare.store import run_folder
+
+    def read_only(target: Path, text: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(target))
+
+    monkeypatch.setattr(run_folder, "write_text", read_only)
+    ended = deltakit("compare", "--methods", "head", *small, "--out", tmp_path / "run")
+    says(ended.line, "Read-only file system", "run.json", "--out")

@@ -1,5 +1,6 @@
 """Limits of a model's inputs: checked before anything is trained."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -7,23 +8,30 @@ from torch import nn
 
 from deltakit.compare.records.latency import shape_of
 from deltakit.errors import InvalidConfig
+from deltakit.methods.prefix import Shift
+from deltakit.methods.prompt import Prompt
+from deltakit.models.heads import LanguageHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from deltakit.compare.tasks.task import TaskData
 
-_TABLES = ("position_embeddings", "embed_positions", "position_embedding", "wpe")
+_TABLES = re.compile(r"wpe|(?!rel).*posit.*")
 """Names of modules that hold a vector for each absolute position, in transformers' models."""
 _SPECIAL = ("pad", "bos", "eos", "cls", "sep", "unk")
 
 
-def longest_input(skeleton: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The most tokens that a model reads: its table of positions, or its tokenizer, ends there."""
+def longest_input(skeleton: nn.Module, tokenizer: "PreTrainedTokenizerBase", extra: int = 0) -> int:
+    """The most tokens of a text that a model reads.
+
+    Its table of positions ends there, `extra` of them left out, or its tokenizer does. Positions
+    that are relative or rotated have no end.
+    """
     tables = (
-        module.num_embeddings - _first_position(module)
+        module.num_embeddings - _first_position(module) - extra
         for name, module in skeleton.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _TABLES
+        if isinstance(module, nn.Embedding) and _TABLES.fullmatch(name.rpartition(".")[2])
     )
     return min([int(tokenizer.model_max_length), *tables])
 
@@ -33,6 +41,11 @@ def _first_position(table: nn.Embedding) -> int:
     if table.padding_idx is not None:
         return table.padding_idx + 1
     return int(vars(table).get("offset", 0))
+
+
+def added_positions(model: nn.Module) -> int:
+    """The number of places in the table of positions that an attached method takes."""
+    return sum(m.length for m in model.modules() if isinstance(m, Prompt | Shift))
 
 
 def cut_length(asked: int, limit: int, model: str) -> tuple[int, tuple[str, ...]]:
@@ -70,9 +83,25 @@ def check_tokens(
                 f"has embeddings for 0 to {known - 1}. Call "
                 "model.resize_token_embeddings(len(tokenizer)) and save the model again."
             )
-    if not tokenizer("")["input_ids"]:  # nothing is added to a text
-        for task in tasks:
-            _check_no_text_is_empty(task, tokenizer)
+    whole = max(tokenizer.get_vocab().values(), default=0) < known
+    if whole and tokenizer("")["input_ids"]:  # no text is empty, and none has a token too many
+        return
+    for task in tasks:
+        for split in ("train", "validation", "test"):
+            rows = getattr(task, split)
+            if "text" in rows.column_names:
+                where = f"{task.name}'s {split} split"
+                _check_texts(where, list(rows["text"]), tokenizer, known)
+
+
+def check_answers(
+    tasks: Iterable["TaskData"], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> None:
+    """Raises `InvalidConfig` for texts to continue that leave no room for their answers."""
+    for task in tasks:
+        if isinstance(task.kind.head, LanguageHead):
+            for split in (task.train, task.validation, task.test):
+                task.kind.encode(split, tokenizer, max_length)
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, int]]:
@@ -82,14 +111,23 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, in
             yield name, number
 
 
-def _check_no_text_is_empty(task: "TaskData", tokenizer: "PreTrainedTokenizerBase") -> None:
-    for split in ("train", "validation", "test"):
-        texts = list(getattr(task, split)["text"])
-        encoded = tokenizer(texts)["input_ids"] if texts else []
-        empty = [row for row, ids in enumerate(encoded) if not ids]
-        if empty:
+def _check_texts(
+    where: str, texts: list[str], tokenizer: "PreTrainedTokenizerBase", known: int
+) -> None:
+    """Raises `InvalidConfig` for a text without a token, or with one that the model lacks."""
+    encoded = tokenizer(texts)["input_ids"] if texts else []
+    empty = [row for row, ids in enumerate(encoded) if not ids]
+    if empty:
+        raise InvalidConfig(
+            f"{len(empty):,} of {len(texts):,} texts of {where} have no token in this model's "
+            f"vocabulary; the first is {texts[empty[0]]!r}. Remove these rows, or choose a model "
+            "with a token for unknown words."
+        )
+    for row, ids in enumerate(encoded):
+        if max(ids) >= known:
             raise InvalidConfig(
-                f"{len(empty):,} of {len(texts):,} texts of {task.name}'s {split} split have no "
-                f"token in this model's vocabulary; the first is {texts[empty[0]]!r}. Remove "
-                "these rows, or choose a model with a token for unknown words."
+                f"{where}, row {row + 1}: the text has the token "
+                f"{tokenizer.convert_ids_to_tokens(max(ids))!r} ({max(ids)}), but the model has "
+                f"embeddings for 0 to {known - 1}. Call "
+                "model.resize_token_embeddings(len(tokenizer)) and save the model again."
             )

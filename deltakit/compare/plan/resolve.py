@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import deltakit as dk
 from deltakit._imports import code_of, import_extension
 from deltakit.compare.adapted import adapted_model
-from deltakit.compare.plan.limits import check_shapes, check_tokens, cut_length, longest_input
+from deltakit.compare.plan.limits import (
+    added_positions,
+    check_answers,
+    check_shapes,
+    check_tokens,
+    cut_length,
+    longest_input,
+)
 from deltakit.compare.plan.lr_search import GRID, rates
 from deltakit.compare.plan.match_params import described, matched, matched_label
 from deltakit.compare.plan.plan import (
@@ -62,7 +69,8 @@ def build_plan(request: Request) -> Plan:
     sources, folders = _sources(request, methods, target)
     tasks = {target.name: target, **sources}
     model.check_complete()
-    request, lengths = _readable(request, model, skeleton, tasks.values())
+    extra = _most_added(methods.values(), skeleton)
+    request, lengths = _readable(request, model, skeleton, tasks.values(), extra)
     cells = tuple(
         cell
         for seed in range(request.seeds)
@@ -90,15 +98,37 @@ def _check_apart(label: str, new: str, sized: Mapping[str, Method], target: int)
         )
 
 
+def _most_added(methods: Iterable[Method], skeleton: Any) -> int:
+    """The most positions that one of the methods puts before the texts."""
+
+    def added(method: Method) -> int:
+        model = copy.deepcopy(skeleton)
+        adapted_model(model, method).attach()
+        return added_positions(model)
+
+    single = (m for m in methods if m.role is Role.METHOD and not isinstance(m, CombiningMethod))
+    return max(map(added, single), default=0)
+
+
 def _readable(
-    request: Request, model: ModelSource, skeleton: Any, tasks: Iterable["TaskData"]
+    request: Request, model: ModelSource, skeleton: Any, tasks: Iterable["TaskData"], extra: int
 ) -> tuple[Request, tuple[str, ...]]:
-    """The request with a length that the model reads, and a note where that is another one."""
+    """The request with a length that the model reads, and a note where that is another one.
+
+    `extra` positions of it are those of a prompt.
+    """
     tokenizer = model.tokenizer()
+    tasks = tuple(tasks)
     check_tokens(model.name, skeleton, tokenizer, tasks)
-    limit = longest_input(skeleton, tokenizer)
+    limit = longest_input(skeleton, tokenizer, extra)
+    if limit < 1:
+        raise InvalidConfig(
+            f"model {model.name!r} reads {limit + extra} positions, and a prompt takes {extra} of "
+            "them. Shorten the prompt."
+        )
     check_shapes(request.latency, limit, model.name)
     length, notes = cut_length(request.budget.max_length, limit, model.name)
+    check_answers(tasks, tokenizer, length)
     budget = dataclasses.replace(request.budget, max_length=length)
     return dataclasses.replace(request, budget=budget), notes
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from deltakit._files import unwritable
 from deltakit.compare.plan.plan import Cell, Plan, Training
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.run.cell import (
@@ -160,6 +161,8 @@ def _run(context: RunContext, item: WorkItem) -> Outcome:
         )
         return Outcome.TRAINED_ONLY
     except Exception as error:  # a failed cell is a result; KeyboardInterrupt is not caught
+        if (full := unwritable(error)) is not None:  # no cell of this run could be stored
+            raise full from error
         result = failed(item.cell, error)
     context.folder.write(item.cell, result, predictions)
     context.progress.finish(describe_result(result, f"in {time.perf_counter() - start:.0f} s"))

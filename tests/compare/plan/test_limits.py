@@ -4,8 +4,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
-from deltakit.compare.plan.limits import check_shapes, check_tokens, cut_length, longest_input
+import deltakit as dk
+from deltakit.compare.plan.limits import (
+    added_positions,
+    check_shapes,
+    check_tokens,
+    cut_length,
+    longest_input,
+)
 from deltakit.errors import InvalidConfig
 
 LONG = SimpleNamespace(model_max_length=10**30)
@@ -43,8 +51,12 @@ def test_texts_are_cut_to_it_with_a_note() -> None:
 class Words:
     """A tokenizer with one word, and nothing for others."""
 
+    model_max_length = 10**30
     pad_token_id: int | None = 0
     bos_token_id = eos_token_id = cls_token_id = sep_token_id = unk_token_id = None
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"[PAD]": 0, "known": 1}
 
     def __call__(self, text: Any) -> dict[str, Any]:
         one = isinstance(text, str)
@@ -53,8 +65,8 @@ class Words:
 
 
 def task(*texts: str) -> Any:
-    splits = dict.fromkeys(("train", "validation", "test"), {"text": ["known"]})
-    return SimpleNamespace(name="mine", **{**splits, "test": {"text": list(texts)}})
+    splits = dict.fromkeys(("train", "validation"), Dataset.from_dict({"text": ["known"]}))
+    return SimpleNamespace(name="mine", test=Dataset.from_dict({"text": list(texts)}), **splits)
 
 
 def test_a_text_without_a_token_is_told(kit: SimpleNamespace) -> None:
@@ -79,3 +91,39 @@ def test_special_tokens_that_the_model_lacks(
     setattr(words, f"{name}_token_id", number)
     with pytest.raises(InvalidConfig, match=message):
         check_tokens("m", kit.make_model("gpt2"), words, [])  # type: ignore[arg-type]
+
+
+def test_a_text_with_a_token_that_the_model_lacks(kit: SimpleNamespace) -> None:
+    class Wide(Words):
+        def get_vocab(self) -> dict[str, int]:
+            return {"[PAD]": 0, "known": 1, "late": 64}
+
+        def __call__(self, text: Any) -> dict[str, Any]:
+            texts = [text] if isinstance(text, str) else text
+            return {"input_ids": [[64 if "late" in each else 1] for each in texts]}
+
+        def convert_ids_to_tokens(self, number: int) -> str:
+            return {64: "late"}[number]
+
+    check_tokens("m", kit.make_model("gpt2"), Wide(), [task("known")])  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match="test split, row 2: .*'late' .64.*0 to 63.*resize"):
+        check_tokens("m", kit.make_model("gpt2"), Wide(), [task("a", "late")])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "positions"),
+    [
+        ("lora", 0),
+        ("prompt[length=5]", 5),
+        ("prompt[length=5]+lora", 5),
+        ("prefix[length=4]", 0),  # it shifts no position
+        ("prefix[length=4,positions=shifted]", 4),
+    ],
+)
+def test_positions_of_a_prompt_count(kit: SimpleNamespace, method: str, positions: int) -> None:
+    model = kit.make_model("gpt2")
+    dk.attach(model, dk.parse_method(method), "it")
+    assert added_positions(model) == positions
+    assert longest_input(model, LONG, positions) == 40 - positions
+    rotated = kit.make_model("llama")
+    assert longest_input(rotated, LONG, positions) == 10**30

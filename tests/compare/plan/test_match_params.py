@@ -71,3 +71,10 @@ def test_rows_say_their_size_and_notes_how_near_it_is(asked: Callable[..., Any])
     assert "no width to choose" in plan.notes[2]
     with pytest.raises(InvalidConfig, match="match_params"):
         build_plan(asked("lora", match_params=0))
+
+
+def test_two_rows_that_matching_makes_alike_are_refused(asked: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidConfig, match=r"makes 'adapter\[bottleneck=8\]' the same as another"):
+        build_plan(asked("adapter[bottleneck=4],adapter[bottleneck=8]", match_params=700))
+    plan = build_plan(asked("adapter[bottleneck=4],lora", match_params=700))
+    assert sum(cell.label.startswith(("adapter", "lora")) for cell in plan.cells) == 2

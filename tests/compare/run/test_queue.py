@@ -1,5 +1,6 @@
 """What a worker does with a cell, and whose turn it is."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_a_cell_that_cannot_be_measured_is_trained_once(
     assert trainings.count == 1 and job.folder.result(item.cell.id) is None
     *_, resumed = job_of(job.plan, job.folder, Failures.KEEP).items
     assert item.units > resumed.units == work.MEASURE_UNITS, "what is stored takes no time"
-    assert job.folder.run_record().notes == (work.CROWDED,)
+    assert job.folder.run_record().notes[-1] == work.CROWDED
     items = WorkQueue(job, Silent())
     items.record_outcome(item, Outcome.TRAINED_ONLY)
     *_, last = (items.next(busy=0) for _ in range(5))
@@ -192,3 +193,19 @@ def test_trials_that_others_do_are_waited_for(
     ended = run_plan(plan, folder.path)
     assert not ended.failures and trainings.count == 9
     assert order[-2:] == [high.lr, low.lr], "the free one first"
+
+
+@pytest.mark.parametrize("words", [None, "I/O error: No space left on device (os error 28)"])
+def test_a_full_disk_ends_the_run_and_leaves_the_cell_to_do(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str | None
+) -> None:
+    def full(*_: object) -> None:
+        if words is not None:
+            raise RuntimeError(words)  # as safetensors tells it
+        raise OSError(errno.ENOSPC, "No space left on device", "delta.safetensors")
+
+    monkeypatch.setattr(work, "run_cell", full)
+    item = job.items[0]
+    with pytest.raises(OSError, match="No space left on device"):
+        process(shop_of(job, tmp_path), job, item)
+    assert job.folder.result(item.cell.id) is None

@@ -146,6 +146,8 @@ class Slot:
                 self._lane.advance(units)
             case ("finish", outcome, left):
                 self._lane.finish(outcome, left)
+            case OSError() as error:
+                raise error
             case outcome:
                 assert self.item is not None
                 item, self.item = self.item, None
@@ -219,7 +221,10 @@ def _work(
     job, item = its_job.unpack(), its_item.unpack()
     wire, device_lock = Wire(connection), device_lock_for(device(), workers=environment.workers)
     context = RunContext(plan=job.plan, folder=job.folder, progress=wire, device_lock=device_lock)
-    wire.send(process(context, job, item))
+    try:
+        wire.send(process(context, job, item))
+    except OSError as error:
+        wire.send(error)  # the run folder cannot be written
 
 
 # ------------------------------------------------------------------------------ how they start
