@@ -1,4 +1,4 @@
-"""What a running comparison looks like in a terminal, and in a log."""
+"""The display of a running comparison, in a terminal and in a log."""
 
 import time
 from pathlib import Path
@@ -118,7 +118,7 @@ class Live:
 
 
 class LiveLane:
-    """What one worker does: a bar while its cell runs, a line when it has ended."""
+    """The display of one worker: a bar while its cell runs, a line when it has ended."""
 
     def __init__(self, live: Live) -> None:
         self.live = live
@@ -134,7 +134,7 @@ class LiveLane:
             self.live.say(f"{title} ...{self.live.left()}")
 
     def note(self, text: str) -> None:
-        """What the cell is doing now."""
+        """The current step of the cell."""
         if self.part is not None:
             self.live.bars.update(self.part, description=f"{self.title}: {text}")
 

@@ -105,7 +105,7 @@ class Reparametrised(ABC):
 
 
 class Combiner(nn.Module, ABC):
-    """What several deltas at one site become together, as a module with parameters of its own."""
+    """The combination of several deltas at one site, as a module with parameters of its own."""
 
     @abstractmethod
     def forward(self, query: Tensor, deltas: Sequence[Tensor]) -> Tensor:

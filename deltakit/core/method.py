@@ -132,7 +132,7 @@ class Method(ABC):  # noqa: B024
         return ()
 
     def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
-        """Whether the base's own parameter `name` (of the module `owner`) is trained too."""
+        """True if the base's own parameter `name` (of the module `owner`) is trained too."""
         del name, owner
         return False
 
@@ -329,7 +329,7 @@ def _parts(method: Method) -> tuple[Method, ...]:
 
 
 def can_be_summed(method: Method) -> bool:
-    """Whether the method's type says that its deltas have a weighted sum."""
+    """True if the method's type declares that its deltas have a weighted sum."""
     if isinstance(method, MethodWrapper):
         return all(map(can_be_summed, method.wrapped))
     return isinstance(method, Summable) or type(method).summed is not Method.summed

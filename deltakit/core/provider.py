@@ -62,7 +62,7 @@ class AdaptedModel(ABC):
 
     @abstractmethod
     def counts(self) -> Counts:
-        """What is trained, and what is kept beside the base. Works on the meta device."""
+        """The numbers of trained and of kept parameters. Works on the meta device."""
 
     @abstractmethod
     def deploy(self) -> bool:
@@ -88,7 +88,7 @@ class AdaptedModel(ABC):
         """
 
     def callbacks(self) -> tuple[Any, ...]:
-        """What transformers' Trainer must call while it trains the model."""
+        """The callbacks that transformers' Trainer must call while it trains the model."""
         return ()
 
 

@@ -1,4 +1,4 @@
-"""Where a delta can be put: the sites of a transformer block, and a site resolved in a model.
+"""The places for a delta: the sites of a transformer block, and a site resolved in a model.
 
 The names follow He et al. (2022, arXiv:2110.04366): attention and feed-forward sub-modules, their
 projections, and the stream that leaves the block.
@@ -61,7 +61,7 @@ INPUT_SITES = (Site.TOKENS, Site.EMBED, Site.POSITION_IDS)
 
 
 class HookKind(Enum):
-    """How a site is reached in the module that holds it."""
+    """The way in which a site is reached in the module that holds it."""
 
     OUTPUT = "output"
     """h is what the module returns (or some columns of it), x is what it was given."""
@@ -92,7 +92,7 @@ class Columns:
 
     @property
     def total(self) -> int:
-        """How many columns there are."""
+        """The number of columns."""
         return self.width * self.count
 
     def read(self, whole: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class Handle:
 
     @property
     def in_a_layer(self) -> bool:
-        """Whether the site is in one of the stack's layers, and not before all of them."""
+        """True if the site is in one of the stack's layers, and not before all of them."""
         return self.site not in INPUT_SITES
 
     @property
@@ -187,7 +187,7 @@ class Handle:
 
 
 class Insertion(StrEnum):
-    """What a delta reads (He et al. 2022, the column "insertion form")."""
+    """The input of a delta (He et al. 2022, the column "insertion form")."""
 
     SEQUENTIAL = "sequential"
     """It reads h, the representation that it changes."""

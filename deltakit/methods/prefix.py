@@ -50,7 +50,7 @@ class Prefix(ExtraPositions):
 
 
 class Trunk(nn.Module):
-    """What the layers of a stack share: tanh(E W_1 + b_1), ``(length, bottleneck)``."""
+    """The part that the layers of a stack share: tanh(E W_1 + b_1), ``(length, bottleneck)``."""
 
     def __init__(self, length: int, d: int, bottleneck: int) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class PrefixTuning(Summable):
         return Prefix(self.length, handle.d_out, dropout=self.dropout)
 
     def shift(self, handle: Handle) -> Delta:
-        """What is added to the tokens' positions."""
+        """The number that is added to the tokens' positions."""
         del handle
         return Shift(self.length)
 

@@ -1,4 +1,4 @@
-"""What a comparison asks a model for: a number for each label, or the next token."""
+"""The outputs of a model in a comparison: a number for each label, or the next token."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Head(ABC):
-    """What a model is loaded for.
+    """The purpose that a model is loaded for.
 
     Class variables: `task` (of `deltakit.load_base`) and `purpose` (what a model with it can do).
 

@@ -41,7 +41,7 @@ class Flexible:
     pooled: bool = False
 
     def fits(self, config: Mapping[str, Any]) -> bool:
-        """Whether a config describes this head."""
+        """True if a config describes this head."""
         wanted = {"layers": len(self.layers), "use_pooler": self.pooled, "bias": True}
         given = {**_DEFAULTS, **config}
         activation = self.activation is None or given["activation_function"] == self.activation
