@@ -315,7 +315,7 @@ class Attachments(nn.Module):
         del self.attached[name]
 
     def get_extra_state(self) -> Tensor:
-        """What the deltas are, for a state dict; `load` reads it from a training checkpoint."""
+        """The deltas' description in a state dict, which `load` reads from a checkpoint."""
         deltas = [each.to_plain() for each in self.attached.values()]
         return as_tensor(described(deltas, self.active))
 

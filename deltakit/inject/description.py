@@ -1,7 +1,7 @@
-"""What a model's deltas are, as data that its state dict carries.
+"""The description of a model's deltas in its state dict.
 
 A state dict holds tensors alone, and so do the checkpoints that training loops save. One more
-tensor holds the deltas' methods, as the bytes of a JSON text, so such a checkpoint says what it is.
+tensor holds the deltas' methods, as the bytes of a JSON text.
 """
 
 import json
@@ -33,7 +33,7 @@ def delta_to_plain(part: Part, members: Iterable[str], keys: Iterable[str]) -> d
 
 
 def as_tensor(content: Mapping[str, Any]) -> Tensor:
-    """Data as the bytes of a JSON text, shape ``(bytes,)``; what is no JSON is its `repr`."""
+    """Data as the bytes of a JSON text, shape ``(bytes,)``; other values by their `repr`."""
     return torch.tensor(list(json.dumps(content, default=repr).encode()), dtype=torch.uint8)
 
 

@@ -36,7 +36,7 @@ def take_labels(
 ) -> None:
     """Gives a delta the names that its head was saved with, and the config if it is active.
 
-    A warning tells of names that the user gave the model, and that are others or in another order.
+    A warning is given where the model's config has other names, or another order.
 
     Raises:
         CheckpointError: the model has another number of classes.

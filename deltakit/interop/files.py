@@ -153,7 +153,7 @@ def our_words(tensors: Tensors) -> dict[str, Any]:
 
 
 def safetensors_keys(path: Path) -> tuple[str, ...]:
-    """The keys of a file; none where it is no safetensors file. Reads no weights."""
+    """The keys of a safetensors file, without its weights; none for other files."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -164,7 +164,7 @@ def safetensors_keys(path: Path) -> tuple[str, ...]:
 
 
 def some_safetensors(path: Path, wanted: Set[str]) -> Tensors:
-    """Those tensors of a file that are `wanted`. Raises `CheckpointError` as `read_tensors`."""
+    """The `wanted` tensors of a file. Raises `CheckpointError` as `read_tensors`."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing.")
     found = _safetensors(path, wanted)

@@ -19,9 +19,21 @@ from typing import Any
 import torch
 
 LIMIT = 1e-5
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "llama", "mistral", "gpt2", "t5", "bart")
+FAMILIES = (
+    "bert",
+    "roberta",
+    "electra",
+    "distilbert",
+    "deberta-v2",
+    "llama",
+    "mistral",
+    "gpt2",
+    "t5",
+    "bart",
+)
 PRE_LN = ("llama", "mistral", "gpt2", "t5")
 ENCODER_DECODERS = ("t5", "bart")
+NO_PREFIXES = ("t5", "deberta-v2")
 T5_BODY = ("transformer.shared", "transformer.encoder", "transformer.decoder")
 """What the library takes for the head of T5ForSequenceClassification, beside the head."""
 SETUPS = ("fusion", "stack", "stack of fusion", "stack on fusion")
@@ -58,7 +70,10 @@ def methods(family: str) -> dict[str, Any]:
         "(IA)3": dk.IA3(feedforward="pre_activation"),
         "(IA)3, targets": dk.IA3(targets=("attn.q", "attn.v", "ffn.down")),
     }
-    if family != "t5":
+    if family in ENCODER_DECODERS:
+        houlsby = dk.SequentialAdapter(placement="houlsby", reduction=4)
+        found["houlsby, not across"] = dk.AdapterDrop(houlsby, stacks="cross")
+    if family not in NO_PREFIXES:
         found["prefix"] = dk.PrefixTuning(length=3, bottleneck=5)
         found["prefix, flat"] = dk.PrefixTuning(length=3, bottleneck=None)
         found["prefix, by layer"] = dk.AdapterDrop(dk.PrefixTuning(length=3), layers=0)

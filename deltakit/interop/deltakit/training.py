@@ -1,8 +1,8 @@
 """The checkpoints that training loops save: a model's weights, with those of its deltas among them.
 
 transformers' `Trainer` and ``model.save_pretrained`` write ``model.safetensors``, or several files
-and an index. While deltas are attached, the state dict says what they are, so `load` gives the
-active ones. The base's weights in the folder are not read.
+and an index. The state dict holds a description of the attached deltas, so `load` gives the active
+ones. The base's weights in the folder are not read.
 """
 
 from pathlib import Path
