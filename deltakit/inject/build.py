@@ -101,7 +101,7 @@ def _build_leaves(
                 placement.scale,
                 gate=gates.setdefault(up_to, LayerDrop(up_to)) if up_to else None,
                 layer=handle.layer,
-                stack=handle.stack,
+                stack=_token_stack(handle),
             )
             attached.leaves[handle.key] = (*attached.leaves.get(handle.key, ()), leaf)
 
@@ -125,6 +125,12 @@ def _handles(attachments: Attachments, placement: Placement) -> list[Handle]:
         if not left_out(handle, placement.omitted)
         and (chosen is None or handle.layer in chosen or not handle.in_a_layer)
     ]
+
+
+def _token_stack(handle: Handle) -> str:
+    """The stack whose tokens the site has: keys and values of cross-attention are an encoder's."""
+    across = handle.stack == "cross" and handle.site in (Site.ATTN_K, Site.ATTN_V)
+    return "encoder" if across else handle.stack
 
 
 def left_out(handle: Handle, layers: frozenset[int]) -> bool:

@@ -143,7 +143,17 @@ def _kind(part: Node, chosen: int) -> Any:
         return chosen  # their losses and weights are looked at, one form at a time
     shapes = tuple((name, p.shape, p.dtype) for name, p in part.delta.named_parameters())
     settings = tuple((type(module), _settings(module)) for module in part.delta.modules())
-    return part.insertion, shapes, settings
+    kind = part.insertion, shapes, settings
+    return kind if _is_hashable(kind) else chosen
+
+
+def _is_hashable(kind: object) -> bool:
+    """Whether it can be compared by its hash: a form may keep lists among its attributes."""
+    try:
+        hash(kind)
+    except TypeError:
+        return False
+    return True
 
 
 def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:

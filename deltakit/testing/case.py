@@ -98,13 +98,14 @@ def run(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return first(model(**inputs))
 
 
-def gradients(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients of a loss that depends on all of the output, by the parameter's name."""
+def gradients(model: Any, inputs: Mapping[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
+    """The gradients of `weight` times a loss that depends on all of the output, by name."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)
     output = first(model(**inputs)).float()
     if output.requires_grad:
-        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
+        (weight * loss).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 

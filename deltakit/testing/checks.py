@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import deltakit as dk
-from deltakit.core.delta import ReadsEnd
+from deltakit.core.delta import AuxiliaryLoss, ReadsEnd
 from deltakit.core.method import CombiningMethod, InitialOutput
 from deltakit.errors import DeltakitError, InvalidConfig, NotMergeable
 from deltakit.inject.attachments import Attachments, head_names, need_attachments
@@ -238,6 +238,23 @@ def check_checkpointing(case: Case) -> None:
             close(found[name], value, f"use_reentrant={kind}: the gradient of {name}")
 
 
+def check_losses(case: Case) -> None:
+    """A form's own loss is trained on once a pass: recomputed, scaled and in parts."""
+    case.trains()
+    model = case.random().train()
+    parts = [module for module in model.modules() if isinstance(module, AuxiliaryLoss)]
+    if not parts:
+        raise NotApplicable("none of its forms has a loss that depends on the data")
+    expected = gradients(model, case.inputs)
+    once = gradients(model, case.inputs, weight=1024.0)
+    for name, value in expected.items():
+        close(once[name] / 1024.0, value, f"under a loss scale: the gradient of {name}")
+    model.eval()
+    task = gradients(model, case.inputs)
+    far = max(distance(expected[name], task[name]) for name in expected)
+    assert far > 1e-6, "the loss has no gradient in training"
+
+
 def check_bf16(case: Case) -> None:
     """In bf16 each module, and the model, returns what the plain model's does: no upcast."""
     inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in case.inputs.items()}
@@ -302,6 +319,7 @@ LAWS: tuple[Law, ...] = (
     check_generation,
     check_resumed,
     check_checkpointing,
+    check_losses,
     check_bf16,
     check_dropped_layers,
     check_compiles,

@@ -98,6 +98,9 @@ class Conformance:
     def test_checkpointing(self, case: Case) -> None:
         _hold(checks.check_checkpointing, case)
 
+    def test_losses(self, case: Case) -> None:
+        _hold(checks.check_losses, case)
+
     def test_bf16(self, case: Case) -> None:
         _hold(checks.check_bf16, case)
 
