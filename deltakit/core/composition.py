@@ -29,7 +29,7 @@ class Composition(ABC):
 
     @abstractmethod
     def to_plain(self) -> Any:
-        """It as plain data, for `composition_from_plain`."""
+        """The composition as plain data, for `composition_from_plain`."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Delta(nn.Module, ABC):
 
 
 def overrides_both(form: type, name: str) -> bool:
-    """Whether the class that says `forward` also says `name`, so that neither is older."""
+    """True if one class defines both `forward` and `name`, so that neither is older."""
     owners = [next((c for c in form.__mro__ if n in vars(c)), None) for n in ("forward", name)]
     return owners[0] is owners[1]
 
@@ -59,7 +59,7 @@ def overrides_both(form: type, name: str) -> bool:
 class FusedAdd(ABC):
     """A delta that knows a cheaper way to ``stream + scale · f(x)`` than one step after another.
 
-    A subclass with a `forward` of its own goes without, unless it says `added` too.
+    A subclass that defines `forward` alone does not use it.
     """
 
     @abstractmethod
@@ -70,7 +70,7 @@ class FusedAdd(ABC):
 class BatchedRows(ABC):
     """A delta that can compute many of its kind at once, one for each row of a batch.
 
-    A subclass with a `forward` of its own goes without, unless it says `by_row` too.
+    A subclass that defines `forward` alone does not use it.
     """
 
     @abstractmethod

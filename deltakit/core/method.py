@@ -221,7 +221,7 @@ class MethodWrapper(Method, ABC):
 
     @property
     def paper(self) -> Paper:
-        """That of the first method."""
+        """The first method's paper."""
         return self.wrapped[0].paper
 
     @property

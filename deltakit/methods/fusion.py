@@ -136,7 +136,7 @@ class AdapterFusion(CombiningMethod):
 
     @property
     def starts(self) -> InitialOutput:
-        """Where the members do: it weighs what they propose."""
+        """The members' start: the fusion weighs their changes."""
         return self.member.starts
 
     def combiner(self, handle: Handle, members: tuple[str, ...]) -> Combiner:

@@ -155,7 +155,7 @@ def _layers(layers: object) -> tuple[int, ...] | None:
     given = (layers,) if isinstance(layers, int) else layers
     if given is None:
         return None
-    whole = isinstance(given, tuple | list) and given
-    if not whole or not all(type(each) is int and each >= 0 for each in given):
+    listed = tuple(given) if isinstance(given, tuple | list) else ()
+    if not listed or not all(type(each) is int and each >= 0 for each in listed):
         raise InvalidConfig(f"LoReFT(layers={layers!r}): numbers of layers, for example (0, 4).")
-    return tuple(sorted(set(given)))
+    return tuple(sorted(set(listed)))

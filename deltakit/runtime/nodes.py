@@ -1,4 +1,4 @@
-"""How a change meets the representation, and how several changes make one.
+"""Nodes: a change at a site, and several changes made one.
 
 Within a placement, ``h <- h + s Δh`` (He et al. 2022). Across deltas, what users compose by name
 (`deltakit.core.composition`) is one `Node` at each site while the model runs: an object that turns
@@ -32,7 +32,7 @@ from deltakit.runtime.reading import Given
 
 
 class Signal(NamedTuple):
-    """What a site offers while the model runs.
+    """The tensors that a site offers while the model runs.
 
     `x` is the direct input of the sub-module, `h` the representation as a delta reads it, and
     `stream` what a change is added to: h itself, except at a post-LN block's norm, where h is the
@@ -62,7 +62,7 @@ class Port(ABC):
 
 
 class Node(ABC):
-    """What an active composition does at one site."""
+    """An active composition at one site."""
 
     @abstractmethod
     def change(self, signal: Signal, port: Port) -> Tensor:
@@ -91,12 +91,12 @@ class Node(ABC):
 
     @property
     def weighs(self) -> bool:
-        """Whether it multiplies changes, so that it has no meaning for positions."""
+        """True if it multiplies changes, so that it has no meaning for positions."""
         return False
 
     @property
     def present(self) -> bool:
-        """Whether any of the deltas takes part in this forward pass."""
+        """True if any of the deltas takes part in this forward pass."""
         return any(leaf.present for leaf in self.leaves)
 
     def fitted(self, rows: int) -> "Node":
@@ -111,7 +111,7 @@ class Node(ABC):
 
     @property
     def reads_input(self) -> bool:
-        """Whether any of the deltas reads x."""
+        """True if any of the deltas reads x."""
         return any(
             leaf.insertion is Insertion.PARALLEL or Reads.INPUT in leaf.delta.reads
             for leaf in self.leaves
@@ -157,7 +157,7 @@ class PlacedDelta(Node):
         return self.one_pass.added(stream, source, self.scale)
 
     def inputs(self, signal: Signal) -> tuple[Tensor, ...]:
-        """What the form asks for, in its dtype."""
+        """The inputs that the form asks for, in its dtype."""
         dtype, source = compute_dtype(self.delta), self._source(signal)
         if self.delta.reads == (Reads.SOURCE,):
             return (cast(source, dtype),)

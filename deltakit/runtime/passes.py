@@ -101,7 +101,7 @@ class Pass:
         return self._input("position_ids", stack)
 
     def past(self, stack: str) -> int:
-        """How many tokens of a stack are cached, and not given again in this call."""
+        """The number of a stack's tokens that are cached, and not given again in this call."""
         two_stacks = "decoder_attention_mask" in self.inputs
         return self.cached if stack in DECODER or not two_stacks else 0
 
@@ -202,7 +202,7 @@ class PassPort:
 
 def _cached(kwargs: dict[str, Any]) -> int:
     """How many tokens a call's cache holds."""
-    cache = kwargs.get("past_key_values")
+    cache: Any = kwargs.get("past_key_values")
     known = callable(getattr(type(cache), "get_seq_length", None))
     length = cache.get_seq_length() if known else 0
     return length if isinstance(length, int) else 0

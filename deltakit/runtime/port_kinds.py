@@ -43,7 +43,8 @@ class AddingPort(Port, ABC):
 def _rows_of(signal: Signal, index: Tensor) -> Signal:
     """Some rows of a signal; what is one tensor there stays one."""
     taken = {id(tensor): tensor.index_select(0, index) for tensor in signal[:3]}
-    return Signal(*(taken[id(tensor)] for tensor in signal[:3]), rows=index)
+    x, h, stream = (taken[id(tensor)] for tensor in signal[:3])
+    return Signal(x, h, stream, index)
 
 
 class PositionsPort(Port, ABC):

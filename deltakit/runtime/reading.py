@@ -12,7 +12,7 @@ from deltakit.runtime.passes import current_pass
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What can be read at one site in the running pass.
+    """The inputs that can be read at one site in the running pass.
 
     Attributes:
         source: x or h, as the insertion says, ``(rows, tokens, d)``; some models run their
@@ -30,7 +30,7 @@ class Given:
     stack: str
 
     def all(self, reads: tuple[Reads, ...]) -> tuple[Tensor, ...]:
-        """What the form asks for, in its order."""
+        """The inputs that the form asks for, in its order."""
         return tuple(self._one(each, by_token=_by_token(reads)) for each in reads)
 
     def _one(self, what: Reads, *, by_token: bool) -> Tensor:
