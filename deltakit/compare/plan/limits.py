@@ -4,12 +4,15 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from deltakit.compare.records.latency import shape_of
+from deltakit.core.delta import ExtraPositions
+from deltakit.core.method import Method
+from deltakit.core.provider import ExternalMethod
+from deltakit.core.site import Handle, Site
 from deltakit.errors import InvalidConfig
-from deltakit.methods.prefix import Shift
-from deltakit.methods.prompt import Prompt
 from deltakit.models.heads import LanguageHead
 
 if TYPE_CHECKING:
@@ -43,9 +46,27 @@ def _first_position(table: nn.Embedding) -> int:
     return int(vars(table).get("offset", 0))
 
 
-def added_positions(model: nn.Module) -> int:
-    """The number of places in the table of positions that an attached method takes."""
-    return sum(m.length for m in model.modules() if isinstance(m, Prompt | Shift))
+def added_positions(method: Method, handles: Iterable[Handle]) -> int:
+    """The number of places in the table of positions that a method takes from the text.
+
+    That of a method of another library is not known, and counts as zero.
+    """
+    if isinstance(method, ExternalMethod):
+        return 0
+    inputs = [handle for handle in handles if handle.site in (Site.TOKENS, Site.POSITION_IDS)]
+    return sum(
+        _places(handle.site, placement.make_delta(handle))
+        for placement in method.placements()
+        for handle in inputs
+        if handle.site is placement.site
+    )
+
+
+def _places(site: Site, delta: nn.Module) -> int:
+    """The number of places that the tokens behind a delta are moved by."""
+    if site is Site.POSITION_IDS:
+        return int(delta(torch.zeros(1, 1, dtype=torch.long)).item())
+    return delta.length if site is Site.TOKENS and isinstance(delta, ExtraPositions) else 0
 
 
 def cut_length(asked: int, limit: int, model: str) -> tuple[int, tuple[str, ...]]:

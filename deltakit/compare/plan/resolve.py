@@ -100,14 +100,9 @@ def _check_apart(label: str, new: str, sized: Mapping[str, Method], target: int)
 
 def _most_added(methods: Iterable[Method], skeleton: Any) -> int:
     """The most positions that one of the methods puts before the texts."""
-
-    def added(method: Method) -> int:
-        model = copy.deepcopy(skeleton)
-        adapted_model(model, method).attach()
-        return added_positions(model)
-
+    handles = dk.resolve(skeleton)
     single = (m for m in methods if m.role is Role.METHOD and not isinstance(m, CombiningMethod))
-    return max(map(added, single), default=0)
+    return max((added_positions(method, handles) for method in single), default=0)
 
 
 def _readable(

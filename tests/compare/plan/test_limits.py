@@ -122,8 +122,7 @@ def test_a_text_with_a_token_that_the_model_lacks(kit: SimpleNamespace) -> None:
 )
 def test_positions_of_a_prompt_count(kit: SimpleNamespace, method: str, positions: int) -> None:
     model = kit.make_model("gpt2")
-    dk.attach(model, dk.parse_method(method), "it")
-    assert added_positions(model) == positions
+    assert added_positions(dk.parse_method(method), dk.resolve(model)) == positions
     assert longest_input(model, LONG, positions) == 40 - positions
     rotated = kit.make_model("llama")
     assert longest_input(rotated, LONG, positions) == 10**30
