@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from deltakit.core.steps import StepCallback, TrainingStep
     from deltakit.errors import DeltakitError, NotMergeable
     from deltakit.inject.arithmetic import task_arithmetic
-    from deltakit.inject.attach import activate, attach, detach, disabled
+    from deltakit.inject.attach import activate, attach, detach, disabled, using
     from deltakit.inject.change import deploy, drop, prune
     from deltakit.inject.merge import merge, unmerge
     from deltakit.inject.merge_report import MergeReport
@@ -120,7 +120,7 @@ _HOMES = {
     "deltakit.core.steps": ("StepCallback", "TrainingStep"),
     "deltakit.errors": ("DeltakitError", "NotMergeable"),
     "deltakit.inject.arithmetic": ("task_arithmetic",),
-    "deltakit.inject.attach": ("activate", "attach", "detach", "disabled"),
+    "deltakit.inject.attach": ("activate", "attach", "detach", "disabled", "using"),
     "deltakit.inject.change": ("deploy", "drop", "prune"),
     "deltakit.inject.merge": ("merge", "unmerge"),
     "deltakit.inject.merge_report": ("MergeReport",),
@@ -225,6 +225,7 @@ __all__ = [
     "summary",
     "task_arithmetic",
     "unmerge",
+    "using",
 ]
 
 

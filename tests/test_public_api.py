@@ -21,7 +21,7 @@ PUBLIC = [
     "TrainingStep", "__version__", "activate", "attach", "convert", "deploy", "detach", "disabled",
     "drop", "fusion_attention", "infer_family", "load", "load_base", "merge", "parse_method",
     "prune", "register_family", "register_method", "resolve", "save", "step_callbacks", "summary",
-    "task_arithmetic", "unmerge",
+    "task_arithmetic", "unmerge", "using",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

@@ -9,10 +9,17 @@ import torch
 
 from deltakit.core.composition import Composition, One
 from deltakit.core.method import Method
-from deltakit.errors import InvalidConfig, NameInUse, unknown
+from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, unknown
 from deltakit.inject.attachments import CHILD, attachments_of, need_attachments
 from deltakit.inject.build import build, new_attachments
-from deltakit.inject.switch import check, paused, settle_flags, starting
+from deltakit.inject.switch import (
+    change_to,
+    check,
+    paused,
+    settle_flags,
+    starting,
+    use_in_thread,
+)
 from deltakit.models.quantised import keep_as_loaded, trainable
 
 if TYPE_CHECKING:
@@ -94,10 +101,46 @@ def activate(
     if composition is not None:
         check(attachments, composition)
     trained = names if train is None else tuple(train)
-    with paused(model, attachments) as pause:
-        pause.then = None if composition is None else starting(composition, trained)
+    if attachments.merged is None:
+        change_to(model, attachments, composition, trained)
+    else:
+        with paused(model, attachments) as pause:
+            pause.then = None if composition is None else starting(composition, trained)
     for name in train or ():
         attachments.get(name).train_if_frozen()
+
+
+@contextlib.contextmanager
+def using(model: "PreTrainedModel", what: str | Composition | None) -> Iterator[None]:
+    """Inside, the calls of this thread run with a delta or a composition of several.
+
+    ::
+
+        with dk.using(model, "imdb"):
+            model(**batch)
+
+    Other threads go on with what they use, or with what is active. It can be nested, and ends with
+    an exception too. What is trained stays as `activate` has it.
+
+    Args:
+        model: a model with deltas.
+        what: a delta's name, a composition (``Stack("a", "b")``), or None for the plain base.
+
+    Raises:
+        UnknownName: a name that nothing attached has.
+        IncompatibleDeltas: the deltas cannot run together, or deltas are merged into the base.
+    """
+    attachments = need_attachments(model)
+    if attachments.merged is not None:
+        raise IncompatibleDeltas(
+            "deltas are merged into the base's weights, which all threads share; `unmerge` first."
+        )
+    composition = One(what) if isinstance(what, str) else what
+    if composition is not None:
+        attachments.with_members(composition.names)
+        check(attachments, composition)
+    with use_in_thread(model, attachments, composition):
+        yield
 
 
 @contextlib.contextmanager
@@ -126,6 +169,8 @@ def detach(model: "PreTrainedModel", name: str | None = None) -> None:
         for each in names:
             attachments.remove(each)
     if not attachments.attached:
+        if attachments.program is not None:
+            attachments.program.remove()
         for held in attachments.undo:
             held.remove()
         delattr(model, CHILD)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from deltakit.inject.merge_report import MergeReport
     from deltakit.runtime.hooks import Removable
-    from deltakit.runtime.passes import PassPorts
+    from deltakit.runtime.program import Program
 
 CHILD = "deltakit"
 """The name of the record among the model's child modules."""
@@ -257,7 +257,10 @@ class Attachments(nn.Module):
         self.flags = flags
         self.attached: dict[str, Attached] = {}
         self.running = Running()
-        self.passes: PassPorts | None = None
+        self.program: Program | None = None
+        """What the model runs by, made with the first delta that is active."""
+        self.nodes: dict[Composition, dict[str, Node]] = {}
+        """What compositions do at the handles, until what is attached changes."""
         self.merged: Merged | None = None
         self.base = UnsavedTree()
         """The base's parameters whose places deltas have taken."""

@@ -1,7 +1,7 @@
 """What a model runs with: a composition is made active, taken off, and made active again."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,14 +14,14 @@ from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import Attachments, Merged, plain_parameters
 from deltakit.inject.build import left_out
 from deltakit.inject.labels import settle_labels
-from deltakit.inject.places import place_of, set_weight, use_own
+from deltakit.inject.places import place_of, set_weight, submodule, use_own
 from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.compile import compile_composition
-from deltakit.runtime.hooks import install, install_gates
 from deltakit.runtime.nodes import Node
-from deltakit.runtime.passes import PassPorts
+from deltakit.runtime.own_values import Place
 from deltakit.runtime.penalty import install_penalty
-from deltakit.runtime.row_heads import RowHead, install_heads, install_rows
+from deltakit.runtime.program import Program, has_threads
+from deltakit.runtime.tables import RowHead, Tables, upcoming_tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,9 +68,11 @@ def paused(model: "PreTrainedModel", attachments: Attachments) -> Iterator[Pause
     pause = Pause(before=before, then=before)
     try:
         yield pause
+        attachments.nodes.clear()
         _deactivate(model, attachments)
         _reactivate(model, attachments, pause.then)
     except BaseException:
+        attachments.nodes.clear()
         _deactivate(model, attachments)
         _reactivate(model, attachments, before)
         raise
@@ -102,13 +104,12 @@ def reapply(model: "PreTrainedModel", attachments: Attachments) -> None:
             pause.then = starting(pause.before.composition, pause.before.trained)
 
 
-def active_nodes(attachments: Attachments) -> dict[str, Node]:
-    """What the active composition does, by the handle's key."""
-    return {} if attachments.active is None else _nodes(attachments, attachments.active)
+def active_nodes(attachments: Attachments) -> "Mapping[str, Node]":
+    """What the next pass of this thread does, by the handle's key."""
+    return {} if attachments.program is None else upcoming_tables(attachments.program).nodes
 
 
-def remove_hooks(attachments: Attachments) -> None:
-    """No delta reaches the forward pass any more."""
+def _remove_hooks(attachments: Attachments) -> None:
     for hook in reversed(attachments.running.hooks):
         hook.remove()
     attachments.running.hooks.clear()
@@ -136,7 +137,9 @@ def unfold(model: nn.Module, attachments: Attachments) -> None:
 
 def take_off(model: nn.Module, attachments: Attachments) -> None:
     """Takes hooks and deltas' parameters off; what is active is still recorded."""
-    remove_hooks(attachments)
+    _remove_hooks(attachments)
+    if attachments.program is not None:
+        attachments.program.switch(model, Tables())
     use_own(model, attachments, {})
 
 
@@ -214,27 +217,139 @@ def _start(
     trained: tuple[str, ...],
 ) -> None:
     """Makes the model run with the composition, and train the deltas called `trained`."""
-    nodes, hooks = _nodes(attachments, composition), attachments.running.hooks
-    passes = attachments.passes = attachments.passes or PassPorts(
-        model, attachments.handles.values()
-    )
-    if nodes:
-        hooks.extend(passes.open())
-    for key, node in nodes.items():
-        hooks.extend(install(attachments.handles[key], node))
-    parts = tuple(m for name in trained for _, m in attachments.attached[name].modules())
-    hooks.extend(install_penalty(model, parts))
-    gates = {leaf.gate for node in nodes.values() for leaf in node.leaves if leaf.gate is not None}
-    if gates:
-        hooks.append(install_gates(model, tuple(gates)))
-    if isinstance(composition, PerRow):
-        hooks.extend(install_rows(model, passes, len(composition.rows)))
-        hooks.extend(install_heads(model, _heads(attachments, composition)))
+    tables = tables_of(model, attachments, composition, shared=has_threads())
+    _program(model, attachments).switch(model, tables)
+    _follow(model, attachments, composition, trained)
+
+
+def change_to(
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    composition: Composition | None,
+    trained: tuple[str, ...],
+) -> None:
+    """Makes the model run with a composition in one step, from what it runs with.
+
+    Passes of other threads that are running end with what they began with; the next ones begin with
+    the composition.
+    """
+    before = snapshot_active(model, attachments)
+    try:
+        _change_to(model, attachments, composition, trained)
+    except BaseException:
+        _deactivate(model, attachments)
+        _reactivate(model, attachments, before)
+        raise
+    finally:
+        settle_flags(model, attachments)
+
+
+def _change_to(
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    composition: Composition | None,
+    trained: tuple[str, ...],
+) -> None:
+    program, shared = _program(model, attachments), has_threads()
+    if shared:
+        program.keep_own(own_parameters(model, attachments, attachments.active))
+    program.switch(model, tables_of(model, attachments, composition, shared=shared))
+    _remove_hooks(attachments)
+    attachments.running.composition = None
+    if composition is None:
+        use_own(model, attachments, {})
     else:
-        use_own(model, attachments, attachments.owners(composition.names))
-    if nodes:
-        hooks.extend(passes.close())
+        _follow(model, attachments, composition, trained)
+    settle_labels(model, attachments)
+
+
+@contextlib.contextmanager
+def use_in_thread(
+    model: nn.Module, attachments: Attachments, composition: Composition | None
+) -> Iterator[None]:
+    """Inside, passes of this thread run with a composition."""
+    program = _program(model, attachments)
+    tables = tables_of(model, attachments, composition, shared=True)
+    with program.using(model, tables):
+        yield
+
+
+def _follow(
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    composition: Composition,
+    trained: tuple[str, ...],
+) -> None:
+    """What all threads share follows a switch: penalties, parameters at their places, flags."""
+    parts = tuple(m for name in trained for _, m in attachments.attached[name].modules())
+    attachments.running.hooks.extend(install_penalty(model, parts))
+    _program(model, attachments).passes.come_last()
+    per_row = isinstance(composition, PerRow)
+    use_own(model, attachments, {} if per_row else attachments.owners(composition.names))
     _record(attachments, composition, trained)
+
+
+def _program(model: nn.Module, attachments: Attachments) -> Program:
+    if attachments.program is None:
+        attachments.program = Program(model, attachments.handles)
+    return attachments.program
+
+
+def tables_of(
+    model: nn.Module, attachments: Attachments, composition: Composition | None, *, shared: bool
+) -> Tables:
+    """What passes with a composition run with. Raises `IncompatibleDeltas`.
+
+    Args:
+        model: the model.
+        attachments: its record.
+        composition: the deltas, and how they act together; None for the plain base.
+        shared: whether the parameters at the base's places may be those of something else.
+    """
+    own = own_parameters(model, attachments, composition) if shared else {}
+    if composition is None:
+        return Tables(own=own)
+    nodes = _nodes(attachments, composition)
+    if not isinstance(composition, PerRow):
+        return Tables(nodes=nodes, own=own)
+    heads = _heads_by_module(model, _heads(attachments, composition))
+    return Tables(nodes=nodes, entries=len(composition.rows), heads=heads, own=own)
+
+
+def own_parameters(
+    model: nn.Module, attachments: Attachments, composition: Composition | None
+) -> dict[nn.Module, dict[str, nn.Parameter]]:
+    """By module, the parameters of all places where any attached delta has its own."""
+    plain = composition is None or isinstance(composition, PerRow)
+    owners = {} if composition is None or plain else attachments.owners(composition.names)
+    base = attachments.base.tensors()
+    found: dict[nn.Module, dict[str, nn.Parameter]] = {}
+    for attached in attachments.attached.values():
+        for name, aliases in attached.aliases.items():
+            for alias in aliases:
+                module = submodule(model, alias.rpartition(".")[0])
+                if module is None:
+                    continue
+                place = Place(module, alias.rpartition(".")[2])
+                own = owners[name].own[name] if name in owners else None
+                wanted = own if own is not None else base.get(name, place.parameter)
+                found.setdefault(module, {})[place.name] = wanted
+    return found
+
+
+def _heads_by_module(
+    model: nn.Module, heads: list[RowHead]
+) -> dict[nn.Module, tuple[RowHead, ...]]:
+    """The rows' heads by the model's child that has them, named in the child."""
+    children = dict.fromkeys(name.partition(".")[0] for values, _ in heads for name in values)
+    found: dict[nn.Module, tuple[RowHead, ...]] = {}
+    for child in children:
+        inside = tuple(
+            ({n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{child}.")}, rows)
+            for values, rows in heads
+        )
+        found[model.get_submodule(child)] = tuple(head for head in inside if head[0])
+    return found
 
 
 def _record(attachments: Attachments, composition: Composition, trained: tuple[str, ...]) -> None:
@@ -249,12 +364,15 @@ def _record(attachments: Attachments, composition: Composition, trained: tuple[s
 
 def _nodes(attachments: Attachments, composition: Composition) -> dict[str, Node]:
     """What the composition does, by the handle's key. Raises `IncompatibleDeltas`."""
-    nodes = {}
+    if composition in attachments.nodes:
+        return attachments.nodes[composition]
+    nodes: dict[str, Node] = {}
     for key in _keys(attachments, composition):
         node = compile_composition(composition, partial(attachments.node, key=key))
         if node is not None and not left_out(attachments.handles[key], attachments.dropped):
             _check_joins(attachments.handles[key], node)
             nodes[key] = node
+    attachments.nodes[composition] = nodes
     return nodes
 
 

@@ -18,22 +18,19 @@ from deltakit.core.delta import Reparametrised
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, Signal
-from deltakit.runtime.port_kinds import PositionsPort
+from deltakit.runtime.port_kinds import PositionsPort, SitePort
 
 _SLOT = "_deltakit_attention"
 _MARK = "deltakit_"
 _ORIGINALS = ("sdpa", "eager")
 
 
-class AttentionPort(PositionsPort):
+class AttentionPort(SitePort, PositionsPort):
     """The change is ``(2, l, d_kv)``, or ``(2, rows, l, d_kv)``: keys and values."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-
-    def memory(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+    def memory(self, node: Node, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """The delta's ``(2, rows, heads, l, width)``, and which of it each row sees (or None)."""
-        node = self.node.fitted(key.shape[0])
+        node = node.fitted(key.shape[0])
         change = self._change(node, key.new_empty(0))
         visible = node.visible(key.device)
         heads = change.unflatten(-1, (key.shape[1], -1)).transpose(-2, -3)
@@ -68,9 +65,10 @@ class _Attend:
     ) -> tuple[Tensor, Tensor | None]:
         attend = _function(type(module), self.original)
         port = vars(module).get(_SLOT)
-        if port is None or not port.node.present:
+        node = None if port is None else port.find()
+        if port is None or node is None:
             return attend(module, query, key, value, attention_mask, **kwargs)
-        memory, visible = port.memory(key)
+        memory, visible = port.memory(node, key)
         length = memory.shape[-2]
         causal = self.original == "sdpa" and _is_causal(module, kwargs)
         mask = _explicit(attention_mask, query, key, causal=causal)

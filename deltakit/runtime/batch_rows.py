@@ -12,7 +12,9 @@ from torch.func import functional_call, vmap
 from deltakit.core.delta import Attending, AuxiliaryLoss, Combiner, compute_dtype
 from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal
+from deltakit.runtime.passes import current_pass
 from deltakit.runtime.row_counts import fitted
+from deltakit.runtime.twins import twin
 
 Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
 
@@ -53,7 +55,7 @@ class PerRowNode(Node):
 
     def fitted(self, rows: int) -> "PerRowNode":
         """The node with an entry for each of the rows that a module is given."""
-        choice = fitted(self.choice, rows)
+        choice = fitted(self.choice, rows, current_pass().rows)
         if choice == self.choice:
             return self
         if self._fitted.get(rows) is None or self._fitted[rows].choice != choice:
@@ -132,7 +134,10 @@ def grouped(
 
 
 def _call(module: nn.Module, parameters: dict[str, Tensor], *inputs: Tensor) -> Tensor:
-    return functional_call(module, parameters, inputs)
+    if torch.compiler.is_compiling():
+        return functional_call(module, parameters, inputs)
+    change: Tensor = twin(module, parameters)(*inputs)
+    return change
 
 
 def _kind(part: Node, chosen: int) -> Any:

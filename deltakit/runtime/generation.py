@@ -6,31 +6,15 @@ that notes it for the calling thread.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from deltakit.runtime.passes import THREAD
+from deltakit.runtime.passes import THREAD, Generation
 
 GIVEN = ("inputs", "input_ids", "inputs_embeds", "input_features", "input_values", "pixel_values")
 """The arguments of `generate` that have a row for each row of the batch."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Generation:
-    """A call of `generate` that is running.
-
-    Attributes:
-        model: the model that generates.
-        rows: the rows that it was given; None where it was given none.
-        kept: what does not change until it returns, by the object that keeps it.
-    """
-
-    model: nn.Module
-    rows: int | None
-    kept: dict[Any, Tensor] = field(default_factory=dict)
 
 
 def kept_values() -> dict[Any, Tensor] | None:

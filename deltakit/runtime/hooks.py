@@ -5,84 +5,92 @@ pickled. With nothing active there is no hook: the base runs as if deltakit were
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, assert_never
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.attention import AttentionPort, Switch
 from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.nodes import Node, Signal
-from deltakit.runtime.passes import LayerDrop, current_pass
-from deltakit.runtime.port_kinds import AddingPort
+from deltakit.runtime.passes import NOTHING, Owner, current_pass
+from deltakit.runtime.port_kinds import AddingPort, SitePort
+from deltakit.runtime.tables import tables_of
 from deltakit.runtime.tokens import TokensPort
+from deltakit.runtime.twins import Forward
 
 
-class OutputPort(AddingPort):
-    """h is what the module returns, x what it was given (or what `reader` was given)."""
+class OutputPort(SitePort, AddingPort):
+    """h is what the module returns, x what it was given (or what the handle's reader was given)."""
 
-    def __init__(self, handle: Handle, node: Node, reader: "Reader | None") -> None:
+    def __init__(self, owner: Owner, handle: Handle) -> None:
+        super().__init__(owner, handle)
         self.columns = handle.columns
-        self.node = node
-        self.reader = reader
+        self.elsewhere = handle.reader is not None
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        x = _first(args, kwargs) if self.reader is None else self.reader.take()
-        if not self.node.present:
+    def __call__(self, module: nn.Module, args: Any, *rest: Any) -> Any:
+        node, output = self.find(), rest[-1]
+        if node is None:
             return output
+        x = self._kept(node) if self.elsewhere else None
+        x = _first(args, rest[0]) if x is None else x
         whole = output[0] if isinstance(output, tuple) else output
         h = whole if self.columns is None else self.columns.read(whole)
-        changed = self.node.applied(Signal(x, h, h), self)
+        changed = node.applied(Signal(x, h, h), self)
         if self.columns is not None:
             changed = self.columns.write(whole, changed)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def _kept(self, node: Node) -> Tensor | None:
+        """What the module that has x was given; None where no delta reads it."""
+        kept: Tensor | None = current_pass().held.pop(self.key, None)
+        assert kept is not None or not node.reads_input, "x is given after it is needed"
+        return kept
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:
         h = signal.stream + change
         return Signal(signal.x, h, h)
 
 
-class InputPort(AddingPort):
+class InputPort(SitePort, AddingPort):
     """h is what the module is given."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-
     def __call__(self, module: nn.Module, args: Any) -> Any:
-        if not self.node.present:
+        node = self.find()
+        if node is None:
             return args
         h = args[0]
-        return (self.node.applied(Signal(h, h, h), self), *args[1:])
+        return (node.applied(Signal(h, h, h), self), *args[1:])
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:
         h = signal.stream + change
         return Signal(h, h, h)
 
 
-class PositionIdsPort(AddingPort):
+class PositionIdsPort(SitePort, AddingPort):
     """h is the number of each token in the sequence, ``(rows, tokens)``; padding's stays its own.
 
     What the module does with the numbers, it does at every step of a cached sequence.
     """
 
-    def __init__(self, handle: Handle, node: Node) -> None:
+    def __init__(self, owner: Owner, handle: Handle) -> None:
+        super().__init__(owner, handle)
         names = [*inspect.signature(handle.module.forward).parameters]
         self.name = "position_ids" if "position_ids" in names else names[0]
         self.place = names.index(self.name)
         self.limit = handle.limit
-        self.node = node
         self.fitting: set[int] = set()
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self.node.present:
-            return args, kwargs
+    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> Any:
+        node = self.find()
+        if node is None:
+            return None
         named = self.name in kwargs
         given = kwargs[self.name] if named else args[self.place]
-        changed = self.node.applied(Signal(given, given, given), self)
+        changed = node.applied(Signal(given, given, given), self)
         padding = module.padding_idx if isinstance(module, nn.Embedding) else None
         if padding is not None:
             changed = torch.where(given == padding, given, changed)
@@ -121,52 +129,41 @@ class PositionIdsPort(AddingPort):
         self.fitting.add(length)
 
 
-class NormPort(AddingPort):
+class NormPort(SitePort, AddingPort):
     """h = norm(s): the change is made to the stream s, and the norm runs again."""
 
-    def __init__(self, norm: nn.Module, node: Node) -> None:
-        self.norm = norm
-        self.node = node
+    def __init__(self, owner: Owner, handle: Handle) -> None:
+        super().__init__(owner, handle)
+        self.norm = handle.module
+        self.forward = Forward(handle.module)
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.node.present:
+    def __call__(self, module: nn.Module, args: Any, *rest: Any) -> Any:
+        node, output = self.find(), rest[-1]
+        if node is None:
             return output
-        stream = _first(args, kwargs)
-        changed = self.node.applied(Signal(stream, output, stream), self)
-        return self.norm.forward(changed)  # not __call__: this hook is on it
+        stream = _first(args, rest[0])
+        changed = node.applied(Signal(stream, output, stream), self)
+        return self._normalised(changed)
 
     def advance(self, signal: Signal, change: Tensor) -> Signal:
         stream = signal.stream + change
-        return Signal(stream, self.norm.forward(stream), stream)
+        return Signal(stream, self._normalised(stream), stream)
+
+    def _normalised(self, stream: Tensor) -> Tensor:
+        """The norm of the stream, without the hooks on it: this port is one."""
+        own = tables_of(self.owner).own.get(self.norm)
+        normalised: Tensor = (
+            self.norm.forward(stream) if own is None else self.forward.run(own, (stream,), {})
+        )
+        return normalised
 
 
-class Reader:
+class Reader(SitePort):
     """Keeps in the pass what one module was given, until a port behind it takes it."""
 
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        current_pass().held[self.key] = _first(args, kwargs)
-
-    def take(self) -> Tensor:
-        """What was kept. The pass keeps it no longer."""
-        held: Tensor | None = current_pass().held.pop(self.key, None)
-        assert held is not None, "the module that holds x ran after the one that needs it"
-        return held
-
-
-class LayerDropPort:
-    """Draws, for every batch that is trained on, how many layers run without their deltas."""
-
-    def __init__(self, gates: tuple[LayerDrop, ...]) -> None:
-        self.gates = gates
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        if module.training:
-            dropped = current_pass().dropped
-            for gate in self.gates:
-                dropped[gate] = gate.draw()
+    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> None:
+        if self.find() is not None:
+            current_pass().held[self.key] = _first(args, kwargs)
 
 
 class Removable(Protocol):
@@ -176,30 +173,25 @@ class Removable(Protocol):
         """Takes it off."""
 
 
-def install(handle: Handle, node: Node) -> Iterable[Removable]:
-    """Puts `node` at a site of the model, and says how to take it away again."""
+def install(owner: Owner, handle: Handle) -> Iterable[Removable]:
+    """Lets the nodes of the owner's tables act at a site of the model."""
     module = handle.module
     match handle.hook_kind:
         case HookKind.OUTPUT:
-            reader = None
-            if handle.reader is not None and node.reads_input:
-                reader = Reader(handle.key)
-                yield handle.reader.register_forward_pre_hook(reader, with_kwargs=True)
-            port = OutputPort(handle, node, reader)
-            yield module.register_forward_hook(port, with_kwargs=True)
+            yield module.register_forward_hook(OutputPort(owner, handle), with_kwargs=True)
         case HookKind.INPUT:
-            yield module.register_forward_pre_hook(InputPort(node))
+            yield module.register_forward_pre_hook(InputPort(owner, handle))
         case HookKind.NORM:
-            yield module.register_forward_hook(NormPort(module, node), with_kwargs=True)
+            yield module.register_forward_hook(NormPort(owner, handle), with_kwargs=True)
         case HookKind.ATTENTION:
-            switch = Switch(module, AttentionPort(node))
+            switch = Switch(module, AttentionPort(owner, handle))
             yield switch
             yield module.register_forward_pre_hook(switch)
         case HookKind.POSITION_IDS:
-            numbers = PositionIdsPort(handle, node)
+            numbers = PositionIdsPort(owner, handle)
             yield module.register_forward_pre_hook(numbers, with_kwargs=True)
         case HookKind.INPUT_EMBEDS:
-            tokens = TokensPort(handle, node)
+            tokens = TokensPort(owner, handle)
             yield module.register_forward_pre_hook(tokens.lengthen, with_kwargs=True)
             yield module.register_forward_hook(tokens.shorten, with_kwargs=True)
             if handle.reader is not None:
@@ -208,10 +200,12 @@ def install(handle: Handle, node: Node) -> Iterable[Removable]:
             assert_never(handle.hook_kind)
 
 
-def install_gates(model: nn.Module, gates: tuple[LayerDrop, ...]) -> RemovableHandle:
-    """Makes each batch that is trained on draw which layers take part."""
-    return model.register_forward_pre_hook(LayerDropPort(gates))
+def install_reader(owner: Owner, handle: Handle) -> Iterator[Removable]:
+    """Keeps x for a site where another module than the site's own is given it."""
+    if handle.hook_kind is HookKind.OUTPUT and handle.reader is not None:
+        reader = Reader(owner, handle)
+        yield handle.reader.register_forward_pre_hook(reader, with_kwargs=True)
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))

@@ -10,10 +10,11 @@ model's checkpointing function is wrapped, so that the layer runs again in its o
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ from torch.utils.hooks import RemovableHandle
 
 from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
+from deltakit.runtime.row_counts import RowCounts
 
-if TYPE_CHECKING:
-    from deltakit.runtime.generation import Generation
-    from deltakit.runtime.row_counts import RowCounts
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""No arguments by name: of a hook whose flag another thread has not set yet."""
 
 DECODER = ("decoder", "cross")
 """The stacks whose tokens are those of an encoder-decoder's ``decoder_`` arguments."""
@@ -57,7 +58,8 @@ class Pass:
     """The arguments and random draws of one call of a model. Only the thread of the call uses it.
 
     Attributes:
-        owner: the model's own mark; a pass of another model has another. None outside any call.
+        owner: what the model runs by; a pass of another model has another. None outside any call.
+        tables: what the pass runs with.
         inputs: by name, those of `INPUTS` that the call's module can be given. None for one that
             was not given, and for a mask that is not ``(rows, tokens)``.
         unread: the names of those that were given in another shape.
@@ -75,7 +77,8 @@ class Pass:
         inside: the paths of the hooked modules that are running, the outermost first.
     """
 
-    owner: object = None
+    owner: "Owner | None" = None
+    tables: "PassTables | None" = None
     inputs: dict[str, Tensor | None] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
     rows_given: int | None = None
@@ -83,7 +86,7 @@ class Pass:
     dropped: dict[LayerDrop, int] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
     loss_weight: list[Tensor] = field(default_factory=list)
-    rows: "RowCounts | None" = None
+    rows: RowCounts | None = None
     recomputed: bool = False
     held: dict[str, Any] = field(default_factory=dict)
     cast: tuple[Tensor, Tensor] | None = None
@@ -113,6 +116,7 @@ class Pass:
         """The same pass, for a layer that runs again in the backward pass."""
         return Pass(
             owner=self.owner,
+            tables=self.tables,
             inputs=self.inputs,
             unread=self.unread,
             rows_given=self.rows_given,
@@ -126,6 +130,34 @@ class Pass:
         )
 
 
+class PassTables(Protocol):
+    """What a pass runs with: see `deltakit.runtime.tables.Tables`."""
+
+    def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Draws and counts what a pass that begins needs."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Generation:
+    """A call of `generate` that is running.
+
+    Attributes:
+        model: the model that generates.
+        rows: the rows that it was given; None where it was given none.
+        kept: what does not change until it returns, by the object that keeps it.
+    """
+
+    model: nn.Module
+    rows: int | None
+    kept: dict[Any, Tensor] = field(default_factory=dict)
+
+
+class Owner(Protocol):
+    """What one model runs by: see `deltakit.runtime.program.Program`."""
+
+    active: Any
+
+
 class _Thread(threading.local):
     """The passes of one thread."""
 
@@ -133,6 +165,7 @@ class _Thread(threading.local):
         self.passes: tuple[Pass, ...] = ()
         self.outside = Pass()
         self.generation: Generation | None = None
+        self.used: tuple[tuple[Owner, PassTables], ...] = ()
 
 
 THREAD = _Thread()
@@ -149,6 +182,15 @@ def current_pass() -> Pass:
     return passes[-1] if passes else THREAD.outside
 
 
+def next_tables(owner: Owner) -> "PassTables":
+    """What the next pass of this thread runs with: what it uses, or what is active for all."""
+    for each, tables in reversed(THREAD.used):
+        if each is owner:
+            return tables
+    active: PassTables = owner.active
+    return active
+
+
 @contextmanager
 def running(entered: Pass) -> Iterator[None]:
     """Inside, `entered` is this thread's current pass."""
@@ -163,22 +205,25 @@ def running(entered: Pass) -> Iterator[None]:
 class PassPort:
     """Opens a pass before a module runs, unless the module is called inside one."""
 
-    def __init__(self, module: nn.Module, path: str, owner: object) -> None:
+    def __init__(self, module: nn.Module, path: str, owner: Owner) -> None:
         self.path = path
         self.owner = owner
         names = [*inspect.signature(module.forward).parameters]
         self.places = {name: names.index(name) for name in INPUTS if name in names}
 
-    def open(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def open(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> None:
         """Before the module."""
         current = current_pass()
-        if current.owner is not self.owner or self.path in current.inside:
-            current = Pass(owner=self.owner)
-            THREAD.passes = (*THREAD.passes, current)
-            self._read(current, args, kwargs)
-        current.inside.append(self.path)
+        if current.owner is self.owner and self.path not in current.inside:
+            current.inside.append(self.path)
+            return
+        tables = next_tables(self.owner)
+        entered = Pass(owner=self.owner, tables=tables, inside=[self.path])
+        THREAD.passes = (*THREAD.passes, entered)
+        self._read(entered, args, kwargs)
+        tables.begin(entered, module, args, kwargs)
 
-    def close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def close(self, module: nn.Module, args: Any, *output: Any) -> None:
         """Behind the module, after an error too."""
         current = current_pass()
         if current.owner is not self.owner or current.inside[-1:] != [self.path]:
@@ -187,7 +232,7 @@ class PassPort:
         if not current.inside:
             THREAD.passes = THREAD.passes[:-1]
 
-    def _read(self, entered: Pass, args: Any, kwargs: dict[str, Any]) -> None:
+    def _read(self, entered: Pass, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Notes the call's masks and positions."""
         for name, place in self.places.items():
             value = args[place] if place < len(args) else kwargs.get(name)
@@ -200,7 +245,7 @@ class PassPort:
         entered.cached = _cached(kwargs)
 
 
-def _cached(kwargs: dict[str, Any]) -> int:
+def _cached(kwargs: Mapping[str, Any]) -> int:
     """How many tokens a call's cache holds."""
     cache: Any = kwargs.get("past_key_values")
     known = callable(getattr(type(cache), "get_seq_length", None))
@@ -211,11 +256,11 @@ def _cached(kwargs: dict[str, Any]) -> int:
 class RootPort(PassPort):
     """Opens the pass of a whole model: recomputation is prepared, and a replica is refused."""
 
-    def __init__(self, model: nn.Module, owner: object) -> None:
+    def __init__(self, model: nn.Module, owner: Owner) -> None:
         super().__init__(model, "", owner)
         self.layers = tuple(m for m in model.modules() if _can_checkpoint(m))
 
-    def open(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def open(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> None:
         if "_is_replica" in vars(module):
             raise IncompatibleDeltas(
                 "DataParallel's replicas would all run the deltas of the first device. Use "
@@ -285,51 +330,63 @@ def _resume_in_own_pass(layer: Any) -> None:
             layer._gradient_checkpointing_func = ResumingCheckpoint(function)
 
 
-@dataclass(frozen=True)
-class _Unwrapping:
-    """Gives layers their own checkpointing functions back."""
-
-    layers: tuple[Any, ...]
-
-    def remove(self) -> None:
-        """Takes the wrappers off."""
-        for layer in self.layers:
-            function = vars(layer).get("_gradient_checkpointing_func")
-            if isinstance(function, ResumingCheckpoint):
-                layer._gradient_checkpointing_func = function.function
+def _resume_anywhere(layer: Any) -> None:
+    """Gives a layer its own checkpointing function back."""
+    function = vars(layer).get("_gradient_checkpointing_func")
+    if isinstance(function, ResumingCheckpoint):
+        layer._gradient_checkpointing_func = function.function
 
 
 def entries(model: nn.Module, handles: Iterable[Handle]) -> dict[str, nn.Module]:
-    """The modules around the model's layers, by path: those that run a part of it if called."""
+    """The models inside the model that have sites, by path: those that are called alone too."""
+    from transformers import PreTrainedModel
+
     paths = {id(module): path for path, module in model.named_modules()}
-    inside = (paths.get(id(handle.module), "") for handle in handles if handle.in_a_layer)
-    above = dict.fromkeys(path for each in inside for path in _above_layers(each))
-    found = {path: model.get_submodule(path) for path in above}
-    return {path: m for path, m in found.items() if not isinstance(m, nn.ModuleList)}
-
-
-def _above_layers(path: str) -> Iterator[str]:
-    """The paths in front of the first number: ``a``, ``a.b`` for ``a.b.3.c``."""
-    words = path.split(".")
-    depth = next((i for i, word in enumerate(words) if word.isdecimal()), 0)
-    return (".".join(words[:end]) for end in range(1, depth + 1))
+    inside = [paths.get(id(handle.module), "") for handle in handles if handle.in_a_layer]
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if path and isinstance(module, PreTrainedModel)
+        if any(each.startswith(f"{path}.") for each in inside)
+    }
 
 
 class PassPorts:
-    """The opening and closing of one model's passes."""
+    """What opens and closes the passes of one model."""
 
-    def __init__(self, model: nn.Module, handles: Iterable[Handle]) -> None:
-        self.root = RootPort(model, self)
-        inner = {m: PassPort(m, path, self) for path, m in entries(model, handles).items()}
+    def __init__(self, model: nn.Module, handles: Iterable[Handle], owner: Owner) -> None:
+        self.root = RootPort(model, owner)
+        inner = {m: PassPort(m, path, owner) for path, m in entries(model, handles).items()}
         self.ports: dict[nn.Module, PassPort] = {model: self.root, **inner}
+        self.hooks: list[RemovableHandle] = []
+        self.ends: dict[nn.Module, RemovableHandle] = {}
 
-    def open(self) -> "Iterator[RemovableHandle | _Unwrapping]":
-        """Makes each call of the model, or of a part of it, a pass: before all other hooks."""
+    def install(self) -> None:
+        """Makes each call of the model, or of a part of it, a pass, if it is none."""
+        if self.hooks:
+            return
         for module, port in self.ports.items():
-            yield module.register_forward_pre_hook(port.open, with_kwargs=True, prepend=True)
-        yield _Unwrapping(self.root.layers)
+            end = module.register_forward_hook(port.close, with_kwargs=True, always_call=True)
+            begin = module.register_forward_pre_hook(port.open, with_kwargs=True, prepend=True)
+            self.ends[module] = end
+            self.hooks += [end, begin]
 
-    def close(self) -> Iterator[RemovableHandle]:
-        """Ends what `open` has begun: behind all other hooks."""
-        for module, port in self.ports.items():
-            yield module.register_forward_hook(port.close, with_kwargs=True, always_call=True)
+    def are_resumed(self) -> bool:
+        """Whether layers may be run again after a pass, in a backward pass."""
+        functions = (vars(x).get("_gradient_checkpointing_func") for x in self.root.layers)
+        return any(isinstance(function, ResumingCheckpoint) for function in functions)
+
+    def come_last(self) -> None:
+        """Makes passes end behind all other hooks."""
+        for module, end in self.ends.items():
+            hooks: Any = module._forward_hooks
+            hooks.move_to_end(end.id)
+
+    def remove(self) -> None:
+        """Makes calls no passes, and gives layers their own checkpointing functions back."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+        self.ends.clear()
+        for layer in self.root.layers:
+            _resume_anywhere(layer)

@@ -7,9 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deltakit.core.site import Handle
 from deltakit.runtime.batch_rows import PerRowNode, change_of_rows
 from deltakit.runtime.nodes import Node, Port, Signal
-from deltakit.runtime.passes import current_pass
+from deltakit.runtime.passes import Owner, current_pass
+from deltakit.runtime.tables import tables_of
+
+
+class SitePort:
+    """One site of one model, whose node is looked up in what the running pass runs with."""
+
+    def __init__(self, owner: Owner, handle: Handle) -> None:
+        self.owner = owner
+        self.key = handle.key
+
+    def find(self) -> Node | None:
+        """The node that takes part in the running pass, or None."""
+        node = tables_of(self.owner).nodes.get(self.key)
+        return node if node is not None and node.present else None
 
 
 class AddingPort(Port, ABC):

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from deltakit.errors import IncompatibleDeltas
-from deltakit.runtime.passes import THREAD, current_pass
 
 MAIN = (
     "input_ids",
@@ -89,11 +88,11 @@ def _collapsed(choice: Choice, batch: int) -> Choice:
     return tuple(group[0] for group in groups)
 
 
-def fitted(choice: Choice, rows: int) -> Choice:
-    """An entry for each of the rows that a module is given, in the running pass."""
+def fitted(choice: Choice, rows: int, counts: RowCounts | None) -> Choice:
+    """An entry for each of the rows that a module is given, in a pass of such counts."""
     if rows == len(choice):
         return choice
-    counts = current_pass().rows or RowCounts(entries=len(choice), given=len(choice))
+    counts = counts or RowCounts(entries=len(choice), given=len(choice))
     found = counts.fitted(choice, rows)
     if len(found) != rows:
         raise IncompatibleDeltas(
@@ -103,28 +102,25 @@ def fitted(choice: Choice, rows: int) -> Choice:
     return found
 
 
-class RowsPort:
-    """Counts the rows of a pass where it begins, and checks that the entries are for them."""
+def count_rows(entries: int, args: Any, kwargs: Mapping[str, Any], batch: int | None) -> RowCounts:
+    """The rows of a call, for a `PerRow` of so many entries. Raises `IncompatibleDeltas`.
 
-    def __init__(self, entries: int) -> None:
-        self.entries = entries
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        running = current_pass()
-        if running.rows is None:
-            running.rows = self._counts(module, args, kwargs)
-            running.rows.check()
-
-    def _counts(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> RowCounts:
-        first = _main(args, kwargs)
-        generation = THREAD.generation
-        choices = first.ndim == 3 and not first.is_floating_point()
-        return RowCounts(
-            entries=self.entries,
-            given=first.shape[0],
-            each=first.shape[1] if choices else 1,
-            batch=None if generation is None else generation.rows,
-        )
+    Args:
+        entries: those of the `PerRow`.
+        args: what the model is called with.
+        kwargs: what it is called with by name.
+        batch: the rows that the running call of `generate` was given.
+    """
+    first = _main(args, kwargs)
+    choices = first.ndim == 3 and not first.is_floating_point()
+    counts = RowCounts(
+        entries=entries,
+        given=first.shape[0],
+        each=first.shape[1] if choices else 1,
+        batch=batch,
+    )
+    counts.check()
+    return counts
 
 
 def _main(args: Any, kwargs: Mapping[str, Any]) -> Tensor:

@@ -8,7 +8,7 @@ the row's tokens.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.nodes import Node, Signal
-from deltakit.runtime.passes import current_pass
-from deltakit.runtime.port_kinds import PositionsPort
+from deltakit.runtime.passes import NOTHING, Owner, current_pass
+from deltakit.runtime.port_kinds import PositionsPort, SitePort
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,23 @@ def _starts(position: int, mask: Tensor | None) -> Tensor | None:
     return position + (seen == 0).sum(1, keepdim=True) * (seen[:, -1:] > 0)
 
 
-class TokensPort(PositionsPort):
+class TokensPort(SitePort, PositionsPort):
     """The change is ``(l, d)``: embeddings, after the first `position` tokens of each row."""
 
-    def __init__(self, handle: Handle, node: Node) -> None:
+    def __init__(self, owner: Owner, handle: Handle) -> None:
+        super().__init__(owner, handle)
         assert handle.embeddings is not None
-        self.node = node
-        self.key = handle.key
         self.position = handle.position
         self.embeddings = handle.embeddings
         self.kept = handle.reader is not None
 
-    def lengthen(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def lengthen(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> Any:
         """Before the module runs: its arguments with the delta's positions among the tokens."""
+        node = self.find()
+        if node is None:
+            return None
         given = _arguments(module, args, kwargs)
-        change = self._change()
+        change = self._change(node)
         places = Places(self.position, change.shape[0], _starts(self.position, _mask(given)))
         running = current_pass()
         begun = _has_begun(given.get("past_key_values"), places.length)
@@ -104,11 +106,12 @@ class TokensPort(PositionsPort):
         rows = change.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
         return {**dict(_first(given, places)), "inputs_embeds": places.inserted(embedded, rows)}
 
-    def shorten(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def shorten(self, module: nn.Module, args: Any, *rest: Any) -> Any:
         """Behind it: its states without them, unless another module attends to them."""
-        places, begun, cache = current_pass().held.pop(self.key)
-        if self.kept:
+        held, output = current_pass().held.pop(self.key, None), rest[-1]
+        if self.kept or held is None:
             return output
+        places, begun, cache = held
         _count_tokens(_cache_of(output) if cache is None else cache, places.length)
         if begun:
             return output
@@ -119,8 +122,10 @@ class TokensPort(PositionsPort):
                 output[key] = places.removed(output[key])
         return output
 
-    def widen(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def widen(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> Any:
         """Before the module that attends to the output: its mask has the positions too."""
+        if self.find() is None:
+            return None
         given = _arguments(module, args, kwargs)
         mask, states = given.get("encoder_attention_mask"), given.get("encoder_hidden_states")
         if mask is None or states is None or mask.shape[1] == states.shape[1]:
@@ -129,10 +134,10 @@ class TokensPort(PositionsPort):
         places = Places(self.position, length, _starts(self.position, mask))
         return (), {**given, "encoder_attention_mask": places.widened(mask)}
 
-    def _change(self) -> Tensor:
+    def _change(self, node: Node) -> Tensor:
         weight = next(self.embeddings.parameters())
         nothing = weight.new_empty(0)
-        return self.node.change(Signal(nothing, nothing, nothing), self)
+        return node.change(Signal(nothing, nothing, nothing), self)
 
 
 def _first(given: dict[str, Any], places: Places) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,88 @@
+"""What passes of one model run with: the nodes at its sites, and what goes with them.
+
+A pass takes the tables that are active when it begins, and keeps them. A switch in another thread
+changes later passes alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import nn
+
+from deltakit.core.delta import Reparametrised
+from deltakit.runtime.nodes import Node
+from deltakit.runtime.passes import (
+    THREAD,
+    LayerDrop,
+    Owner,
+    Pass,
+    current_pass,
+    next_tables,
+)
+from deltakit.runtime.row_counts import count_rows
+
+RowHead = tuple[Mapping[str, nn.Parameter], tuple[int, ...]]
+"""Parameters of a module of the task head by name, and the rows of the batch that use them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tables:
+    """What a composition does in a model.
+
+    Attributes:
+        nodes: what it does at each site, by the handle's key.
+        entries: how many rows a batch has, where it chooses by row.
+        heads: by module of the task head, the parameters of each row, where it chooses by row.
+        own: by module, the parameters that it uses there in place of those that are there.
+        gates: the draws of layers that training makes.
+    """
+
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    entries: int | None = None
+    heads: Mapping[nn.Module, tuple[RowHead, ...]] = field(default_factory=dict)
+    own: dict[nn.Module, dict[str, nn.Parameter]] = field(default_factory=dict)
+    gates: tuple[LayerDrop, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        leaves = (leaf for node in self.nodes.values() for leaf in node.leaves)
+        gates = dict.fromkeys(leaf.gate for leaf in leaves if leaf.gate is not None)
+        object.__setattr__(self, "gates", tuple(gates))
+
+    def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Draws and counts what a pass that begins with these tables needs."""
+        if module.training:
+            for gate in self.gates:
+                entered.dropped[gate] = gate.draw()
+        if self.entries is not None:
+            generation = THREAD.generation
+            batch = None if generation is None else generation.rows
+            entered.rows = count_rows(self.entries, args, kwargs, batch)
+
+    @property
+    def acts(self) -> bool:
+        """Whether a pass with them differs from one of the plain base."""
+        return bool(self.nodes or self.heads or self.own) or self.entries is not None
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules that run with other parameters than those that are there."""
+        return (*self.heads, *self.own)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it asks which call of `generate` is running."""
+        leaves = (leaf for node in self.nodes.values() for leaf in node.leaves)
+        return self.entries is not None or any(isinstance(x.delta, Reparametrised) for x in leaves)
+
+
+def tables_of(owner: Owner) -> Tables:
+    """What the running pass of a model runs with, or the next one of this thread would."""
+    entered = current_pass()
+    same = entered.owner is owner and entered.tables is not None
+    return cast("Tables", entered.tables) if same else upcoming_tables(owner)
+
+
+def upcoming_tables(owner: Owner) -> Tables:
+    """What the next pass of this thread runs with."""
+    return cast("Tables", next_tables(owner))

@@ -1,0 +1,203 @@
+"""What is active for one thread, and switches while other threads run."""
+
+import copy
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import deltakit as dk
+from deltakit.errors import IncompatibleDeltas, UnknownName
+
+METHODS: dict[str, dk.Method] = {
+    "lora": dk.LoRA(rank=2, targets="all"),
+    "par": dk.ParallelAdapter(bottleneck=3),
+    "prefix": dk.PrefixTuning(length=2, bottleneck=None),
+    "prompt": dk.PromptTuning(length=2),
+    "bias": dk.BitFit(),
+}
+WAYS: tuple[Any, ...] = (*METHODS, None, dk.Stack("lora", "par"), dk.PerRow(["par", None, "lora"]))
+
+
+@pytest.fixture
+def model(kit: SimpleNamespace) -> Any:
+    """A classifier with deltas that all have heads of their own."""
+    model = kit.make_model("bert", "classify")
+    for index, (name, method) in enumerate(METHODS.items()):
+        dk.attach(model, method, name)
+        kit.randomise_deltas(model)
+        with torch.no_grad():
+            for own in kit.attachments(model).attached[name].own.values():
+                own += 0.3 * (index + 1)
+    return model.eval()
+
+
+def alone(kit: SimpleNamespace, model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
+    outs = []
+    for way in WAYS:
+        dk.activate(model, way)
+        outs.append(kit.out(model, batch))
+    return outs
+
+
+def together(*tasks: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=task) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_inside_it_is_as_activated(kit: SimpleNamespace, model: Any) -> None:
+    batch = kit.make_batch()
+    expected = alone(kit, model, batch)
+    assert len({tuple(out.flatten().tolist()) for out in expected}) == len(WAYS)
+    for active in ("lora", None, "bias"):
+        dk.activate(model, active)
+        before, hooks = kit.snapshot(model), kit.hook_count(model)
+        for way, out in zip(WAYS, expected, strict=True):
+            with dk.using(model, way):
+                torch.testing.assert_close(kit.out(model, batch), out)
+        kit.assert_same(before, kit.snapshot(model))
+        assert kit.hook_count(model) == hooks
+        torch.testing.assert_close(kit.out(model, batch), expected[WAYS.index(active)])
+
+
+def test_it_nests_and_ends_with_an_exception(kit: SimpleNamespace, model: Any) -> None:
+    batch = kit.make_batch()
+    expected = dict(zip(map(repr, WAYS), alone(kit, model, batch), strict=True))
+    dk.activate(model, "par")
+    with dk.using(model, "lora"):
+        with pytest.raises(ValueError, match="inside"), dk.using(model, "prompt"):
+            torch.testing.assert_close(kit.out(model, batch), expected["'prompt'"])
+            raise ValueError("inside")
+        torch.testing.assert_close(kit.out(model, batch), expected["'lora'"])
+        dk.activate(model, "bias")
+        torch.testing.assert_close(kit.out(model, batch), expected["'lora'"])
+    torch.testing.assert_close(kit.out(model, batch), expected["'bias'"])
+
+
+def test_threads_use_deltas_of_their_own(kit: SimpleNamespace, model: Any) -> None:
+    batch, wrong = kit.make_batch(), list[str]()
+    expected = alone(kit, model, batch)
+    dk.activate(model, "lora")
+
+    def serve(way: Any, out: Tensor) -> None:
+        try:
+            for _ in range(6):
+                with dk.using(model, way):
+                    if not torch.allclose(kit.out(model, batch), out, atol=1e-5):
+                        wrong.append(repr(way))
+        except Exception as error:
+            wrong.append(repr(error))
+
+    together(*(lambda w=w, o=o: serve(w, o) for w, o in zip(WAYS, expected, strict=True)))  # type: ignore[misc]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("ways", [("lora", "par"), ("prefix", "bias", None), ("prompt", "lora")])
+def test_switches_while_a_thread_runs(kit: SimpleNamespace, model: Any, ways: Any) -> None:
+    batch, answers, errors = kit.make_batch(), list[Tensor](), list[Exception]()
+    allowed = []
+    for way in ways:
+        dk.activate(model, way)
+        allowed.append(kit.out(model, batch))
+    done = threading.Event()
+
+    def serve() -> None:
+        while not done.is_set():
+            try:
+                answers.append(kit.out(model, batch))
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        for turn in range(60):
+            dk.activate(model, ways[turn % len(ways)])
+            kit.out(model, batch)
+    finally:
+        done.set()
+        thread.join()
+    assert errors == [] and answers
+    seen = {
+        next((i for i, out in enumerate(allowed) if torch.allclose(answer, out, atol=1e-5)), None)
+        for answer in answers
+    }
+    assert None not in seen and len(seen) > 1
+    dk.activate(model, ways[0])
+    torch.testing.assert_close(kit.out(model, batch), allowed[0])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_layer_is_recomputed_with_what_its_pass_used(
+    kit: SimpleNamespace, model: Any, reentrant: bool
+) -> None:
+    batch = kit.make_batch(labels=True)
+
+    def gradients(checkpointed: bool) -> dict[str, Tensor]:
+        trained = copy.deepcopy(model).train()
+        dk.activate(trained, dk.Stack("lora", "par"))
+        if checkpointed:
+            trained.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        with dk.using(trained, "lora"):
+            loss = trained(**batch).loss
+        with dk.using(trained, "par"):
+            loss = loss + trained(**batch).loss
+        loss.backward()
+        return {n: p.grad for n, p in trained.named_parameters() if p.grad is not None}
+
+    plain, again = gradients(False), gradients(True)
+    assert plain.keys() == again.keys() and any("delta_lora" in name for name in plain)
+    for name, value in plain.items():
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_generate_inside(kit: SimpleNamespace) -> None:
+    model = kit.make_model("llama", "causal")
+    for name in ("lora", "par"):
+        dk.attach(model, METHODS[name], name)
+    kit.randomise_deltas(model)
+    ids = torch.randint(5, 60, (2, 5))
+    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    alone = []
+    for row, name in enumerate(["lora", None]):
+        dk.activate(model, name)
+        alone.append(model.generate(ids[row : row + 1], **settings))
+    dk.activate(model, "par")
+    with dk.using(model, dk.PerRow(["lora", None])):
+        assert torch.equal(model.generate(ids, **settings), torch.cat(alone))
+    assert "generate" not in vars(model)
+
+
+def test_refused(kit: SimpleNamespace, model: Any) -> None:
+    with pytest.raises(UnknownName, match="nothing"), dk.using(model, "nothing"):
+        pass
+    dk.activate(model, "lora")
+    dk.merge(model)
+    with pytest.raises(IncompatibleDeltas, match="unmerge"), dk.using(model, "par"):
+        pass
+
+
+def test_a_compiled_model_follows(kit: SimpleNamespace) -> None:
+    torch.compiler.reset()
+    model, batch = kit.make_model("bert", "classify", num_hidden_layers=1), kit.make_batch()
+    for name in ("lora", "par"):
+        dk.attach(model, METHODS[name], name)
+    kit.randomise_deltas(model)
+    expected = {}
+    for way in (None, "lora", "par"):
+        dk.activate(model, way)
+        expected[way] = kit.out(model, batch)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for way in ("lora", None, "lora"):
+        with dk.using(model, way):
+            out = kit.out(compiled, batch)
+        torch.testing.assert_close(out, expected[way], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(kit.out(compiled, batch), expected["par"], atol=1e-5, rtol=1e-5)
+    torch.compiler.reset()
