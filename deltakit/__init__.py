@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.infer import infer_family
     from deltakit.arch.resolve import resolve
+    from deltakit.compare.api import Results, compare
+    from deltakit.compare.stats.metrics import register_metric
+    from deltakit.compare.tasks.kinds import register_kind
+    from deltakit.compare.tasks.task import register_task
     from deltakit.core.composition import Composition, Mean, PerRow, Stack
     from deltakit.core.delta import (
         Attending,
@@ -82,6 +86,10 @@ if TYPE_CHECKING:
     from deltakit.models.weights import load_base
 
 _HOMES = {
+    "deltakit.compare.api": ("Results",),
+    "deltakit.compare.stats.metrics": ("register_metric",),
+    "deltakit.compare.tasks.kinds": ("register_kind",),
+    "deltakit.compare.tasks.task": ("register_task",),
     "deltakit.models.weights": ("load_base",),
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.infer": ("infer_family",),
@@ -193,6 +201,7 @@ __all__ = [
     "ReadsEnd",
     "Regularised",
     "Reparametrised",
+    "Results",
     "RewritesWeight",
     "Scaling",
     "SequentialAdapter",
@@ -205,6 +214,7 @@ __all__ = [
     "__version__",
     "activate",
     "attach",
+    "compare",
     "convert",
     "deploy",
     "detach",
@@ -218,7 +228,10 @@ __all__ = [
     "parse_method",
     "prune",
     "register_family",
+    "register_kind",
     "register_method",
+    "register_metric",
+    "register_task",
     "resolve",
     "save",
     "step_callbacks",
@@ -241,6 +254,8 @@ _RENAMED = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "compare":
+        return importlib.import_module("deltakit.compare")  # a package that can be called
     if name in _RENAMED:
         return _renamed(name)
     if name not in _HOME_OF:

@@ -234,22 +234,7 @@ def request(options: dict[str, Any]) -> "Request":
     Raises:
         DeltakitError: an unknown profile, or a value out of range.
     """
-    import dataclasses
+    from deltakit.compare.plan.request import request_of
 
-    from deltakit.compare.plan.request import DEFAULT_PROFILE, Budget, Request, profile
-    from deltakit.core.spec import split_outside_brackets
-
-    given = {key: value for key, value in options.items() if value is not None}
-    chosen = profile(given.pop("profile", DEFAULT_PROFILE))
-    lists = ("methods", "bases", "source_tasks", "latency")
-    for key in lists:
-        if key in given:
-            items = split_outside_brackets(given[key], ",")
-            given[key] = tuple(item.strip() for item in items if item.strip())
-    limits = {field.name for field in dataclasses.fields(Budget)} & set(given)
-    changes: dict[str, Any] = {key: given.pop(key) for key in limits}
-    lifted: dict[str, Any] = {key: None for key, value in changes.items() if value == ALL}
-    budget = dataclasses.replace(chosen.budget, **{**changes, **lifted})
-    trials = 1 if "lr" in changes else chosen.trials  # a rate that is given needs no search
-    defaults = {"seeds": chosen.seeds, "trials": trials, "latency": chosen.latency}
-    return Request(**{**defaults, **given, "budget": budget})
+    settings = dict(options)
+    return request_of(settings.pop("methods"), settings)

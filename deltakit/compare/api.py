@@ -4,13 +4,15 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.measure.hardware import this_machine
 from deltakit.compare.measure.provenance import code_version, library_versions
 from deltakit.compare.plan.plan import CONSTANT, Cell, Plan
-from deltakit.compare.plan.request import FULL_PRECISION
+from deltakit.compare.plan.request import FULL_PRECISION, request_of
+from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.records.run import (
@@ -24,9 +26,12 @@ from deltakit.compare.records.run import (
 )
 from deltakit.compare.records.training import EvalPoint
 from deltakit.compare.records.trial import Choice
+from deltakit.compare.report.frame import answer, cells_frame, table_frame
 from deltakit.compare.report.page import CellExtras
+from deltakit.compare.report.summary import RowSummary, summarise
+from deltakit.compare.report.tables import table_html
 from deltakit.compare.report.write import write_reports
-from deltakit.compare.run.engines import Engine, Local
+from deltakit.compare.run.engines import Engine, Local, engine_for
 from deltakit.compare.run.progress import Progress, Silent
 from deltakit.compare.run.queue import Failures, job_of, silence_libraries
 from deltakit.compare.stats.metrics import METRICS
@@ -34,7 +39,13 @@ from deltakit.compare.stats.significance import CONFIDENCE, DRAWS, LEVEL, POWER
 from deltakit.compare.store.join_runs import join
 from deltakit.compare.store.run_folder import RunFolder, open_run
 from deltakit.compare.tasks.task import TaskData
+from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    Methods = str | Method | Sequence[str | Method] | Mapping[str, str | Method]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,77 @@ class Results:
     def failures(self) -> tuple[CellResult, ...]:
         """The cells that failed."""
         return tuple(result for result in self.results if result.status == "failed")
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """One row a cell, with the columns of ``results.csv``."""
+        return cells_frame(self.results)
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """One row a method and base, over its seeds, with scores as people read them."""
+        return table_frame(self._summaries())
+
+    @property
+    def answer(self) -> str:
+        """The best method in one sentence, with those that cannot be told apart from it."""
+        return answer(self._summaries(), self.run)
+
+    @property
+    def page(self) -> Path:
+        """The report, one page that needs no other file."""
+        return self.folder / "report.html"
+
+    def _summaries(self) -> tuple[RowSummary, ...]:
+        return summarise(self.results, self.predictions, self.run)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.answer)}</p>\n{table_html(self._summaries())}"
+
+
+def compare(
+    methods: "Methods | Plan | None" = None,
+    *,
+    plan: Plan | None = None,
+    out: str | Path | None = None,
+    engine: str | Engine | None = None,
+    workers: int | None = None,
+    failures: Failures = Failures.KEEP,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Results:
+    """Trains and measures methods on one task, as ``deltakit compare`` does.
+
+    The same call goes on where an earlier one stopped.
+
+    Args:
+        methods: specs such as ``"lora[rank=16]"``, methods such as ``dk.LoRA(rank=16)``, or a
+            mapping from labels to either. A `Plan` is run as it is.
+        plan: a plan, in place of `methods` and `settings`.
+        out: the run folder; by default one under ``runs``.
+        engine: the place where cells run: "local" (this process), "processes" or "ray".
+        workers: how many cells run at a time, where the engine takes several.
+        failures: what is done about cells that failed in an earlier run.
+        progress: told what happens.
+        settings: the options of ``deltakit compare`` with underscores: ``model``, ``task``,
+            ``seeds``, ``trials``, ``epochs``, ``weights``, ``imports``, ...
+
+    Raises:
+        InvalidConfig: a setting that does not exist or does not fit, or a folder of another plan.
+        DeltakitError: whatever else is wrong; nothing has been trained then.
+    """
+    place = engine if isinstance(engine, Engine) else engine_for(engine or Local.name, workers)
+    place.prepare()
+    chosen = plan or (methods if isinstance(methods, Plan) else None)
+    if chosen is None:
+        chosen = build_plan(request_of(() if methods is None else methods, settings))
+    elif settings or (plan is not None and methods is not None):
+        raise InvalidConfig(
+            "a plan has its methods and settings already. Leave out "
+            f"{', '.join(settings) or 'the methods'}, or build another plan."
+        )
+    folder = None if out is None else Path(out)
+    return run_plan(chosen, folder, progress, engine=place, failures=failures)
 
 
 def run_plan(
@@ -207,6 +289,7 @@ def describe(plan: Plan) -> RunRecord:
 def _plan_record(plan: Plan) -> PlanRecord:
     request = dataclasses.asdict(plan.request)
     del request["protocol"]
+    request["methods"] = list(map(str, plan.request.methods))
     return PlanRecord.from_dict({**request, "cells": map(_cell_record, plan.cells)})
 
 

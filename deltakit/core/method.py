@@ -413,6 +413,26 @@ def register_method(name: str, **preset: Any) -> Callable[[M], M]:
     return decorate
 
 
+def know_classes(method: Method) -> None:
+    """Lets files with this method be read: its class, and those of methods in it, have their names.
+
+    A class that a notebook defines again takes the place of the earlier one.
+
+    Raises:
+        NameInUse: another class has the name.
+    """
+    cls = type(method)
+    name = cls.__name__
+    if name in CLASSES and cls.__module__ == CLASSES.get(name).__module__ == "__main__":
+        CLASSES.remove(name)
+    CLASSES.add(name, cls)
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Method):
+                know_classes(each)
+
+
 def method_to_dict(method: Method) -> dict[str, Any]:
     """The method as plain data: its class name under "class", and all its fields."""
     fields = {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method)}

@@ -1,11 +1,16 @@
 """The request of a user, before anything of it is looked up."""
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from deltakit.compare.plan.lr_search import GRID
 from deltakit.compare.records.protocol import Protocol
 from deltakit.core.checks import check_positive, check_whole
-from deltakit.errors import unknown
+from deltakit.core.method import Method
+from deltakit.core.spec import format_method, split_outside_brackets
+from deltakit.errors import InvalidConfig, nearest, unknown
 from deltakit.models.source import DEFAULT_MODEL
 
 FULL_PRECISION = "fp32"
@@ -80,12 +85,23 @@ DEFAULT_TASK = "rotten_tomatoes"
 DEFAULT_SOURCES = ("imdb", "bbc_news")
 
 
+@dataclass(frozen=True)
+class NamedMethod:
+    """A method under a label of the user's choice: a `Method`, or a spec."""
+
+    label: str
+    method: Method | str
+
+    def __str__(self) -> str:
+        return self.label
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """The request of a user. `build_plan` makes it a `Plan`.
 
     Attributes:
-        methods: specs such as ``lora[rank=16]``.
+        methods: specs such as ``lora[rank=16]``, which are the labels too, or methods under labels.
         model: a shipped name, a folder or a Hub name.
         task: a shipped name, a folder, a file or a Hub name.
         bases: how the model's weights are held: "fp32", "bf16", "int8", "nf4", "fp4".
@@ -114,7 +130,7 @@ class Request:
         imports: Python files and modules that register what the request names.
     """
 
-    methods: tuple[str, ...]
+    methods: tuple[str | NamedMethod, ...]
     model: str = DEFAULT_MODEL
     task: str = DEFAULT_TASK
     bases: tuple[str, ...] = (FULL_PRECISION,)
@@ -143,3 +159,81 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     return PROFILES[name]
+
+
+ALL = "all"
+"""No limit, where a budget limits a number of examples."""
+LISTS = ("bases", "source_tasks", "latency", "imports")
+"""The settings that are several names; as a text they are separated by commas."""
+
+
+def request_of(methods: object, settings: Mapping[str, Any]) -> Request:
+    """The request that the command line's options, or Python's keywords, ask for.
+
+    Args:
+        methods: a spec or several, separated by commas; a `Method`; several of both; or a mapping
+            from labels to either.
+        settings: the fields of `Request` and of `Budget` by name, ``profile``, and ``weights``,
+            which is another name for ``bases``. None is the default.
+
+    Raises:
+        InvalidConfig: a setting that does not exist, or a value out of range.
+        UnknownName: a profile that does not exist.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    if "weights" in given:
+        given["bases"] = given.pop("weights")
+    _check_settings(given)
+    chosen = profile(given.pop("profile", DEFAULT_PROFILE))
+    for key in set(LISTS) & set(given):
+        given[key] = _several(given[key])
+    limits = {each.name for each in dataclasses.fields(Budget)} & set(given)
+    changes: dict[str, Any] = {key: given.pop(key) for key in limits}
+    lifted: dict[str, Any] = {key: None for key, value in changes.items() if value == ALL}
+    budget = dataclasses.replace(chosen.budget, **{**changes, **lifted})
+    trials = 1 if "lr" in changes else chosen.trials  # a rate that is given needs no search
+    defaults = {"seeds": chosen.seeds, "trials": trials, "latency": chosen.latency}
+    texts: dict[str, Any] = {key: str(given[key]) for key in ("model", "task") if key in given}
+    asked = _methods(methods)
+    fields: dict[str, Any] = {**defaults, **given, **texts, "methods": asked, "budget": budget}
+    return Request(**fields)
+
+
+def _check_settings(given: Mapping[str, Any]) -> None:
+    fields = {each.name for cls in (Request, Budget) for each in dataclasses.fields(cls)}
+    known = fields - {"methods", "budget"} | {"profile", "weights"}
+    for key in given:
+        if key not in known:
+            raise InvalidConfig(
+                f"a comparison has no setting {key!r}.{nearest(key, known)} It has: "
+                f"{', '.join(sorted(known))}."
+            )
+
+
+def _several(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        items = split_outside_brackets(value, ",")
+        return tuple(item.strip() for item in items if item.strip())
+    return tuple(map(str, value)) if isinstance(value, Iterable) else (str(value),)
+
+
+def _methods(methods: object) -> tuple[str | NamedMethod, ...]:
+    if isinstance(methods, str):
+        return _several(methods)
+    if isinstance(methods, Mapping):
+        return tuple(NamedMethod(str(label), method) for label, method in methods.items())
+    each = (methods,) if isinstance(methods, Method) else methods
+    if not isinstance(each, Iterable):
+        raise InvalidConfig(
+            f"methods={methods!r}: give specs such as 'lora[rank=16]', methods such as "
+            "dk.LoRA(rank=16), or a dictionary from labels to either."
+        )
+    return tuple(_labelled(one) for one in each)
+
+
+def _labelled(method: object) -> str | NamedMethod:
+    if isinstance(method, str):
+        return method.strip()
+    if isinstance(method, Method):
+        return NamedMethod(format_method(method), method)
+    raise InvalidConfig(f"{method!r} is no method: give a spec such as 'lora', or a dk.Method.")

@@ -32,14 +32,14 @@ from deltakit.compare.plan.plan import (
     attach_all,
     given_folder,
 )
-from deltakit.compare.plan.request import Request
+from deltakit.compare.plan.request import NamedMethod, Request
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, load_task, subsample
 from deltakit.compare.tasks.kinds import fitting_metrics
 from deltakit.compare.tasks.positive import with_positive
 from deltakit.core.checks import check_whole
-from deltakit.core.method import METHODS, CombiningMethod, Method, Role
+from deltakit.core.method import METHODS, CombiningMethod, Method, Role, know_classes
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
 from deltakit.models.weights import Floating
@@ -128,15 +128,16 @@ def _readable(
     return dataclasses.replace(request, budget=budget), notes
 
 
-def _methods(specs: tuple[str, ...]) -> dict[str, Method]:
+def _methods(specs: tuple[str | NamedMethod, ...]) -> dict[str, Method]:
     """The asked methods by label, the baselines that every table needs in front."""
     asked: dict[str, Method] = {}
     for spec in specs:
         if spec == CONSTANT:
             continue
-        if spec in asked:
-            raise InvalidConfig(f"--methods names {spec!r} twice.")
-        asked[spec] = dk.parse_method(spec)
+        label = str(spec)
+        if label in asked:
+            raise InvalidConfig(f"--methods names {label!r} twice.")
+        asked[label] = _method(spec)
     baselines = {
         name: METHODS.get(name).build()
         for role in (Role.FLOOR, Role.CEILING)
@@ -144,12 +145,24 @@ def _methods(specs: tuple[str, ...]) -> dict[str, Method]:
         if METHODS.get(name).cls.role is role
     }
     for label, method in asked.items():
+        if label == CONSTANT or baselines.get(label, method) != method:
+            raise InvalidConfig(
+                f"{label!r} is the label of a baseline, which every table has. Choose another."
+            )
         if isinstance(method, CombiningMethod) and method.names:
             raise InvalidConfig(
                 f"{label!r} names members, but a comparison trains its own: name the tasks with "
                 "--source-tasks instead."
             )
     return {**{k: v for k, v in baselines.items() if v not in asked.values()}, **asked}
+
+
+def _method(asked: str | NamedMethod) -> Method:
+    """The method that was asked for. Its class is known by its name from now on."""
+    given = asked if isinstance(asked, str) else asked.method
+    method = dk.parse_method(given) if isinstance(given, str) else given
+    know_classes(method)
+    return method
 
 
 def _matched(
