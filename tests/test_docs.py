@@ -171,7 +171,7 @@ def test_a_block_that_is_left_out_says_why(page: Path) -> None:
     assert all(re.fullmatch(r": \S.{8,}", mark.strip()) for mark in marks)
     assert len(marks) == sum(block.left_out for block in blocks(page)), "a mark is before no block"
     languages = {block.language for block in blocks(page)}
-    assert languages <= {"python", "bash", "text", "json", "yaml"}
+    assert languages <= {"python", "bash", "text", "json", "toml", "yaml"}
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
