@@ -23,9 +23,11 @@ import pytest
 import torch
 
 import deltakit as dk
+from deltakit import _imports
 from deltakit.arch.family import FAMILIES
 from deltakit.cli.main import cli
 from deltakit.compare.stats.metrics import METRICS
+from deltakit.compare.tasks import TASKS
 from deltakit.compare.tasks.kinds import KINDS
 from deltakit.core.method import CLASSES, METHODS
 from deltakit.core.spec import split_outside_brackets
@@ -141,7 +143,7 @@ def own_registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a page registers or imports is forgotten after it."""
     importlib.import_module("deltakit.methods")
     importlib.import_module("deltakit.arch.families")
-    for registry in (METHODS, CLASSES, FAMILIES, METRICS, KINDS):
+    for registry in (METHODS, CLASSES, FAMILIES, METRICS, KINDS, TASKS):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -221,7 +223,8 @@ def placeholders(words: list[str], page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_command_lines_of_a_page_parse(page: Path) -> None:
+def test_the_command_lines_of_a_page_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_imports, "import_extension", lambda name: None)  # files that pages make up
     for words in commands(page):
         given = after(words, "deltakit")
         if not given or given[0].startswith("-"):
@@ -263,7 +266,7 @@ def options() -> set[str]:
     )
 
 
-OWN = {"shift"}
+OWN = {"narrow", "shift"}
 """Methods that a page adds."""
 
 ELSEWHERE = {"--no-deps", "--list"}
