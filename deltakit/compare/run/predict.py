@@ -1,5 +1,6 @@
 """Predictions on a split, and the score they make."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +10,7 @@ import torch
 from deltakit.compare.records.result import Predictions, Scores, Value
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks.kinds import Kind, Outputs, references
+from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,12 +80,19 @@ def score(predictions: Predictions, metric: str) -> Score:
 
     Raises:
         UnknownName: a metric that is not known here.
+        InvalidConfig: the score is not a finite number.
     """
     chosen = METRICS.get(metric)
+    value = chosen.value(predictions)
+    if not math.isfinite(value):
+        raise InvalidConfig(
+            f"the {chosen.title} of these predictions is {value}: the model's outputs are not "
+            "finite. Try a lower --lr."
+        )
     low, high = chosen.interval(predictions)
     return Score(
         metric=metric,
-        value=chosen.value(predictions),
+        value=value,
         low=low,
         high=high,
         n=len(predictions.labels),

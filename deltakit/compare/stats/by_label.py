@@ -181,7 +181,8 @@ def _r2(labels: Array, predicted: Array) -> float:
 def _exponent(sums: Array) -> Array:
     import numpy as np
 
-    return np.exp(sums[..., 1] / sums[..., 0])
+    with np.errstate(over="ignore"):
+        return np.exp(sums[..., 1] / sums[..., 0])
 
 
 @register_metric(
