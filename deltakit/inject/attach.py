@@ -10,11 +10,12 @@ import torch
 from deltakit.core.composition import Composition, One
 from deltakit.core.method import Method
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, unknown
-from deltakit.inject.attachments import CHILD, attachments_of, need_attachments
+from deltakit.inject.attachments import CHILD, attachments_of, need_attachments, parameter_names
 from deltakit.inject.build import build, new_attachments
 from deltakit.inject.switch import (
     change_to,
     check,
+    keep_merged,
     paused,
     settle_flags,
     starting,
@@ -45,7 +46,7 @@ def attach(
             the deltas are its new child module ``deltakit``.
         method: what to attach.
         name: letters, digits, ``-`` and ``_``.
-        dtype: of the new parameters; by default what each site computes in.
+        dtype: of all parameters that it trains; by default float32, or float64 on such a base.
 
     Raises:
         UnknownArchitecture: the model's sites are not known.
@@ -53,6 +54,18 @@ def attach(
         NameInUse: a delta has this name already.
         InvalidConfig: a bad name, or a method that does not fit the model's width.
         IncompatibleDeltas: members that cannot be composed.
+    """
+    check_name(name)
+    method.check_names(parameter_names(model))
+    attach_unchecked(model, method, name, dtype=dtype)
+
+
+def attach_unchecked(
+    model: "PreTrainedModel", method: Method, name: str, *, dtype: torch.dtype | None
+) -> None:
+    """As `attach`, for a method that was checked on the model that it was saved from.
+
+    A saved delta may name a parameter by names that only its own model has, such as a tied one's.
     """
     check_name(name)
     old = attachments_of(model)
@@ -158,6 +171,8 @@ def disabled(model: "PreTrainedModel") -> Iterator[None]:
 def detach(model: "PreTrainedModel", name: str | None = None) -> None:
     """Takes one delta, or all, off the model. With the last one gone it is as it was, bit for bit.
 
+    What ``merge(model, keep=True)`` has merged stays in the weights when its deltas are detached.
+
     Raises:
         UnknownName: no delta has the name.
         IncompatibleDeltas: another delta is composed of it.
@@ -165,6 +180,10 @@ def detach(model: "PreTrainedModel", name: str | None = None) -> None:
     """
     attachments = need_attachments(model)
     names = list(reversed(attachments.attached)) if name is None else [name]
+    for each in names:
+        attachments.get(each)
+    if attachments.active is not None and set(names) & set(attachments.active.names):
+        keep_merged(attachments)
     with paused(model, attachments):
         for each in names:
             attachments.remove(each)

@@ -5,10 +5,12 @@ optimisers, moved by ``model.to`` and saved in Trainer checkpoints. No module or
 changes its name.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from deltakit.core.checkpoint import Part
@@ -50,6 +52,7 @@ class Attached:
         aliases: all names in the model of each of its own parameters; tied ones have several.
         head: which of its own parameters are the task head's.
         labels: the names of its head's classes, row by row, where they are not the config's own.
+        fresh: which of them no checkpoint of the base has values for, and that are no head.
         put_aside: the `requires_grad` flags of its parameters while a composition freezes it.
     """
 
@@ -63,6 +66,7 @@ class Attached:
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     head: frozenset[str] = frozenset()
     labels: Labels = ()
+    fresh: frozenset[str] = frozenset()
     put_aside: dict[str, bool] | None = None
 
     @property
@@ -442,11 +446,54 @@ def _at_places(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def head_names(model: "PreTrainedModel") -> frozenset[str]:
-    """Names of the task head's parameters: what lies outside ``model.base_model``.
+    """Names of the task head's parameters: what lies outside the model's body.
 
-    A language-modelling head is part of what was pre-trained, so it belongs to the base.
+    The body is ``model.base_model``. A class whose base model is itself has its head beside the
+    parts of the body that transformers registers for its config. A language-modelling head is part
+    of what was pre-trained, so it belongs to the base.
     """
-    if model.base_model is model or model.get_output_embeddings() is not None:
+    if model.get_output_embeddings() is not None:
         return frozenset()
-    inside = {id(p) for p in model.base_model.parameters()}
-    return frozenset(n for n, p in base_parameters(model).items() if id(p) not in inside)
+    if model.base_model is not model:
+        inside = {id(p) for p in model.base_model.parameters()}
+        return frozenset(n for n, p in base_parameters(model).items() if id(p) not in inside)
+    parts = _body_parts(model)
+    if not any(name in parts for name, _ in model.named_children()):
+        return frozenset()
+    names = base_parameters(model)
+    return frozenset(name for name in names if name.partition(".")[0] not in parts)
+
+
+def _body_parts(model: "PreTrainedModel") -> frozenset[str]:
+    """The children and parameters of the class that transformers registers as a config's body."""
+    from transformers import MODEL_MAPPING
+
+    registered = MODEL_MAPPING.get(type(model.config), ())
+    bodies = registered if isinstance(registered, tuple) else (registered,)
+    if isinstance(model, bodies):
+        return frozenset()
+    with torch.device("meta"):
+        built = [body(copy.deepcopy(model.config)) for body in bodies]
+    return frozenset(
+        name.partition(".")[0]
+        for body in built
+        for name in (*body.state_dict(), *dict(body.named_children()))
+    )
+
+
+def fresh_names(model: "PreTrainedModel") -> frozenset[str]:
+    """Names of the parameters that the checkpoint of a loaded model has no values for.
+
+    transformers marks the parameters that it has loaded. A model that was not loaded, and one that
+    was copied, has no marks.
+    """
+    parameters = base_parameters(model)
+    loaded = {name for name, p in parameters.items() if vars(p).get("_is_hf_initialized")}
+    if not loaded:
+        return frozenset()
+    return frozenset(n for n, p in parameters.items() if n not in loaded and computes(p.dtype))
+
+
+def computes(dtype: torch.dtype) -> bool:
+    """Whether a floating dtype can be computed in; 8-bit floats only hold values."""
+    return dtype.is_floating_point and dtype.itemsize > 1

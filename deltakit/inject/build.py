@@ -16,10 +16,12 @@ from deltakit.inject.attachments import (
     Attachments,
     BaseFlags,
     base_parameters,
+    computes,
+    fresh_names,
     head_names,
     parameter_names,
 )
-from deltakit.inject.places import stored_value
+from deltakit.inject.places import runs_on, stored_value
 from deltakit.models.quantised import codec_of
 from deltakit.runtime.nodes import PlacedDelta
 from deltakit.runtime.passes import LayerDrop
@@ -54,9 +56,8 @@ def build(
         _build_combiners(attachments, method, attached, dtype)
     else:
         _build_leaves(attachments, method, attached, dtype)
-    method.check_names(parameter_names(model))
     _build_own(model, attachments, attached, dtype)
-    trains_base = attached.own.keys() - attached.head
+    trains_base = attached.own.keys() - attached.head - attached.fresh
     if method.role is Role.METHOD and not attached.sites() and not trains_base:
         raise InvalidConfig(
             f"{type(method).__name__} finds nothing to train in this {type(model).__name__}."
@@ -78,6 +79,7 @@ def _build_own(
         attached.tree.put(name, nn.Parameter(value))
         attached.aliases[name] = aliases[name]
     attached.head = head_names(model) & attached.own.keys()
+    attached.fresh = (fresh_names(model) - attached.head) & attached.own.keys()
 
 
 def trained_dtype(base: torch.dtype) -> torch.dtype:
@@ -177,7 +179,7 @@ def _why(site: Site) -> str:
 
 
 def _make(placement: Placement, handle: Handle, dtype: torch.dtype | None) -> Delta:
-    with torch.device(handle.device):
+    with torch.device(runs_on(handle.module, handle.device)):
         return placement.make_delta(handle).to(dtype or trained_dtype(handle.dtype))
 
 
@@ -211,22 +213,22 @@ def _build_combiners(
                 f"{kind} weighs changes, and those at {key!r} are positions of a sequence, which "
                 f"cannot be weighed. Members with {handle.site.value!r} cannot be fused."
             )
-        with torch.device(handle.device):
+        with torch.device(runs_on(handle.module, handle.device)):
             combiner = method.combiner(handle, method.names)
         attached.combiners[key] = combiner.to(dtype or trained_dtype(handle.dtype))
 
 
 def _owned(model: "PreTrainedModel", attachments: Attachments, method: Method) -> Iterator[str]:
     """The parameters of the base and the head of which the delta has values of its own."""
-    head = head_names(model)
+    head, fresh = head_names(model), fresh_names(model)
     for name, parameter in base_parameters(model).items():
         owner = model.get_submodule(name.rpartition(".")[0])
-        if name in head:
+        if name in head or (name in fresh and codec_of(owner) is None):
             if attachments.flags.plain(name, parameter):
                 yield name
         elif method.trains_base_parameter(name, owner):
             packed = name.endswith(".weight") and codec_of(owner) is not None
-            if packed or not parameter.is_floating_point():
+            if packed or not computes(parameter.dtype):
                 raise IncompatibleDeltas(
                     f"{type(method).__name__} trains {name!r}, which is quantised "
                     f"({parameter.dtype}). Load the base in a floating-point dtype."

@@ -16,9 +16,10 @@ from deltakit.arch.resolve import linear_widths
 from deltakit.core.delta import FFNUnits, Mergeable, MergesAsFFN, RewritesWeight, Scaling, precise
 from deltakit.core.site import Handle, HookKind, Insertion, Site
 from deltakit.errors import NotMergeable, UnknownArchitecture
-from deltakit.inject.attachments import Attachments, Merged, need_attachments
+from deltakit.inject.attachments import Attachments, Merged, computes, need_attachments
+from deltakit.inject.config_changes import config_changes
 from deltakit.inject.merge_report import MergedLinear, MergeReport
-from deltakit.inject.places import set_weight
+from deltakit.inject.places import is_offloaded, is_sharded, place_of, set_weight
 from deltakit.inject.switch import active_nodes, reapply, take_off
 from deltakit.models.quantised import codec_of, dequantised_linear
 from deltakit.runtime.nodes import Node, PlacedDelta, SumNode
@@ -40,7 +41,11 @@ _EQUAL = {
 
 @torch.no_grad()
 def merge(
-    model: "PreTrainedModel", *, dequantise: bool = False, tolerance: float = 0.05
+    model: "PreTrainedModel",
+    *,
+    dequantise: bool = False,
+    tolerance: float = 0.05,
+    keep: bool = False,
 ) -> MergeReport:
     """Folds the active deltas into the weights: the model then runs without any hook.
 
@@ -55,6 +60,7 @@ def merge(
         model: a model with deltas.
         dequantise: puts plain linears of the site's dtype in place of quantised ones.
         tolerance: how large a part of the deltas' effect may be lost without a warning.
+        keep: whether the merge stays in the weights when its deltas are detached.
 
     Returns:
         The error of each linear that has changed, beside the deltas' effect on it.
@@ -65,7 +71,9 @@ def merge(
     """
     attachments = need_attachments(model)
     if attachments.merged is not None and attachments.merged.report is not None:
+        attachments.merged.kept |= keep
         return attachments.merged.report
+    _check_whole(model, attachments)
     changes = [
         _change(attachments.handles, attachments.handles[key], node)
         for key, node in active_nodes(attachments).items()
@@ -81,6 +89,8 @@ def merge(
                 for linear in stage.write(merged.originals, dequantise=dequantise)
             )
         )
+        merged.kept = keep
+        merged.undo.extend(config_changes(model, merged.originals, dequantised=dequantise))
     if report.relative > tolerance:
         rounded = dequantise or all(
             isinstance(value, nn.Parameter) for value in merged.originals.values()
@@ -407,11 +417,33 @@ def _check_linear(handle: Handle) -> None:
         raise NotMergeable(f"{handle.path!r} holds no weight to fold into: {error}") from None
     if codec_of(handle.module) is not None:
         return
+    _check_held(handle)
     for name, parameter in handle.module.named_parameters(recurse=False):
-        if not parameter.is_floating_point():
+        if not computes(parameter.dtype):
             raise NotMergeable(
                 f"{handle.path!r} is quantised ({name} is {parameter.dtype}) in a way that "
                 "deltakit cannot undo; merge into a floating-point base."
+            )
+
+
+def _check_held(handle: Handle) -> None:
+    """Weights that are elsewhere, or in part elsewhere, cannot be written to."""
+    tensors = handle.module.parameters(recurse=False)
+    if is_offloaded(handle.module) or any(map(is_sharded, tensors)):
+        raise NotMergeable(
+            f"the weight of {handle.path!r} is sharded or offloaded, so nothing merges into it. "
+            "Save the delta, load it on a base that is whole in memory, and merge there."
+        )
+
+
+def _check_whole(model: nn.Module, attachments: Attachments) -> None:
+    """The places of the deltas' own parameters are written to, too."""
+    for name in attachments.owners(() if attachments.active is None else attachments.active.names):
+        place = place_of(model, name)
+        if is_offloaded(place.module) or is_sharded(place.parameter):
+            raise NotMergeable(
+                f"{name!r} is sharded or offloaded, so nothing merges into it. Save the delta, "
+                "load it on a base that is whole in memory, and merge there."
             )
 
 

@@ -25,8 +25,17 @@ def stored_value(model: nn.Module, name: str) -> Tensor:
         return place.parameter.detach()
     from accelerate.utils import align_module_device
 
-    with align_module_device(place.module):
+    with align_module_device(
+        place.module, vars(vars(place.module)["_hf_hook"])["execution_device"]
+    ):
         return place.parameter.detach().clone()
+
+
+def runs_on(module: nn.Module, device: torch.device) -> torch.device:
+    """The device that a module runs on: of an offloaded one, that to which accelerate moves it."""
+    if not is_offloaded(module):
+        return device
+    return torch.device(vars(vars(module)["_hf_hook"])["execution_device"])
 
 
 def is_offloaded(module: nn.Module) -> bool:
@@ -73,7 +82,9 @@ def _set_module(model: nn.Module, name: str, value: nn.Module) -> nn.Module:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is distributed over devices (``torch.distributed.tensor.DTensor``)."""
-    return isinstance(tensor, torch.Tensor) and type(tensor).__name__ == "DTensor"
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 # ------------------------------------------------------------------ a delta's own, at their places

@@ -135,6 +135,13 @@ def unfold(model: nn.Module, attachments: Attachments) -> None:
         each.remove()
 
 
+def keep_merged(attachments: Attachments) -> None:
+    """Makes merged values the base's own, if they were merged to be kept."""
+    if attachments.merged is not None and attachments.merged.kept:
+        attachments.merged = None
+        attachments.running.composition = None
+
+
 def take_off(model: nn.Module, attachments: Attachments) -> None:
     """Takes hooks and deltas' parameters off; what is active is still recorded."""
     _remove_hooks(attachments)
@@ -183,7 +190,7 @@ def _check_owners(attachments: Attachments, names: tuple[str, ...]) -> None:
     """The head may have several owners (the last one's is used); the base may not."""
     owner: dict[str, str] = {}
     for attached in attachments.with_members(names):
-        for parameter in attached.own.keys() - attached.head:
+        for parameter in attached.own.keys() - attached.head - attached.fresh:
             if parameter in owner:
                 raise IncompatibleDeltas(
                     f"{owner[parameter]!r} and {attached.name!r} both have values for the base's "

@@ -8,20 +8,22 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltakit.arch.resolve import resolve
 from deltakit.core.checkpoint import Checkpoint, Part, first_few
 from deltakit.core.composition import Composition, One
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NameInUse
-from deltakit.inject.attach import activate, attach, detach
+from deltakit.inject.attach import activate, attach_unchecked, detach
 from deltakit.inject.attachments import (
     Attached,
     Attachments,
     attachments_of,
     need_attachments,
+    parameter_names,
 )
 from deltakit.inject.labels import labels_with, take_labels
+from deltakit.inject.places import is_sharded, stored_value
 from deltakit.inject.switch import paused, snapshot_active
 
 if TYPE_CHECKING:
@@ -127,6 +129,11 @@ def _tensors(
 
 
 def _plain(tensor: Tensor) -> Tensor:
+    if is_sharded(tensor):
+        from torch.distributed.tensor import DTensor
+
+        assert isinstance(tensor, DTensor)
+        tensor = tensor.full_tensor()
     return tensor.detach().cpu().contiguous().clone()
 
 
@@ -177,7 +184,7 @@ def _load_part(
     }
     saved_in = next((t.dtype for t in given.values() if t.is_floating_point()), None)
     method = part.method if head or part.headless is None else part.headless
-    attach(model, method, name, dtype=saved_in)
+    attach_unchecked(model, method, name, dtype=saved_in)
     added.append(name)
     attachments = need_attachments(model)
     attached = attachments.get(name)
@@ -189,7 +196,7 @@ def _load_part(
     _keep(model, attachments, attached, part, checkpoint)
     if is_top:
         _load_own(model, attachments, attached, part, checkpoint, head=head)
-        if head and _own_tensors(checkpoint, part).keys() & attached.head:
+        if head and _own_tensors(model, checkpoint, part).keys() & attached.head:
             take_labels(model, attachments, attached, part, checkpoint.origin)
 
 
@@ -223,13 +230,17 @@ def _load_own(
     head: bool,
 ) -> None:
     """The delta's values for the head and for parameters of the base."""
-    given = _own_tensors(checkpoint, part)
-    needed = {key: value for key, value in attached.own.items() if key not in attached.head}
+    given = _own_tensors(model, checkpoint, part)
+    if head:
+        _own_what_is_given(model, attached, given)
+    optional = attached.head | attached.fresh
+    needed = {key: value for key, value in attached.own.items() if key not in optional}
     wanted = {key: value for key, value in attached.own.items() if key in needed or key in given}
     if not head:
         wanted, given = needed, {key: given[key] for key in given if key in needed}
     _check_keys(checkpoint, wanted, given, _HEAD_HINT)
     with paused(model, attachments):
+        attachments.add(attached)
         for key, tensor in given.items():
             attached.own[key].data = tensor.to(attached.own[key].device, copy=True)
 
@@ -237,11 +248,36 @@ def _load_own(
 _HEAD_HINT = "To load the delta without its task head, pass head=False."
 
 
-def _own_tensors(checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:
-    prefix = f"{part.name}/own/"
-    return {
-        k.removeprefix(prefix): t for k, t in checkpoint.tensors.items() if k.startswith(prefix)
-    }
+def _own_what_is_given(
+    model: "PreTrainedModel", attached: Attached, given: Mapping[str, Tensor]
+) -> None:
+    """The delta owns, too, what it owned on another base: what that one's checkpoint lacked."""
+    aliases = {names[0]: names for names in parameter_names(model)}
+    for name in given.keys() & aliases.keys() - attached.own.keys():
+        attached.tree.put(name, nn.Parameter(stored_value(model, name).to(given[name].dtype)))
+        attached.aliases[name] = aliases[name]
+        attached.fresh |= {name}
+
+
+def _own_tensors(model: "PreTrainedModel", checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:
+    """The saved values of the base's and the head's parameters, by this model's names."""
+    prefix, known = f"{part.name}/own/", _names_here(model)
+    own = {k.removeprefix(prefix): t for k, t in checkpoint.tensors.items() if k.startswith(prefix)}
+    return {_name_here(model, name, known): tensor for name, tensor in own.items()}
+
+
+def _names_here(model: "PreTrainedModel") -> dict[str, str]:
+    """The first name of each parameter, by all of its names."""
+    return {name: names[0] for names in parameter_names(model) for name in names}
+
+
+def _name_here(model: "PreTrainedModel", name: str, known: Mapping[str, str]) -> str:
+    """A parameter's name in this class, whose body may have a prefix that another's lacks."""
+    prefix = f"{model.base_model_prefix}."
+    for each in (name, name.removeprefix(prefix), f"{prefix}{name}"):
+        if each in known:
+            return known[each]
+    return name
 
 
 def _check_keys(

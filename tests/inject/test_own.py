@@ -389,3 +389,178 @@ def test_copies_and_pickles_own_what_they_train(
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.sub_(1.0)
+
+
+# ------------------------------------------------------------- heads, and what no checkpoint holds
+
+
+def _with_heads() -> list[Any]:
+    import transformers as tf
+
+    mappings = (
+        tf.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        tf.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+        tf.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+        tf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        tf.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
+    )
+    from deltakit.testing.models import MODEL_TYPES
+
+    found = []
+    for model_type in MODEL_TYPES:
+        config = type(make_model(model_type, "bare").config)
+        for mapping in mappings:
+            classes = mapping.get(config, ())
+            for each in classes if isinstance(classes, tuple) else (classes,):
+                found.append(pytest.param(model_type, each, id=each.__name__))
+    return found
+
+
+@pytest.mark.parametrize(("model_type", "kind"), _with_heads())
+def test_the_head_of_every_registered_class_is_found(model_type: str, kind: Any) -> None:
+    from transformers import AutoModel
+
+    from deltakit.inject.attachments import head_names
+
+    config = copy.deepcopy(make_model(model_type, "bare").config)
+    config.num_labels, config.pad_token_id = 2, 0
+    with torch.device("meta"):
+        model, body = kind(config), AutoModel.from_config(config)
+    inside = {name for name, _ in body.named_parameters()}
+    head = head_names(model)
+    ends = ("classif", "score", "qa_outputs", "out_proj", "head")
+    assert any(word in name for name in head for word in ends), sorted(head)
+    strays = {name for name in head if name in inside or name.partition(".")[2] in inside}
+    assert not strays, sorted(strays)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_what_no_checkpoint_holds_is_trained_and_saved(
+    kit: SimpleNamespace, family: str, tmp_path: Any
+) -> None:
+    import transformers as tf
+
+    small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 4, "max_position_embeddings": 40}
+    masked, classify, config = {
+        "bert": (tf.BertForMaskedLM, tf.BertForSequenceClassification, tf.BertConfig(**small)),
+        "albert": (
+            tf.AlbertForMaskedLM,
+            tf.AlbertForSequenceClassification,
+            tf.AlbertConfig(**small, embedding_size=12),
+        ),
+    }[family]
+    masked(config).save_pretrained(tmp_path / "base")
+
+    def load() -> Any:
+        return classify.from_pretrained(tmp_path / "base", num_labels=3).eval()
+
+    model, batch = load(), kit.make_batch()
+    dk.attach(model, dk.LoRA())
+    randomise_all(kit, model)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert any("pooler" in name for name in trained) and "classifier.weight" in trained
+    dk.save(model, tmp_path / "delta")
+    again = load()
+    plain = classify(again.config).eval()
+    dk.load(again, tmp_path / "delta")
+    assert torch.equal(kit.out(again, batch), kit.out(model, batch))
+    dk.attach(again, dk.LoRA(), "other")
+    dk.activate(again, dk.Stack("default", "other"))
+    plain.load_state_dict(
+        {k: v for k, v in again.state_dict().items() if "deltakit" not in k}, strict=False
+    )
+    dk.load(plain, tmp_path / "delta")  # a base that was not loaded marks nothing as fresh
+    assert torch.equal(kit.out(plain, batch), kit.out(model, batch))
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_tied_table_fits_a_class_that_has_it_once(
+    kit: SimpleNamespace, head: bool, tmp_path: Any
+) -> None:
+    import transformers as tf
+
+    config = make_model("bert", "bare").config
+    language, batch = tf.BertForMaskedLM(config).eval(), kit.make_batch()
+    names = ("*word_embeddings.weight", "cls.predictions.decoder.weight")
+    dk.attach(
+        language, dk.SequentialAdapter(reduction=4) + dk.PartialFineTuning(parameters=names), "fi"
+    )
+    randomise_all(kit, language)
+    dk.save(language, tmp_path, "fi")
+    for model in (tf.BertForTokenClassification(config), tf.BertModel(config)):
+        dk.load(model, tmp_path, head=head)
+        table = kit.attachments(language).get("fi").own["bert.embeddings.word_embeddings.weight"]
+        assert torch.equal(model.get_input_embeddings().weight, table)
+        assert kit.out(model.eval(), batch).isfinite().all()
+
+
+# ------------------------------------------------------------------------ offloaded, 8-bit floats
+
+
+@pytest.mark.parametrize("spec", ["lora", "bitfit", "lora+norms"])
+def test_an_offloaded_base_computes_with_deltas(kit: SimpleNamespace, spec: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model, batch = kit.make_model("bert", "classify"), kit.make_batch()
+    torch.manual_seed(3)
+    dk.attach(model, dk.parse_method(spec))
+    randomise_all(kit, model)
+    expected = kit.out(model, batch)
+    big = kit.make_model("bert", "classify")
+    plain = kit.out(big, batch)
+    accelerate.cpu_offload(big, execution_device=torch.device("cpu"))
+    torch.manual_seed(3)
+    dk.attach(big, dk.parse_method(spec))
+    randomise_all(kit, big)
+    assert {p.device.type for p in big.deltakit.parameters()} == {"cpu"}
+    assert torch.equal(kit.out(big, batch), expected)
+    with pytest.raises(dk.NotMergeable, match="offloaded"):
+        dk.merge(big)
+    assert torch.equal(kit.out(big, batch), expected)
+    with dk.disabled(big):
+        assert torch.equal(kit.out(big, batch), plain)
+
+
+def test_nothing_is_merged_into_8_bit_floats(kit: SimpleNamespace) -> None:
+    model = kit.make_model("llama")
+    dk.attach(model, dk.LoRA())
+    query = model.layers[0].self_attn.q_proj
+    query.weight.data = query.weight.data.to(torch.float8_e4m3fn)
+    with pytest.raises(dk.NotMergeable, match="quantised"):
+        dk.merge(model)
+
+
+# ------------------------------------------------------------------------- merged, to be kept
+
+
+@pytest.mark.parametrize("spec", ["lora+bitfit", "ia3", "head"])
+def test_a_merge_that_is_kept_stays_when_its_delta_is_detached(
+    kit: SimpleNamespace, spec: str
+) -> None:
+    model, batch = kit.make_model("bert", "classify"), kit.make_batch()
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    dk.attach(model, dk.LoRA(), "other")
+    dk.attach(model, dk.parse_method(spec), "a")
+    randomise_all(kit, model)
+    dk.merge(model, keep=True)
+    merged = kit.out(model, batch)
+    dk.detach(model)
+    assert torch.equal(kit.out(model, batch), merged) and not hasattr(model, "deltakit")
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+
+
+def test_the_config_says_how_wide_a_merged_model_is(kit: SimpleNamespace, tmp_path: Any) -> None:
+    model, batch = kit.make_model("bert"), kit.make_batch()
+    narrow = model.config.intermediate_size
+    dk.attach(model, dk.ParallelAdapter(bottleneck=4, activation=model.config.hidden_act))
+    randomise_all(kit, model)
+    dk.merge(model, keep=True)
+    assert model.config.intermediate_size == narrow + 4
+    dk.unmerge(model)
+    assert model.config.intermediate_size == narrow
+    dk.merge(model, keep=True)
+    expected = kit.out(model, batch)
+    dk.detach(model)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(kit.out(again, batch), expected)

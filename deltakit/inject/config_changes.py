@@ -1,0 +1,99 @@
+"""What a model's config says after a merge, so that it loads again as it was saved."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from deltakit.models.quantised import codec_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Originals = Mapping[str, nn.Parameter | nn.Module]
+"""What was in the places of merged values, by name."""
+
+_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim")
+"""The names that configs have for the width of a feed-forward."""
+_MISSING = object()
+
+
+@dataclass(eq=False)
+class ConfigChange:
+    """An attribute of a config that has another value, or none, while deltas are merged."""
+
+    config: Any
+    name: str
+    value: Any
+    before: Any = None
+
+    def apply(self) -> None:
+        """Makes the change."""
+        self.before = vars(self.config).get(self.name, _MISSING)
+        _set(self.config, self.name, self.value)
+
+    def remove(self) -> None:
+        """Takes it back."""
+        _set(self.config, self.name, self.before)
+
+
+def config_changes(
+    model: "PreTrainedModel",
+    originals: Mapping[str, nn.Parameter | nn.Module],
+    *,
+    dequantised: bool,
+) -> Iterator[ConfigChange]:
+    """Makes the config agree with the merged model, and returns what takes that back."""
+    for change in _changes(model, originals, dequantised=dequantised):
+        change.apply()
+        yield change
+
+
+def _changes(
+    model: "PreTrainedModel",
+    originals: Mapping[str, nn.Parameter | nn.Module],
+    *,
+    dequantised: bool,
+) -> Iterator[ConfigChange]:
+    config = model.config
+    if dequantised and "quantization_config" in vars(config) and not _is_packed(model):
+        yield ConfigChange(config, "quantization_config", _MISSING)
+    widths = _new_widths(model, originals)
+    for name in _WIDTHS:
+        new = {after for before, after in widths if before == _width(config, name)}
+        if len(new) == 1 and len(widths) == config.num_hidden_layers:
+            yield ConfigChange(config, name, new.pop())
+
+
+def _is_packed(model: nn.Module) -> bool:
+    return any(codec_of(module) is not None for module in model.modules())
+
+
+def _width(config: Any, name: str) -> int | None:
+    """What the config says; GPT-2's says None for four times the width of the stream."""
+    said = vars(config).get(name, _MISSING)
+    if said is None and name == "n_inner":
+        return 4 * config.hidden_size
+    return said if isinstance(said, int) else None
+
+
+def _new_widths(model: nn.Module, originals: Originals) -> list[tuple[int, int]]:
+    """The widths before and after of the projections that have more outputs now."""
+    found = []
+    for name, original in originals.items():
+        path, _, last = name.rpartition(".")
+        module = model.get_submodule(path)
+        if isinstance(original, nn.Parameter) and last == "weight" and original.ndim == 2:
+            before, after = original.shape, module.get_parameter(last).shape
+            axis = 0 if isinstance(module, nn.Linear) else 1
+            if after[axis] > before[axis]:
+                found.append((before[axis], after[axis]))
+    return found
+
+
+def _set(config: Any, name: str, value: Any) -> None:
+    if value is _MISSING:
+        vars(config).pop(name, None)
+    else:
+        vars(config)[name] = value
