@@ -108,7 +108,7 @@ class Registry(Generic[T]):
         return ((name, self.get(name)) for name in self)
 
     def remove(self, name: str) -> None:
-        """Forgets `name`. Raises `UnknownName`."""
+        """Removes `name`. Raises `UnknownName`."""
         self.get(name)
         del self._things[name]
 

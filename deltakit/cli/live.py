@@ -43,7 +43,7 @@ def show(console: Console, outcome: "Results") -> None:
 class Live:
     """A bar for the whole run and one for every running cell, under the lines of what is finished.
 
-    Where the output is no terminal there are only lines, with the time left in words.
+    Without a terminal there are only lines, with the time left in words.
     """
 
     def __init__(self, console: Console) -> None:

@@ -22,7 +22,7 @@ Exit code 0: written. 2: the runs do not compare, and nothing was written."""
 )
 @import_option
 def report(folders: tuple[Path, ...], out: Path | None) -> None:
-    """Write the tables and plots of a run anew, and print the table.
+    """Rewrite the tables and plots of a run, and print the table.
 
     Several run FOLDERS are joined: the cells of one plan that ran on several machines, or runs of
     other methods under the same conditions. What does not compare is refused.

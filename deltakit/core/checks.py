@@ -61,5 +61,5 @@ def check_bool(owner: object, **values: bool) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a finite number; True and False are none."""
+    """True if it is a finite number; booleans do not count."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

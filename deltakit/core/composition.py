@@ -50,8 +50,8 @@ class One(Composition):
 class Stack(Composition):
     """Deltas one on top of the other, the first one first (MAD-X: ``Stack("lang", "task")``).
 
-    At a linear's site, where LoRA reads x and not h, the changes add up; prefixes stand one behind
-    the other.
+    At a linear's site, where LoRA reads x and not h, the changes add up. Prefixes follow
+    one another.
     """
 
     parts: tuple[Composition, ...]

@@ -57,7 +57,7 @@ def overrides_both(form: type, name: str) -> bool:
 
 
 class FusedAdd(ABC):
-    """A delta that knows a cheaper way to ``stream + scale · f(x)`` than one step after another.
+    """A delta with a cheaper way to ``stream + scale · f(x)`` than one step after another.
 
     A subclass that defines `forward` alone does not use it.
     """
@@ -85,7 +85,7 @@ class BatchedRows(ABC):
 
 
 class ExtraPositions(Delta, ABC):
-    """A change that is positions beside those of the sequence: ``(..., length, d)``.
+    """A change that adds positions to those of the sequence: ``(..., length, d)``.
 
     It depends on no input; what it is given has no elements.
 
@@ -97,7 +97,7 @@ class ExtraPositions(Delta, ABC):
 
 
 class Reparametrised(ABC):
-    """A delta that is trained as more than it is: what it comes to is kept, the rest is not."""
+    """A delta that is trained in a larger form; only the result is deployed."""
 
     @abstractmethod
     def deployed(self) -> Delta:
@@ -216,7 +216,7 @@ class FFNUnits(NamedTuple):
 
 
 class MergesAsFFN(ABC):
-    """A parallel delta that is a feed-forward itself, so it makes the one beside it wider."""
+    """A parallel delta that is a feed-forward itself, so merging makes the model's one wider."""
 
     @abstractmethod
     def units(self) -> FFNUnits:

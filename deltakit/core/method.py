@@ -1,4 +1,4 @@
-"""A method is a list of placements; a placement says where, which form, inserted how, composed how.
+"""Methods and placements: where, which form, inserted how, composed how.
 
     method = [(site, functional form, insertion, composition), ...]       He et al. (2022), Table 1
 

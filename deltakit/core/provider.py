@@ -96,7 +96,7 @@ class AdaptedModel(ABC):
 class ExternalMethod(Method, ABC):
     """A method of another library, by its name there and the settings that differ from its own.
 
-    Class variables that a library sets: `provider`, what stands before the colon in a spec, and
+    Class variables that a library sets: `provider`, the word before the colon in a spec, and
     `usage`, a line for those who ask what can be compared.
     """
 
@@ -138,7 +138,7 @@ PROVIDERS: Registry[Provider] = Registry("provider", hint="Write provider:name[k
 
 @dataclass(frozen=True)
 class ProviderEntry(Entry):
-    """A name after a colon, as `parse_method` builds it. The library knows its settings."""
+    """A name after a colon, as `parse_method` builds it. The library checks its settings."""
 
     def build(self, **fields: Any) -> Method:
         """The method. Raises as the library's class."""
@@ -154,7 +154,7 @@ def settings_of(pairs: object) -> tuple[tuple[str, Any], ...]:
     """Settings in one order, however they were given.
 
     Raises:
-        InvalidConfig: they are no pairs of a name and a value.
+        InvalidConfig: they are not pairs of a name and a value.
     """
     items = tuple(pairs.items()) if isinstance(pairs, Mapping) else pairs
     if not isinstance(items, tuple | list) or not all(

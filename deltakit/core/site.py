@@ -153,7 +153,7 @@ class Handle:
         embeddings: at the sequence of tokens, the module that turns ids into vectors.
         scale: at the table of embeddings, what it multiplies its vectors by.
         linear: at a linear projection, its weight and bias.
-        limit: at the tokens' positions, how many the model knows; None where there is no end.
+        limit: at the tokens' positions, how many the model has; None without an end.
     """
 
     site: Site

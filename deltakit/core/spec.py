@@ -26,7 +26,7 @@ def parse_method(spec: str) -> Method:
     """The method that `spec` describes.
 
     Raises:
-        UnknownName: a name that is no method, or no provider.
+        UnknownName: a method or provider is unknown.
         MissingExtra: the provider's library is not installed.
         InvalidConfig: a malformed spec, a key that the method does not have, a value that it does
             not take.

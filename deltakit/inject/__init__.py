@@ -1,1 +1,1 @@
-"""The only code that touches somebody's model. It is handed methods and names none."""
+"""Attaching deltas to a model. It is given methods and names none."""

@@ -48,7 +48,7 @@ def task_arithmetic(
             combines others, is trained as more than it is, or does not say that it can be summed.
         UnknownName: a name that nothing attached has.
         NameInUse: a delta has the new name already.
-        InvalidConfig: a weight that is no finite number, a rank below one, or a bad name.
+        InvalidConfig: a weight that is not finite, a rank below one, or a bad name.
         DeltakitError: nothing is attached.
     """
     attachments = need_attachments(model)

@@ -75,7 +75,7 @@ class Attached:
         return self.tree.tensors()
 
     def to_plain(self) -> dict[str, Any]:
-        """What it is, without its tensors."""
+        """The description of the delta, without its tensors."""
         part = Part(name=self.name, method=self.method, kept=self.kept, labels=self.labels)
         return delta_to_plain(part, self.members, (key for key, _ in self.modules()))
 
@@ -191,7 +191,7 @@ class Displaced:
 
 @dataclass(kw_only=True, eq=False)
 class Running:
-    """What the model runs with.
+    """The composition that the model runs with, and its tables.
 
     Attributes:
         composition: the active deltas, and how they act together; None for the plain base.
@@ -210,7 +210,7 @@ class Running:
 
 @dataclass(kw_only=True, eq=False)
 class Merged:
-    """What was in the places of the values that deltas were merged into.
+    """The former values of the places that deltas were merged into.
 
     A quantised linear gives its place to another, so its name is that of a module.
 
@@ -306,7 +306,7 @@ class Attachments(nn.Module):
         self.attached[attached.name] = attached
 
     def remove(self, name: str) -> None:
-        """Forgets a delta.
+        """Removes a delta.
 
         Raises:
             UnknownName: none has the name.
@@ -336,7 +336,7 @@ class Attachments(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def node(self, name: str, key: str) -> Node | None:
-        """What the delta called `name` does at the handle `key`, or None."""
+        """The node of the delta `name` at the handle `key`, or None."""
         attached = self.get(name)
         if key in attached.combiners:
             members = (self.node(member, key) for member in attached.members_at(key))
@@ -495,5 +495,5 @@ def fresh_names(model: "PreTrainedModel") -> frozenset[str]:
 
 
 def computes(dtype: torch.dtype) -> bool:
-    """Whether a floating dtype can be computed in; 8-bit floats only hold values."""
+    """True if a floating dtype can be computed in; 8-bit floats only hold values."""
     return dtype.is_floating_point and dtype.itemsize > 1

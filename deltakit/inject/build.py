@@ -136,7 +136,7 @@ def _token_stack(handle: Handle) -> str:
 
 
 def left_out(handle: Handle, layers: frozenset[int]) -> bool:
-    """Whether the handle is in one of `layers`; what comes before all of them is in none."""
+    """True if the handle is in one of `layers`; the sites before all layers are in none."""
     return handle.layer in layers and handle.in_a_layer
 
 

@@ -1,4 +1,4 @@
-"""What a model's config says after a merge, so that it loads again as it was saved."""
+"""The config of a model after a merge, so that it loads again as it was saved."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

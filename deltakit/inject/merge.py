@@ -49,8 +49,8 @@ def merge(
 ) -> MergeReport:
     """Folds the active deltas into the weights: the model then runs without any hook.
 
-    A linear change of a linear projection goes into its weight. A bottleneck beside a feed-forward
-    of two projections, with the same nonlinearity, makes the feed-forward wider by its own width.
+    A linear change of a linear projection goes into its weight. A parallel bottleneck
+    with the nonlinearity of a feed-forward of two projections makes that feed-forward wider.
 
     The originals are kept, so `unmerge` restores them bit for bit. A quantised linear gives its
     place to one that holds the merged weight, quantised again, which may lose much of a small
@@ -63,7 +63,7 @@ def merge(
         keep: whether the merge stays in the weights when its deltas are detached.
 
     Returns:
-        The error of each linear that has changed, beside the deltas' effect on it.
+        The error of each linear that has changed, and the deltas' effect on it.
 
     Raises:
         NotMergeable: an active delta is neither.
@@ -100,7 +100,7 @@ def merge(
 
 
 def unmerge(model: "PreTrainedModel") -> None:
-    """Puts the original weights back, bit for bit, and the deltas beside them.
+    """Restores the original weights, bit for bit, and the deltas' hooks.
 
     Raises:
         DeltakitError: nothing is attached.

@@ -1,4 +1,4 @@
-"""What folding deltas into weights has cost, linear by linear."""
+"""The error of folding deltas into weights, linear by linear."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MergedLinear:
-    """What merging has cost in one linear. W is its weight, W' what it should have become.
+    """The error of merging in one linear. W is its weight, W' the exact result.
 
     Attributes:
         path: its module's name in the model.
@@ -26,7 +26,7 @@ class MergedLinear:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MergeReport:
-    """What merging has cost. Prints as a table, the worst linear first."""
+    """The errors of merging. Prints as a table, the worst linear first."""
 
     linears: tuple[MergedLinear, ...]
 

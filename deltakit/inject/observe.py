@@ -1,4 +1,4 @@
-"""What deltas do while the model runs: their changes, and what a fusion attends to."""
+"""Observation of running deltas: their changes, and the attention of a fusion."""
 
 import contextlib
 from collections.abc import Iterator
@@ -99,7 +99,7 @@ def _attending(node: Node) -> list[Attending]:
 
 @dataclass(kw_only=True, eq=False)
 class SiteChanges:
-    """How far the active deltas move h at each site, as seen during forward passes."""
+    """The movement of h by the active deltas at each site, recorded during forward passes."""
 
     _sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

@@ -39,7 +39,7 @@ def runs_on(module: nn.Module, device: torch.device) -> torch.device:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate keeps the module's weights elsewhere until it runs."""
+    """True if accelerate keeps the module's weights elsewhere until it runs."""
     hook = vars(module).get("_hf_hook")
     return hook is not None and bool(vars(hook).get("offload"))
 
@@ -81,7 +81,7 @@ def _set_module(model: nn.Module, name: str, value: nn.Module) -> nn.Module:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is distributed over devices (``torch.distributed.tensor.DTensor``)."""
+    """True if a tensor is distributed over devices (``torch.distributed.tensor.DTensor``)."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)

@@ -1,4 +1,4 @@
-"""What a delta costs in parameters and bytes, counted from the tensors themselves."""
+"""Parameters and bytes of a delta, counted from the tensors themselves."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ class Summary:
         trained_params: parameters that training changes, the task head left out.
         active_params: deployed parameters that compute the change of one token: fewer where a
             router picks some of its experts.
-        deployed_params: parameters to keep beside the base to run it, the task head left out.
+        deployed_params: parameters to keep in addition to the base, the task head left out.
         head_params: parameters of the task head, whether it is trained or not.
         base_params: all parameters of the base, embeddings included, the task head left out.
         delta_bytes: bytes of the deployed parameters in their own dtypes.
@@ -166,7 +166,7 @@ def _trained(attachments: Attachments | None, head: frozenset[str]) -> list[Tens
 
 
 def _deployed(attachments: Attachments | None, head: frozenset[str]) -> Iterable[Tensor]:
-    """Each tensor that is kept beside the base to run the active deltas."""
+    """Each tensor that is kept in addition to the base to run the active deltas."""
     for attached in _active(attachments):
         assert attachments is not None
         for _, module in attached.modules():

@@ -1,4 +1,4 @@
-"""What a model runs with: a composition is made active, taken off, and made active again."""
+"""Activation: a composition is made active, paused, and made active again."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Active:
-    """What a model runs with.
+    """The state that a model runs with.
 
     Attributes:
         composition: the deltas' names, and how they act together.
@@ -86,7 +86,7 @@ def starting(composition: Composition, trained: tuple[str, ...]) -> Active:
 
 
 def snapshot_active(model: nn.Module, attachments: Attachments) -> Active | None:
-    """What is active, for `Pause.then`; None where nothing is."""
+    """The active state, for `Pause.then`; None where nothing is active."""
     running, merged = attachments.running, attachments.merged
     if running.composition is None:
         return None
@@ -105,7 +105,7 @@ def reapply(model: "PreTrainedModel", attachments: Attachments) -> None:
 
 
 def active_nodes(attachments: Attachments) -> "Mapping[str, Node]":
-    """What the next pass of this thread does, by the handle's key."""
+    """The nodes of this thread's next pass, by the handle's key."""
     return {} if attachments.program is None else upcoming_tables(attachments.program).nodes
 
 
@@ -200,7 +200,7 @@ def _check_owners(attachments: Attachments, names: tuple[str, ...]) -> None:
 
 
 def _check_rows(attachments: Attachments, composition: Composition) -> None:
-    """Rows of one batch share the base, so no delta of theirs may have its own values for it."""
+    """Raises if a row's delta has its own values for the base, which all rows share."""
     for name in composition.names if isinstance(composition, PerRow) else ():
         attached = attachments.get(name)
         for parameter in attached.own.keys() - attached.head:
@@ -305,7 +305,7 @@ def _program(model: nn.Module, attachments: Attachments) -> Program:
 def tables_of(
     model: nn.Module, attachments: Attachments, composition: Composition | None, *, shared: bool
 ) -> Tables:
-    """What passes with a composition run with. Raises `IncompatibleDeltas`.
+    """The tables of passes with a composition. Raises `IncompatibleDeltas`.
 
     Args:
         model: the model.

@@ -138,7 +138,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def base_of(model: "PreTrainedModel") -> dict[str, Any]:
-    """What a delta must find again: the architecture, and how deep and wide its stacks are."""
+    """The base that a delta needs: the architecture, and the depth and width of its stacks."""
     attachments = attachments_of(model)
     handles = resolve(model) if attachments is None else tuple(attachments.handles.values())
     sizes: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""One file a method. Importing this package registers every method beside this file."""
+"""One file a method. Importing this package registers every method in it."""
 
 import importlib
 import pkgutil

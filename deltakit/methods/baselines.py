@@ -33,8 +33,8 @@ class HeadOnly(Summable):
 class FullFineTuning(Summable):
     """Trains every parameter of the base and the head.
 
-    While it is attached the original weights are kept beside the trained ones, so that `detach`
-    gives them back.
+    While it is attached the original weights are kept too, so that `detach`
+    restores them.
     """
 
     paper: ClassVar[Paper] = _BERT

@@ -42,7 +42,7 @@ class AdapterDrop(MethodWrapper):
 
     Args:
         method: what is dropped; a SequentialAdapter by default.
-        first: how many of the lowest layers have no delta; 2 if nothing is said of any layer.
+        first: how many of the lowest layers have no delta; 2 if no layer is given.
         layers: layers that have no delta, wherever they are.
         stacks: stacks that have no delta: "encoder", "decoder" or, for the attention from one to
             the other, "cross". `deltakit.resolve` lists a model's.

@@ -2,7 +2,7 @@ r"""(IA)³: learned rescaling of inner activations (Liu et al. 2022, arXiv:2205.
 
     k <- l_k ⊙ k,    v <- l_v ⊙ v,    γ(x W_1) <- l_ff ⊙ γ(x W_1)
 
-In the words of the unified view this is no special case: Δ(h) = h ⊙ (l - 1), added to h.
+In the unified view this is a plain case: Δ(h) = h ⊙ (l - 1), added to h.
 
 =================  =========================================================
 axis               value

@@ -155,7 +155,7 @@ def _truncate(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 @register_method("lora")
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Summable):
-    """A low-rank change beside linear projections (Hu et al. 2022).
+    """A low-rank change parallel to linear projections (Hu et al. 2022).
 
     Args:
         rank: r.
@@ -169,7 +169,7 @@ class LoRA(Summable):
 
     Raises:
         InvalidConfig: a value out of range.
-        UnknownName: a target that is no linear site.
+        UnknownName: a target that is not a linear site.
     """
 
     rank: int = 8

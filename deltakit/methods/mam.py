@@ -1,6 +1,6 @@
 """MAM, the mix-and-match adapter (He et al. 2022, arXiv:2110.04366).
 
-A short prefix in the attention and a wide scaled parallel adapter beside the feed-forward::
+A short prefix in the attention and a wide scaled adapter parallel to the feed-forward::
 
     MAM(length=30, bottleneck=512)  =  PrefixTuning(length=30) + ParallelAdapter(bottleneck=512)
 
@@ -28,7 +28,7 @@ from deltakit.methods.prefix import PrefixTuning
 @register_method("mam")
 @dataclass(frozen=True, kw_only=True)
 class MAM(Summable, MethodWrapper):
-    """A prefix in every attention and a parallel adapter beside every feed-forward.
+    """A prefix in every attention and an adapter parallel to every feed-forward.
 
     Args:
         length: of the prefix.

@@ -72,7 +72,7 @@ class ScaledDelta(Delta, MergesAsFFN):
 @register_method("parallel")
 @dataclass(frozen=True, kw_only=True)
 class ParallelAdapter(Summable):
-    """A bottleneck beside the feed-forward (He et al. 2022).
+    """A bottleneck parallel to the feed-forward (He et al. 2022).
 
     Args:
         reduction: d / m, the width of the model over the width of the bottleneck.

@@ -26,7 +26,7 @@ class PartialFineTuning(Summable):
             tied parameters are asked for by all their names. Everything by default.
 
     Raises:
-        InvalidConfig: no pattern, or one that is no text.
+        InvalidConfig: no pattern, or one that is not text.
     """
 
     parameters: tuple[str, ...] = ("*",)

@@ -6,7 +6,7 @@ r"""Prompt tuning (Lester et al. 2021, arXiv:2104.08691).
 axis               value
 =================  ==========================================================
 functional form    l vectors that depend on no input
-insertion          parallel: it stands beside the tokens
+insertion          parallel: it is added to the tokens
 modified           the sequence of input embeddings
 composition        concatenation: l positions more
 =================  ==========================================================
@@ -47,7 +47,7 @@ class Prompt(ExtraPositions):
 @register_method("prompt")
 @dataclass(frozen=True, kw_only=True)
 class PromptTuning(Summable):
-    """Learned input embeddings beside those of the tokens (Lester et al. 2021).
+    """Learned input embeddings in front of those of the tokens (Lester et al. 2021).
 
     Args:
         length: l, how many.

@@ -18,7 +18,7 @@ class Head(ABC):
     Class variables: `task` (of `deltakit.load_base`) and `purpose` (what a model with it can do).
 
     Attributes:
-        outputs: how many numbers it gives; None where the model itself says.
+        outputs: the number of its outputs; None where the model decides.
         problem: transformers' name for what they are trained on.
     """
 
@@ -33,12 +33,12 @@ class Head(ABC):
 
     @abstractmethod
     def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
-        """Says in the loaded model what its checkpoint leaves open."""
+        """Sets what the checkpoint leaves open in the loaded model."""
 
     def newly_initialised(
         self, missing: Iterable[str], model: "PreTrainedModel"
     ) -> tuple[str, ...]:
-        """Which of the parameters that the checkpoint has no values for it should have had."""
+        """The parameters that the checkpoint should have values for and lacks."""
         del model
         return tuple(sorted(missing))
 

@@ -3,7 +3,7 @@
 While a prefix is active, its attention modules call a function registered here instead of the one
 that the config names. It puts the delta's keys and values in front of the module's, which are then
 final: projected, rotated and out of the cache. So no position shifts and no context is lost. The
-mask is widened by columns that everybody sees, and the original function does the rest.
+mask is widened by columns that all tokens see, and the original function does the rest.
 """
 
 import sys
@@ -50,7 +50,7 @@ class AttentionPort(SitePort, PositionsPort):
 
 @dataclass(frozen=True)
 class _Attend:
-    """The attention function that is registered beside the one called `original`."""
+    """The attention function that is registered in addition to `original`."""
 
     original: str
 
@@ -127,7 +127,7 @@ def _explicit(mask: Tensor | None, query: Tensor, key: Tensor, *, causal: bool) 
 def _widened(
     mask: Tensor | None, visible: Tensor | None, length: int, query: Tensor
 ) -> Tensor | None:
-    """The mask with `length` columns in front, which every row sees unless `visible` says no."""
+    """The mask with `length` columns in front, which every row sees unless `visible` is False."""
     if mask is None:
         return None
     if visible is None:

@@ -18,7 +18,7 @@ GIVEN = ("inputs", "input_ids", "inputs_embeds", "input_features", "input_values
 
 
 def kept_values() -> dict[Any, Tensor] | None:
-    """What the running call of `generate` keeps; None outside any."""
+    """The state of the running call of `generate`; None outside any."""
     generation = THREAD.generation
     return None if generation is None else generation.kept
 

@@ -1,7 +1,7 @@
 """The hooks at sites: how a site is read while the model runs, and written back.
 
 A port is a callable object, not a closure, so that a model with deltas can be deep-copied and
-pickled. With nothing active there is no hook: the base runs as if deltakit were not there.
+pickled. With nothing active no hook is installed: the base runs as without deltakit.
 """
 
 import inspect

@@ -150,7 +150,7 @@ def run_with(
 
 
 def can_run_with(module: nn.Module) -> bool:
-    """Whether `run_with` works: the module's forward is its class's, or bound to it."""
+    """True if `run_with` works: the module's forward is its class's, or bound to it."""
     forward = vars(module).get(_BY_ACCELERATE, vars(module).get("forward"))
     return forward is None or (isinstance(forward, MethodType) and forward.__self__ is module)
 

@@ -131,7 +131,7 @@ class Pass:
 
 
 class PassTables(Protocol):
-    """What a pass runs with: see `deltakit.runtime.tables.Tables`."""
+    """The tables of a pass: see `deltakit.runtime.tables.Tables`."""
 
     def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Draws and counts what a pass that begins needs."""
@@ -153,7 +153,7 @@ class Generation:
 
 
 class Owner(Protocol):
-    """What one model runs by: see `deltakit.runtime.program.Program`."""
+    """The program of a model: see `deltakit.runtime.program.Program`."""
 
     active: Any
 
@@ -183,7 +183,7 @@ def current_pass() -> Pass:
 
 
 def next_tables(owner: Owner) -> "PassTables":
-    """What the next pass of this thread runs with: what it uses, or what is active for all."""
+    """The tables of this thread's next pass: those it uses, or those active for all threads."""
     for each, tables in reversed(THREAD.used):
         if each is owner:
             return tables
@@ -352,7 +352,7 @@ def entries(model: nn.Module, handles: Iterable[Handle]) -> dict[str, nn.Module]
 
 
 class PassPorts:
-    """What opens and closes the passes of one model."""
+    """The hooks that open and close the passes of one model."""
 
     def __init__(self, model: nn.Module, handles: Iterable[Handle], owner: Owner) -> None:
         self.root = RootPort(model, owner)
@@ -372,7 +372,7 @@ class PassPorts:
             self.hooks += [end, begin]
 
     def are_resumed(self) -> bool:
-        """Whether layers may be run again after a pass, in a backward pass."""
+        """True if layers may be run again after a pass, in a backward pass."""
         functions = (vars(x).get("_gradient_checkpointing_func") for x in self.root.layers)
         return any(isinstance(function, ResumingCheckpoint) for function in functions)
 

@@ -1,4 +1,4 @@
-"""What a change is at a site: something added to h, or positions beside those of the sequence."""
+"""Kinds of ports: a change is added to h, or adds positions to those of the sequence."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def _rows_of(signal: Signal, index: Tensor) -> Signal:
 
 
 class PositionsPort(Port, ABC):
-    """A site whose changes are positions beside its own, ``(..., l, d)``: they line up.
+    """A site whose changes are positions in addition to its own, ``(..., l, d)``: they line up.
 
     A softmax over the longer sequence is what composes them with the rest, so a change takes its
     share of the attention (He et al. 2022, eq. 7: h <- (1 - λ) h + λ Δh) and cannot be weighed.

@@ -1,4 +1,4 @@
-"""What one model runs by: the tables that are active, and the hooks that read them.
+"""The program of one model: the active tables, and the hooks that read them.
 
 A switch installs the hooks that its tables need, and then makes the tables active in one step.
 Hooks that are no longer needed are removed where nothing can be using them: no other thread is
@@ -28,7 +28,7 @@ _LOCK = threading.RLock()
 
 
 class Program:
-    """What one model runs by.
+    """The program of one model.
 
     Attributes:
         active: what passes run with, in threads that use nothing else.
@@ -144,7 +144,7 @@ class Program:
 
 
 def has_threads() -> bool:
-    """Whether other threads are running, which may be inside a pass."""
+    """True if other threads are running, which may be inside a pass."""
     return threading.active_count() > 1
 
 

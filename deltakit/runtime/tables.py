@@ -1,4 +1,4 @@
-"""What passes of one model run with: the nodes at its sites, and what goes with them.
+"""Tables: the nodes at a model's sites, and the data that passes need with them.
 
 A pass takes the tables that are active when it begins, and keeps them. A switch in another thread
 changes later passes alone.
@@ -28,7 +28,7 @@ RowHead = tuple[Mapping[str, nn.Parameter], tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
-    """What a composition does in a model.
+    """The compiled form of a composition on one model.
 
     Attributes:
         nodes: what it does at each site, by the handle's key.
@@ -61,7 +61,7 @@ class Tables:
 
     @property
     def acts(self) -> bool:
-        """Whether a pass with them differs from one of the plain base."""
+        """True if a pass with them differs from one of the plain base."""
         return bool(self.nodes or self.heads or self.own) or self.entries is not None
 
     @property
@@ -71,18 +71,18 @@ class Tables:
 
     @property
     def generates(self) -> bool:
-        """Whether it asks which call of `generate` is running."""
+        """True if it depends on the running call of `generate`."""
         leaves = (leaf for node in self.nodes.values() for leaf in node.leaves)
         return self.entries is not None or any(isinstance(x.delta, Reparametrised) for x in leaves)
 
 
 def tables_of(owner: Owner) -> Tables:
-    """What the running pass of a model runs with, or the next one of this thread would."""
+    """The tables of the running pass of a model, or of this thread's next one."""
     entered = current_pass()
     same = entered.owner is owner and entered.tables is not None
     return cast("Tables", entered.tables) if same else upcoming_tables(owner)
 
 
 def upcoming_tables(owner: Owner) -> Tables:
-    """What the next pass of this thread runs with."""
+    """The tables of this thread's next pass."""
     return cast("Tables", next_tables(owner))

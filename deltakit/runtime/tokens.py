@@ -24,7 +24,7 @@ from deltakit.runtime.port_kinds import PositionsPort, SitePort
 
 @dataclass(frozen=True)
 class Places:
-    """Where a delta's positions are among the tokens.
+    """The place of a delta's positions among the tokens.
 
     Attributes:
         position: how many tokens are in front of them.

@@ -54,7 +54,7 @@ class Forward(nn.Module):
         return self.module.forward(*args, **kwargs)
 
     def run(self, values: Mapping[str, Tensor], args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """What the forward returns with `values`, by name in the module, in the module's dtypes."""
+        """The forward's output with `values`, by name in the module, in the module's dtypes."""
         cast = {n: value.to(_there(self.module, n).dtype) for n, value in values.items()}
         if torch.compiler.is_compiling():
             inner = {f"module.{name}": value for name, value in cast.items()}
