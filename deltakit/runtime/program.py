@@ -145,7 +145,12 @@ class Program:
 
 def has_threads() -> bool:
     """True if other threads are running, which may be inside a pass."""
-    return threading.active_count() > 1
+    return sum(not _watches_progress(thread) for thread in threading.enumerate()) > 1
+
+
+def _watches_progress(thread: threading.Thread) -> bool:
+    """Whether the thread is that of tqdm, which any progress bar starts and which runs no model."""
+    return type(thread).__module__.partition(".")[0] == "tqdm"
 
 
 def _remove_others(hooks: dict[str, list[Removable]], needed: set[str]) -> None:
