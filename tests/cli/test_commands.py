@@ -59,7 +59,7 @@ def test_help_loads_click_and_nothing_else() -> None:
     assert ended.returncode == 0, ended.stderr
     loaded, rooms = ended.stdout.splitlines()[-2:]
     assert loaded == "loaded: ['click', 'deltakit']"
-    assert rooms == "rooms: ['deltakit.cli', 'deltakit.errors']"
+    assert rooms == "rooms: ['deltakit._files', 'deltakit.cli', 'deltakit.errors']"
     assert ended.stderr == ""
 
 

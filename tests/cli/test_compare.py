@@ -56,8 +56,9 @@ def test_an_interrupt_is_130_and_the_same_command_goes_on(
     assert "Traceback" not in ended.err + ended.out
     assert "the same command goes on" in ended.out.replace("\n", " ")
     before = {path.name: path.read_bytes() for path in (out / "cells").iterdir()}
-    # majority, head, full, adapter; the pace of three of them; what the last two do inside
-    assert len(before) == 2 * 4 + 3 + 2
+    # majority, head, full, adapter, with their probabilities; the learning curves of three of
+    # them; what the last two do inside
+    assert len(before) == 3 * 4 + 3 + 2
     ended = deltakit(*command)
     assert ended.code == 0, ended
     assert "4 finished cells" in ended.out
@@ -128,6 +129,7 @@ def test_a_yaml_file_names_the_options_and_the_command_line_goes_before_it(
 def test_a_profiles_numbers_can_be_changed_one_by_one(
     deltakit: Run, small: list[str], tmp_path: Path
 ) -> None:
+    small = [*small, "--latency", "1x32"]  # the profile's are longer than this model reads
     ended = deltakit("plan", "--methods", "lora", *small, "--profile", "standard")
     assert ended.code == 0, ended
     assert ended.out.count("lora ") == 3  # three seeds

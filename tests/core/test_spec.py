@@ -153,7 +153,11 @@ def test_grammar(spec: str, method: Method) -> None:
         ("lora[rank=8,]", InvalidConfig, r"cannot read '' in"),
         ("lora[rank=8,rank=9]", InvalidConfig, r"rank.*twice"),
         ("lora[rnak=8]", InvalidConfig, r"LoRA has no setting 'rnak'.*It has: .*rank"),
-        ("lroa", UnknownName, r"unknown method 'lroa'\. Did you mean 'lora'\? Known: .*lora"),
+        (
+            "lroa",
+            UnknownName,
+            r"unknown method 'lroa'\. Did you mean 'lora' or 'dora'\? Known: .*lora",
+        ),
         ("xyzzy", UnknownName, r"unknown method 'xyzzy'\. Known: .*`deltakit methods`"),
         ("lora[rank=many]", InvalidConfig, r"LoRA\(rank='many'\)"),
         ("houlsby[reduction=-2]", InvalidConfig, r"SequentialAdapter\(reduction=-2\)"),

@@ -106,6 +106,7 @@ def test_switches_while_a_thread_runs(kit: SimpleNamespace, model: Any, ways: An
     for way in ways:
         dk.activate(model, way)
         allowed.append(kit.out(model, batch))
+    dk.activate(model, ways[0])  # the hooks are there before the thread begins
     done = threading.Event()
 
     def serve() -> None:

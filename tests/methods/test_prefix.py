@@ -11,6 +11,7 @@ from torch import Tensor
 import deltakit as dk
 from deltakit.core.spec import format_method
 from deltakit.errors import DeltakitError, InvalidConfig, UnknownName
+from deltakit.inject.switch import paused
 from deltakit.methods.prefix import Trunk
 
 LENGTH = 5
@@ -152,8 +153,8 @@ def test_shifted_positions_are_pefts(
         mine, other = kit.out(ours, inputs), kit.out(theirs, inputs)
         torch.testing.assert_close(mine[where], other[where], atol=1e-5, rtol=1e-5)
     kept = copy.deepcopy(ours)
-    del kept.deltakit.attached["default"].leaves["input.0.position_ids"]
-    dk.activate(kept, "default")
+    with paused(kept, kit.attachments(kept)):
+        del kept.deltakit.attached["default"].leaves["input.0.position_ids"]
     assert (kit.out(kept, batch) - kit.out(ours, batch)).abs().max() > 1e-3
 
 
@@ -189,8 +190,8 @@ def test_shifted_is_kept_with_other_position_ids(kit: SimpleNamespace, family: s
     model, ids = kit.make_model(family), kit.make_batch()["input_ids"].clamp(min=3)
     dk.attach(model, shifted(4))
     found = kit.out(model, {"input_ids": ids})
-    del kit.attachments(model).get("default").leaves["input.0.position_ids"]
-    dk.activate(model, "default")
+    with paused(model, kit.attachments(model)):
+        del kit.attachments(model).get("default").leaves["input.0.position_ids"]
     numbers = 4 + torch.arange(ids.shape[1]).expand(len(ids), -1)
     assert torch.equal(kit.out(model, {"input_ids": ids, "position_ids": numbers}), found)
     assert not torch.equal(kit.out(model, {"input_ids": ids}), found)
@@ -281,7 +282,7 @@ def test_too_long_an_input(kit: SimpleNamespace, family: str) -> None:
 @pytest.mark.parametrize("family", ["t5", "bart", "vit", "clip"])
 def test_no_positions_to_shift(kit: SimpleNamespace, family: str) -> None:
     model = kit.make_model(family)
-    with pytest.raises(dk.DeltakitError, match="no site 'positions': its tokens' positions are"):
+    with pytest.raises(dk.DeltakitError, match="no site 'position_ids': its tokens' positions are"):
         dk.attach(model, shifted(3))
 
 

@@ -28,6 +28,17 @@ class Times(dk.Delta):
         return self.factor * x
 
 
+class Projected(dk.Delta):
+    """Δh = a projection of what it reads, in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = torch.nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(x)
+
+
 class Plain(AddingPort):
     """h and stream are one; x stays."""
 
@@ -55,9 +66,9 @@ def test_a_leaf_reads_what_its_insertion_says() -> None:
 
 
 def test_a_leaf_answers_in_the_dtype_of_the_stream() -> None:
-    form = torch.nn.Linear(1, 1)
-    half = Signal(*(t.to(torch.bfloat16) for t in SIGNAL))
-    changed = PlacedDelta(form, Insertion.SEQUENTIAL).change(half, Plain())  # type: ignore[arg-type]
+    form = Projected()
+    half = Signal(X.bfloat16(), H.bfloat16(), H.bfloat16())
+    changed = PlacedDelta(form, Insertion.SEQUENTIAL).change(half, Plain())
     assert changed.dtype is torch.bfloat16
     torch.testing.assert_close(changed, form(H.float()).bfloat16())
 
