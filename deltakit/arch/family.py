@@ -17,7 +17,7 @@ class Location:
 
     Attributes:
         path: dotted path of the module; "" is the layer itself.
-        tap: how the site is reached in it.
+        hook_kind: how the site is reached in it.
         reads: dotted path of the module whose input is x, where it is not the same module.
         columns: the part of the module's output, where projections are fused.
     """

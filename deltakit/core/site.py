@@ -140,7 +140,7 @@ class Handle:
         layer: index of the layer in its stack.
         path: dotted path of `module` in the model, for messages.
         module: the module that holds the site.
-        tap: how the site is reached in `module`.
+        hook_kind: how the site is reached in `module`.
         reader: the module whose input is x, where that is not `module`.
         d_in: width of what a parallel delta reads.
         d_out: width of what is changed, and of what a sequential delta reads.

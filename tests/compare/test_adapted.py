@@ -112,7 +112,7 @@ def test_a_training_that_is_over_is_not_repeated(
     [
         ("peft:lora[r=many]", r"^peft:lora\[r=many\]: PEFT refuses it"),
         ("peft:vblora[vector_length=5]", "^peft:vblora.*must be divisible"),
-        ("peft:lora+lora", "peft:lora is put on a model by peft"),
+        ("peft:lora+lora", "^peft:lora.lora: peft:lora is put on a model by peft"),
         ("fusion[member=peft:lora]", "^fusion.*peft:lora is put on a model by peft"),
     ],
 )

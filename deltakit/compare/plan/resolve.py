@@ -69,7 +69,7 @@ def build_plan(request: Request) -> Plan:
     sources, folders = _sources(request, methods, target)
     tasks = {target.name: target, **sources}
     model.check_complete()
-    extra = _most_added(methods.values(), skeleton)
+    extra = _most_added(methods, skeleton)
     request, lengths = _readable(request, model, skeleton, tasks.values(), extra)
     cells = tuple(
         cell
@@ -98,11 +98,21 @@ def _check_apart(label: str, new: str, sized: Mapping[str, Method], target: int)
         )
 
 
-def _most_added(methods: Iterable[Method], skeleton: Any) -> int:
-    """The most positions that one of the methods puts before the texts."""
-    handles = dk.resolve(skeleton)
-    single = (m for m in methods if m.role is Role.METHOD and not isinstance(m, CombiningMethod))
-    return max((added_positions(method, handles) for method in single), default=0)
+def _most_added(methods: Mapping[str, Method], skeleton: Any) -> int:
+    """The most positions that one of the methods puts before the texts.
+
+    Raises:
+        DeltakitError: a method has no placements to ask, naming the row.
+    """
+    handles, most = dk.resolve(skeleton), 0
+    for label, method in methods.items():
+        if method.role is not Role.METHOD or isinstance(method, CombiningMethod):
+            continue
+        try:
+            most = max(most, added_positions(method, handles))
+        except DeltakitError as error:
+            raise type(error)(f"{label}: {error}") from None
+    return most
 
 
 def _readable(
