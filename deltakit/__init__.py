@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from deltakit.methods.adapter import SequentialAdapter
     from deltakit.methods.baselines import FullFineTuning, HeadOnly
     from deltakit.methods.bitfit import BitFit
+    from deltakit.methods.compacter import Compacter
     from deltakit.methods.dora import DoRA
     from deltakit.methods.drop import AdapterDrop
     from deltakit.methods.fusion import AdapterFusion
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from deltakit.methods.partial import PartialFineTuning
     from deltakit.methods.prefix import PrefixTuning
     from deltakit.methods.prompt import PromptTuning
+    from deltakit.methods.vera import VeRA
     from deltakit.models.weights import load_base
 
 _HOMES = {
@@ -140,6 +142,7 @@ _HOMES = {
     "deltakit.methods.adapter": ("SequentialAdapter",),
     "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
     "deltakit.methods.bitfit": ("BitFit",),
+    "deltakit.methods.compacter": ("Compacter",),
     "deltakit.methods.dora": ("DoRA",),
     "deltakit.methods.drop": ("AdapterDrop",),
     "deltakit.methods.fusion": ("AdapterFusion",),
@@ -152,6 +155,7 @@ _HOMES = {
     "deltakit.methods.partial": ("PartialFineTuning",),
     "deltakit.methods.prefix": ("PrefixTuning",),
     "deltakit.methods.prompt": ("PromptTuning",),
+    "deltakit.methods.vera": ("VeRA",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -164,6 +168,7 @@ __all__ = [
     "AuxiliaryLoss",
     "BitFit",
     "Combiner",
+    "Compacter",
     "Composition",
     "CustomSum",
     "Delta",
@@ -211,6 +216,7 @@ __all__ = [
     "StepCallback",
     "Summable",
     "TrainingStep",
+    "VeRA",
     "__version__",
     "activate",
     "attach",

@@ -92,6 +92,11 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "bart-large": ("bart", "AutoModel", {}),
+    "t5-base": (
+        "t5",
+        "AutoModelForSeq2SeqLM",
+        {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
+    ),
 }
 PLAIN_PREFIX = "prefix[length={},bottleneck=none]"
 
@@ -118,6 +123,15 @@ TRAINED = [
     ("P19", "llama-7b", "ia3", 614_400),
     ("P20-lora", "llama-3b", "lora[rank=32]", 9_175_040),
     ("DoRA", "llama-3b", "dora[rank=32]", 9_289_728),
+    ("Compacter", "t5-base", "compacter", 114_112),
+    ("Compacter-norms", "t5-base", "compacter[train_norms=true]", 161_728),
+    ("Compacter++", "t5-base", "compacter++", 57_088),
+    ("PHM", "t5-base", "phm", 351_360),
+    ("Compacter-bert", "bert", "compacter", 57_088),
+    ("Compacter++-bert", "bert", "compacter++", 28_576),
+    ("VeRA-base", "roberta", "vera[rank=1024]", 43_008),
+    ("VeRA-large", "roberta-large", "vera[rank=256]", 61_440),
+    ("VeRA-3b", "llama-3b", "vera[rank=256]", 129_024),
     ("LoReFT-7b", "llama-7b", "loreft[rank=8]", 2_097_408),
     ("LoReFT-base", "roberta", "loreft[rank=1]", 18_444),
     ("LoReFT-large", "roberta-large", "loreft[rank=1]", 49_176),

@@ -11,14 +11,14 @@ import deltakit as dk
 
 PUBLIC = [
     "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Attending", "AuxiliaryLoss", "BitFit",
-    "Combiner", "Composition", "CustomSum", "Delta", "DeltakitError", "DoRA", "ExtraPositions",
+    "Combiner", "Compacter", "Composition", "CustomSum", "Delta", "DeltakitError", "DoRA", "ExtraPositions",
     "FFNUnits", "Family", "FullFineTuning", "FusedAdd", "Handle", "HeadOnly", "InitialOutput",
     "Insertion", "LayerStack", "LoRA", "LoReFT", "Location", "Mean", "MergeReport", "Mergeable",
     "MergesAsFFN", "Method", "MethodWrapper", "NormTuning", "NotMergeable", "Paper",
     "ParallelAdapter", "PartialFineTuning", "PerRow", "Placement", "PrefixTuning", "PromptTuning",
     "Reads", "ReadsEnd", "Regularised", "Reparametrised", "Results", "RewritesWeight", "Scaling",
     "SequentialAdapter", "Site", "SparselyActive", "Stack", "StepCallback", "Summable",
-    "TrainingStep", "__version__", "activate", "attach", "compare", "convert", "deploy", "detach",
+    "TrainingStep", "VeRA", "__version__", "activate", "attach", "compare", "convert", "deploy", "detach",
     "disabled", "drop", "fusion_attention", "infer_family", "load", "load_base", "merge",
     "parse_method", "prune", "register_family", "register_kind", "register_method",
     "register_metric", "register_task", "resolve", "save", "step_callbacks", "summary",

@@ -61,6 +61,7 @@ class Placement:
         layers: the layers with this delta, of every stack; None for all.
         omitted: those of them without it.
         omitted_stacks: the stacks without this delta, by name.
+        cross_attention: whether it is in the attention from a decoder to an encoder, too.
         drop_up_to: in training, each batch leaves the lowest n layers out, n drawn from 0 to this.
     """
 
@@ -72,6 +73,7 @@ class Placement:
     layers: frozenset[int] | None = None
     omitted: frozenset[int] = frozenset()
     omitted_stacks: frozenset[str] = frozenset()
+    cross_attention: bool = True
     drop_up_to: int = 0
 
 

@@ -6,7 +6,7 @@ Grammar::
     term   = [provider ":"] name [ "[" key "=" value ("," key "=" value)* "]" ]
     value  = number | true | false | none | word ("/" word)* | spec
 
-A value with slashes is a tuple: ``lora[targets=q/v]``. A value for a field that holds a method is
+Two plus signs in a row are part of a name (``compacter++``). A value with slashes is a tuple: ``lora[targets=q/v]``. A value for a field that holds a method is
 a spec of its own: ``fusion[member=houlsby[reduction=8]]``. A name with a provider is a method of
 another library, with the settings that it has there: ``peft:vera[r=256]``.
 """
@@ -19,6 +19,7 @@ from deltakit.core.method import METHODS, Entry, Method, Sum
 from deltakit.core.provider import ExternalMethod, provider_entry
 from deltakit.errors import InvalidConfig
 
+_PLUS_PLUS = "\0"
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
 
 
@@ -31,8 +32,14 @@ def parse_method(spec: str) -> Method:
         InvalidConfig: a malformed spec, a key that the method does not have, a value that it does
             not take.
     """
-    terms = [_parse_term(term.strip(), spec) for term in split_outside_brackets(spec, "+")]
+    terms = [_parse_term(term.strip(), spec) for term in _split_sum(spec)]
     return terms[0] if len(terms) == 1 else Sum(parts=tuple(terms))
+
+
+def _split_sum(spec: str) -> list[str]:
+    """The terms of a sum. Two plus signs in a row are part of a name: ``compacter+++lora``."""
+    terms = split_outside_brackets(spec.replace("++", _PLUS_PLUS), "+")
+    return [term.replace(_PLUS_PLUS, "++") for term in terms]
 
 
 def format_method(method: Method) -> str:

@@ -120,7 +120,9 @@ def _handles(attachments: Attachments, placement: Placement) -> list[Handle]:
     check_layers(attachments, {*placement.omitted, placement.drop_up_to - 1} - {-1})
     check_layers(attachments, chosen or (), action="chosen")
     check_stacks(attachments, placement.omitted_stacks)
-    kept = [handle for handle in found if handle.stack not in placement.omitted_stacks]
+    across = frozenset() if placement.cross_attention else {"cross"}
+    omitted = placement.omitted_stacks | across
+    kept = [handle for handle in found if handle.stack not in omitted]
     return [
         handle
         for handle in kept
