@@ -6,9 +6,10 @@ Grammar::
     term   = [provider ":"] name [ "[" key "=" value ("," key "=" value)* "]" ]
     value  = number | true | false | none | word ("/" word)* | spec
 
-Two plus signs in a row are part of a name (``compacter++``). A value with slashes is a tuple: ``lora[targets=q/v]``. A value for a field that holds a method is
-a spec of its own: ``fusion[member=houlsby[reduction=8]]``. A name with a provider is a method of
-another library, with the settings that it has there: ``peft:vera[r=256]``.
+Two plus signs in a row are part of a name (``compacter++``). A value with slashes is a tuple:
+``lora[targets=q/v]``. A value for a field that holds a method is a spec of its own:
+``fusion[member=houlsby[reduction=8]]``. A name with a provider is a method of another library, with
+the settings that it has there: ``peft:vera[r=256]``.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-r"""Compacter: bottleneck adapters of Kronecker products (Karimi Mahabadi et al. 2021, arXiv:2106.04647).
+r"""Compacter: adapters of Kronecker products (Karimi Mahabadi et al. 2021, arXiv:2106.04647).
 
     Δh = f(h H_down + b_down) H_up + b_up,    H = Σ_i A_i ⊗ B_i,    B_i = s_i t_i
 
@@ -20,9 +20,9 @@ PHM adapter of the paper (Zhang et al. 2021, arXiv:2102.08597).
 
 Where the sources differ. The paper's code draws the shared rule from N(0, 1e-4²), a rule that is
 not shared from N(0, 0.01²), and s, t from Glorot's uniform distribution with gain √2. It trains the
-layer norms too (``train_norms=True``), has no adapter behind cross-attention, and uses GELU's tanh approximation. `adapters` draws s and t
-from Glorot's normal distribution, trains no norms, uses the exact GELU, and has Compacter++ where
-Pfeiffer et al. have their adapter (``placement="pfeiffer"``).
+layer norms too (``train_norms=True``), has no adapter behind cross-attention, and uses GELU's tanh
+approximation. `adapters` draws s and t from Glorot's normal distribution, trains no norms, uses the
+exact GELU, and has Compacter++ where Pfeiffer et al. have their adapter (``placement="pfeiffer"``).
 """
 
 from dataclasses import dataclass, field
@@ -98,7 +98,7 @@ def _glorot(matrices: Tensor) -> None:
 class HypercomplexLinear(nn.Module):
     """x H + b with H = Σ_i A_i ⊗ B_i. Shapes: ``(..., d_in)`` to ``(..., d_out)``.
 
-    A rule that others own is no child module of this one, so its numbers are counted and saved once.
+    A rule that others own is no child module of this one: its numbers are counted and saved once.
     """
 
     def __init__(self, rule: Rule, blocks: Factors | Blocks, d_out: int, *, owner: bool) -> None:
