@@ -20,7 +20,8 @@ FORBIDDEN = {
              "deltakit.testing", "deltakit.cli"),
     "inject": ("deltakit.methods", "deltakit.compare", "deltakit.interop", "deltakit.testing",
                "deltakit.cli"),
-    "compare": ("deltakit.methods", "deltakit.testing", "deltakit.cli"),
+    "choose": ("deltakit.methods", "deltakit.testing", "deltakit.cli"),
+    "compare": ("deltakit.methods", "deltakit.choose", "deltakit.testing", "deltakit.cli"),
     "testing": ("deltakit.methods", "deltakit.compare", "deltakit.interop", "deltakit.cli"),
 }  # fmt: skip
 

@@ -1,0 +1,273 @@
+"""The bracket: its budget, its families, and that a killed run decides as an undisturbed one."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from deltakit.choose.decide.arms import ArmFacts, Memory, Reading, Rung
+from deltakit.choose.decide.bracket import run_bracket
+from deltakit.choose.decide.halving import Fate, finalists
+from deltakit.choose.decide.ladder import (
+    DEPTHS,
+    FEWEST_STEPS,
+    Costs,
+    TooSmall,
+    depth_that_fits,
+    finals_seconds,
+    one_each,
+    plan_ladder,
+)
+from deltakit.compare.records.result import Predictions
+from deltakit.compare.stats.metrics import METRICS
+
+ACCURACY = METRICS.get("accuracy")
+COSTS = Costs(validation_rows=400, test_rows=400)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an arm becomes: accuracy at the end, and the steps after which half is learnt."""
+
+    final: float
+    half: float = 5.0
+
+
+class SimulatedArm:
+    """An arm whose predictions come from a curve. Its time is that of its facts, times `slow`."""
+
+    def __init__(self, facts: ArmFacts, truth: Truth, *, slow: float = 1.0, seed: int = 0) -> None:
+        self.facts, self.truth, self.slow, self.seed = facts, truth, slow, seed
+        self.steps = 0
+        self.calls = 0
+
+    def advance(self, rung: Rung) -> Reading:
+        self.calls += 1
+        learnt = rung.steps / (rung.steps + self.truth.half)
+        accuracy = 0.5 + (self.truth.final - 0.5) * learnt
+        seconds = self.slow * self.facts.seconds(rung.steps - self.steps, rung.rows)
+        self.steps = rung.steps
+        made = simulated_predictions(accuracy, rung.rows, f"{self.facts.name}-{self.seed}")
+        return Reading(steps=rung.steps, seconds=seconds, predictions=made)
+
+
+def simulated_predictions(accuracy: float, rows: int, name: str, split: int = 0) -> Predictions:
+    """Right answers at a rate; some examples are hard for all."""
+    shared = np.random.default_rng(split).normal(size=rows)
+    own = np.random.default_rng([split, *name.encode()]).normal(size=rows)
+    threshold = np.sqrt(2) * _quantile(accuracy)
+    right = (shared + own < threshold).astype(int)
+    return Predictions(labels=(1,) * rows, predicted=tuple(right.tolist()))
+
+
+def _quantile(share: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf(share))
+
+
+def field(
+    families: Sequence[str] = ("lora", "adapter", "ia3", "prefix"),
+    sizes: Sequence[int] = (1, 2),
+    rates: Sequence[float] = (1e-4, 3e-4, 1e-3),
+    *,
+    step: float = 0.1,
+) -> list[ArmFacts]:
+    """Facts of families × sizes × rates; the first size and the middle rate are the usual ones."""
+    return [
+        ArmFacts(
+            name=f"{family}{size}@{rate:g}",
+            candidate=f"{family}{size}",
+            family=family,
+            lr=rate,
+            cost=size * (1000 + 100 * at),
+            step_seconds=step * (1 + 0.2 * at),
+            row_seconds=step / 100,
+            fixed_seconds=step,
+            usual_size=size == sizes[0],
+            usual_rate=rate == rates[len(rates) // 2],
+        )
+        for at, family in enumerate(families)
+        for size in sizes
+        for rate in rates
+    ]
+
+
+class Killed(RuntimeError):
+    """The process was killed."""
+
+
+class DyingJournal(Memory):
+    """A journal whose process is killed before it stores reading number `at`."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def keep(self, arm: str, rung: int, reading: Reading) -> None:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        super().keep(arm, rung, reading)
+
+
+def drifting(slow: float, spread: float, seed: int) -> Iterator[float]:
+    """Slowdowns of a busy machine."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield slow * float(np.exp(generator.normal(0, spread)))
+
+
+def arms_of(facts, seed=0, slow=None):
+    """Rates away from the usual one learn less; larger sizes a little more."""
+    slow = slow or drifting(1.0, 0.0, 0)
+    return [
+        SimulatedArm(
+            each,
+            Truth(
+                final=0.8
+                + 0.02 * (not each.usual_size)
+                - 0.1 * (not each.usual_rate)
+                - 0.02 * (seed + len(each.family)) % 5 * 0.01,
+                half=20.0 if each.family == "prefix" else 4.0,
+            ),
+            slow=next(slow),
+            seed=seed,
+        )
+        for each in facts
+    ]
+
+
+def ladder_for(seconds, facts=None, full_steps=100):
+    return plan_ladder(facts or field(), seconds=seconds, full_steps=full_steps, costs=COSTS)
+
+
+@pytest.mark.parametrize("seconds", [60, 120, 400, 5000])
+def test_a_ladder_is_planned_within_the_budget(seconds):
+    facts = field()
+    ladder = ladder_for(seconds)
+    planned = ladder.bracket_seconds + ladder.finals_seconds
+    assert planned == pytest.approx(0.9 * seconds)
+    assert ladder.rungs[-1].steps >= FEWEST_STEPS
+    families = {arm.family for arm in facts if arm.name in ladder.arms}
+    assert families == {arm.family for arm in facts}
+    assert set(ladder.arms) | set(ladder.left_out) == {arm.name for arm in facts}
+
+
+def test_more_time_means_more_arms_then_longer_trainings_then_deeper_finals():
+    small, large = ladder_for(60), ladder_for(5000)
+    assert len(small.arms) < len(large.arms) == len(field())
+    assert small.rungs[-1].steps < large.rungs[-1].steps == 100
+    assert large.depth == DEPTHS[0]
+
+
+def test_too_small_a_budget_says_what_would_do():
+    with pytest.raises(TooSmall) as caught:
+        ladder_for(5)
+    enough = ladder_for(caught.value.seconds * 1.001)
+    assert set(enough.arms) == {arm.name for arm in one_each(field())}
+    with pytest.raises(TooSmall):
+        ladder_for(caught.value.seconds * 0.98)
+
+
+@pytest.mark.parametrize(("slow", "spread"), [(1.0, 0.0), (0.7, 0.2), (1.3, 0.2), (1.8, 0.3)])
+@pytest.mark.parametrize("seconds", [80, 150, 400])
+def test_the_budget_is_kept_on_a_machine_that_is_slower_than_measured(slow, spread, seconds):
+    for seed in range(2):
+        facts = field()
+        ladder = ladder_for(seconds)
+        arms = arms_of(facts, seed, drifting(slow, spread, seed))
+        result = run_bracket(arms, ladder, ACCURACY, Memory())
+        chosen = finalists(facts, result.rungs[-1].verdicts, 3)
+        some, depth = depth_that_fits(
+            chosen,
+            seconds=seconds - result.seconds,
+            steps=result.rungs[-1].rung.steps,
+            costs=COSTS,
+            slowdown=result.slowdown,
+        )
+        finals = slow * finals_seconds(some, result.rungs[-1].rung.steps, depth, COSTS)
+        assert result.seconds + finals <= 1.1 * seconds, (seed, result.seconds, finals)
+
+
+def test_every_family_is_in_the_second_rung():
+    facts = field()
+    arms = arms_of(facts)
+    for arm in arms:
+        if arm.facts.family == "prefix":  # learns late
+            arm.truth = Truth(final=0.9, half=60.0)
+    result = run_bracket(arms, ladder_for(150), ACCURACY, Memory())
+    second = {verdict.arm for verdict in result.rungs[1].verdicts if verdict.score is not None}
+    assert {each.family for each in facts if each.name in second} == {a.family for a in facts}
+
+
+def test_an_arm_goes_on_from_where_it_stopped():
+    arms = arms_of(field())
+    result = run_bracket(arms, ladder_for(400), ACCURACY, Memory())
+    for arm in arms:
+        seen = sum(
+            v.score is not None
+            for rung in result.rungs
+            for v in rung.verdicts
+            if v.arm == arm.facts.name
+        )
+        assert arm.calls == seen
+
+
+def test_killed_at_five_moments_it_decides_as_undisturbed():
+    facts = field()
+    ladder = ladder_for(150)
+
+    def slow():
+        return drifting(1.2, 0.3, 7)
+
+    whole = Memory()
+    undisturbed = run_bracket(arms_of(facts, slow=slow()), ladder, ACCURACY, whole)
+    for at in (0, 1, len(whole.kept) // 2, len(whole.kept) - 4, len(whole.kept) - 1):
+        journal = DyingJournal(at)
+        with pytest.raises(Killed):
+            run_bracket(arms_of(facts, slow=slow()), ladder, ACCURACY, journal)
+        journal.left = 10_000
+        # The arms of a new process: each takes up its stored state.
+        arms = arms_of(facts, slow=slow())
+        for arm in arms:
+            done = [r.steps for (name, _), r in journal.kept.items() if name == arm.facts.name]
+            arm.steps = max(done, default=0)
+        again = run_bracket(arms, ladder, ACCURACY, journal)
+        assert [r.verdicts for r in again.rungs] == [r.verdicts for r in undisturbed.rungs], at
+        assert again.seconds == pytest.approx(undisturbed.seconds)
+
+
+def test_a_low_rank_correlation_makes_the_next_cut_more_cautious():
+    class Turned(SimulatedArm):
+        """An arm that is as good at the first rung as it is bad at the second."""
+
+        def advance(self, rung: Rung) -> Reading:
+            if rung.number > 1:
+                self.truth = Truth(final=1.55 - self.truth.final)
+            return super().advance(rung)
+
+    facts = field(sizes=(1,), rates=(1e-4, 3e-4))
+    arms = [Turned(each, Truth(final=0.72 + 0.015 * at)) for at, each in enumerate(facts)]
+    result = run_bracket(arms, ladder_for(400, facts), ACCURACY, Memory())
+    first, second = result.rungs[:2]
+    assert first.correlation is None
+    assert second.correlation is not None and second.correlation < 0.5
+    behind = [v for v in second.verdicts if v.behind and v.detectable]
+    # More than what can be detected, and not out for it.
+    assert any(v.behind > v.detectable and v.fate is not Fate.BEATEN for v in behind)
+
+
+def test_the_best_arm_is_found():
+    """Over many seeds, the choice is seldom far from the best."""
+    regrets = []
+    for seed in range(6):
+        facts = field()
+        arms = arms_of(facts, seed)
+        result = run_bracket(arms, ladder_for(200), ACCURACY, Memory())
+        chosen = {each.name for each in finalists(facts, result.rungs[-1].verdicts, 3)}
+        best = max(arm.truth.final for arm in arms)
+        regrets.append(best - max(a.truth.final for a in arms if a.facts.name in chosen))
+    print("mean regret of the best finalist", sum(regrets) / len(regrets))
+    assert sum(regrets) / len(regrets) <= 0.011
