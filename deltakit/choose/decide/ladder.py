@@ -99,7 +99,7 @@ def rungs_of(steps: int, validation_rows: int) -> tuple[Rung, ...]:
 
 
 def survivors_planned(arms: Sequence[ArmFacts], rung: int) -> int:
-    """Arms that a rung is planned for: a third of those before it, and one of each family in two."""
+    """Arms that a rung is planned for: a third of those before it, one a family in two rungs."""
     families = len({arm.family for arm in arms})
     share = math.ceil(len(arms) / ETA ** (rung - 1))
     return min(len(arms), max(share, families if rung <= 2 else 3))
