@@ -16,7 +16,7 @@ from torch import Tensor
 import deltakit as dk
 from deltakit.core.method import UNIFIED_VIEW, Paper, Placement
 from deltakit.core.site import Handle, Insertion, Site
-from deltakit.methods.adapter import Bottleneck
+from deltakit.methods.forms.adapter import Bottleneck
 from deltakit.methods.prefix import PrefixTuning
 
 HEADS = 4

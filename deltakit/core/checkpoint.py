@@ -1,13 +1,16 @@
 """Deltas apart from any model."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from deltakit.core.composition import Composition
 from deltakit.core.labels import Labels
 from deltakit.core.method import Method, method_from_dict, method_to_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

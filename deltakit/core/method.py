@@ -14,16 +14,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Any, ClassVar, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from deltakit._registry import Registry
-from deltakit.core.delta import Combiner, Delta
 from deltakit.core.renamed import old_keyword, old_name
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.core.steps import StepCallback
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deltakit.core.delta import Combiner, Delta
 
 
 @dataclass(frozen=True, kw_only=True)

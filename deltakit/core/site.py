@@ -4,13 +4,16 @@ The names follow He et al. (2022, arXiv:2110.04366): attention and feed-forward 
 projections, and the stream that leaves the block.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 class Site(StrEnum):

@@ -1,10 +1,14 @@
 """Actions of a method between training steps: a rank that moves, a gate that is warmed up."""
 
+from __future__ import annotations
+
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,14 @@
 """The two baselines that every comparison needs: train nothing of the base, train all of it."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.method import Paper, Role, Summable, register_method
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _BERT = Paper(
     key="devlin2019bert",

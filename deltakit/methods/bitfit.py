@@ -4,12 +4,15 @@ It puts no module anywhere: it is the method whose placements are empty and whos
 parameters are the base's own, of which it has values of its own (`Method.trains_base_parameter`).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.method import Paper, Summable, register_method
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @register_method("bitfit")

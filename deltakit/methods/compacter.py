@@ -25,12 +25,10 @@ approximation. `adapters` draws s and t from Glorot's normal distribution, train
 exact GELU, and has Compacter++ where Pfeiffer et al. have their adapter (``placement="pfeiffer"``).
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.checks import (
     check_bool,
@@ -39,100 +37,22 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta
 from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
-from deltakit.methods.adapter import ACTIVATIONS, bottleneck_width
+from deltakit.methods.adapter import ACTIVATION_NAMES, bottleneck_width
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deltakit.core.delta import Delta
+    from deltakit.methods.forms.compacter import HypercomplexLinear, Rule
 
 PLACEMENTS = {
     "houlsby": (Site.ATTN_OUT, Site.FFN_OUT),
     "ffn": (Site.FFN_OUT,),
     "pfeiffer": (Site.BLOCK_OUT,),
 }
-
-
-class Rule(nn.Module):
-    """The matrices A_i, ``(n, n, n)``."""
-
-    def __init__(self, n: int, *, std: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n, n, n))
-        nn.init.normal_(self.weight, std=std)
-
-    def forward(self) -> Tensor:
-        return self.weight
-
-
-class Factors(nn.Module):
-    """The matrices B_i = s_i t_i, ``(n, d_in / n, d_out / n)``."""
-
-    def __init__(self, n: int, d_in: int, d_out: int, rank: int) -> None:
-        super().__init__()
-        self.left = nn.Parameter(torch.empty(n, d_in // n, rank))
-        self.right = nn.Parameter(torch.empty(n, rank, d_out // n))
-        _glorot(self.left)
-        _glorot(self.right)
-
-    def forward(self) -> Tensor:
-        return torch.bmm(self.left, self.right)
-
-
-class Blocks(nn.Module):
-    """The matrices B_i of full rank, ``(n, d_in / n, d_out / n)``."""
-
-    def __init__(self, n: int, d_in: int, d_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n, d_in // n, d_out // n))
-        _glorot(self.weight)
-
-    def forward(self) -> Tensor:
-        return self.weight
-
-
-def _glorot(matrices: Tensor) -> None:
-    for matrix in matrices.unbind():
-        nn.init.xavier_uniform_(matrix, gain=2**0.5)
-
-
-class HypercomplexLinear(nn.Module):
-    """x H + b with H = Σ_i A_i ⊗ B_i. Shapes: ``(..., d_in)`` to ``(..., d_out)``.
-
-    A rule that others own is no child module of this one: its numbers are counted and saved once.
-    """
-
-    def __init__(self, rule: Rule, blocks: Factors | Blocks, d_out: int, *, owner: bool) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.bias = nn.Parameter(torch.zeros(d_out))
-        self._rule = (rule,)
-        if owner:
-            self.rule = rule
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight(), self.bias)
-
-    def _weight(self) -> Tensor:
-        """Hᵀ, ``(d_out, d_in)``: the same for all tokens, so it is made once a pass."""
-        rule = self._rule[0]().to(self.bias.device)
-        return torch.einsum("iab,icd->bdac", rule, self.blocks()).flatten(0, 1).flatten(1)
-
-
-class HypercomplexBottleneck(Delta):
-    """f(x H_down + b_down) H_up + b_up. Shapes: ``(..., d)`` to ``(..., d)``."""
-
-    def __init__(
-        self, down: HypercomplexLinear, up: HypercomplexLinear, activation: str, dropout: float
-    ) -> None:
-        super().__init__()
-        self.down = down
-        self.activation = ACTIVATIONS[activation]
-        self.up = up
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        change: Tensor = self.up(self.activation(self.down(x)))
-        return F.dropout(change, self.dropout, self.training) if self.dropout else change
 
 
 @register_method("compacter")
@@ -181,7 +101,7 @@ class Compacter(Method):
 
     def __post_init__(self) -> None:
         check_choice(self, tuple(PLACEMENTS), placement=self.placement)
-        check_choice(self, tuple(ACTIVATIONS), activation=self.activation)
+        check_choice(self, ACTIVATION_NAMES, activation=self.activation)
         check_whole(self, n=self.n)
         check_positive(self, reduction=self.reduction)
         check_fraction(self, dropout=self.dropout)
@@ -220,6 +140,8 @@ class _Adapters:
     shared: list[Rule] = field(default_factory=list)
 
     def form(self, handle: Handle) -> Delta:
+        from deltakit.methods.forms.compacter import HypercomplexBottleneck
+
         method, d = self.method, handle.d_out
         m = bottleneck_width(d, method.reduction, method.bottleneck)
         _check_divides(method.n, d, m)
@@ -227,6 +149,8 @@ class _Adapters:
         return HypercomplexBottleneck(down, up, method.activation, method.dropout)
 
     def _linear(self, d_in: int, d_out: int) -> HypercomplexLinear:
+        from deltakit.methods.forms.compacter import Blocks, Factors, HypercomplexLinear, Rule
+
         n, rank = self.method.n, self.method.rank
         if rank is None:
             rule, blocks = Rule(n, std=0.01), Blocks(n, d_in, d_out)

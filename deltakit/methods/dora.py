@@ -24,11 +24,10 @@ Where the sources differ. With dropout, the authors' code and PEFT compute (g - 
 input that dropout has changed, a second product with W; so does this.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.checks import (
     check_bool,
@@ -37,47 +36,14 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta, Reads, RewritesWeight
 from deltakit.core.method import Method, Paper, Placement, register_method
-from deltakit.core.site import LINEAR_SITES, BaseLinear, Handle, Insertion, Site
+from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
-from deltakit.methods.lora import Initialisation, LowRank, target_names, target_sites
+from deltakit.methods.lora import target_names, target_sites
 
-
-class WeightDecomposed(Delta, RewritesWeight):
-    """(g - 1) (h - b) + g s · drop(x) Aᵀ Bᵀ. Shapes: x ``(..., d_in)``, h ``(..., d_out)``."""
-
-    reads = (Reads.INPUT, Reads.REPRESENTATION)
-
-    def __init__(self, linear: BaseLinear, pair: LowRank, *, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.dropout = pair.dropout
-        self.lora_A, self.lora_B = pair.lora_A, pair.lora_B
-        self.magnitude = nn.Parameter(linear.weight().norm(dim=1).to(pair.lora_A.device))
-        self._linear = linear
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        weight, bias = self._linear.weight(), self._linear.bias()
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-            base = F.linear(x, weight.to(x.dtype))
-        else:
-            base = h if bias is None else h - bias.to(h.dtype)
-        gain = self._gain(weight)
-        low = F.linear(F.linear(x, self.lora_A), self.lora_B)
-        return (gain - 1) * base + gain * self.scale * low
-
-    def rewritten(self, weight: Tensor) -> Tensor:
-        return self._gain(weight)[:, None] * (weight + self._product())
-
-    def _product(self) -> Tensor:
-        return self.scale * (self.lora_B @ self.lora_A)
-
-    def _gain(self, weight: Tensor) -> Tensor:
-        """g, ``(d_out,)``; no gradient flows through the norm."""
-        norm = (weight + self._product().detach()).norm(dim=1)
-        return self.magnitude / norm.masked_fill(norm == 0, 1).to(self.magnitude.dtype)
+if TYPE_CHECKING:
+    from deltakit.core.delta import Delta
+    from deltakit.methods.forms.lora import Initialisation
 
 
 @register_method("dora")
@@ -148,6 +114,9 @@ class DoRA(Method):
 
     def form(self, handle: Handle) -> Delta:
         """The decomposed change of one projection."""
+        from deltakit.methods.forms.dora import WeightDecomposed
+        from deltakit.methods.forms.lora import LowRank
+
         if handle.linear is None:
             raise InvalidConfig(f"DoRA: {handle.path!r} is no linear projection, so has no weight.")
         pair = LowRank(

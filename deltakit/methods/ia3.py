@@ -21,50 +21,22 @@ input of the second projection); the `adapters` library rescales the output of t
 architectures: ``targets`` names any of them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.checks import check_choice
-from deltakit.core.delta import BatchedRows, CustomSum, Delta, FusedAdd, Scaling
 from deltakit.core.method import Paper, Placement, Summable, register_method
 from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
 from deltakit.errors import InvalidConfig, unknown
 
+if TYPE_CHECKING:
+    from deltakit.core.delta import Delta
+
 SCALED_SITES = (*LINEAR_SITES, Site.ATTN_MID, Site.FFN_MID)
 """What can be rescaled: the outputs of linear projections, and the inputs of the last ones."""
 _FEEDFORWARD = {"post_activation": Site.FFN_MID, "pre_activation": Site.FFN_UP}
-
-
-class Rescale(Delta, FusedAdd, BatchedRows, Scaling, CustomSum):
-    """h ⊙ (l - 1). Shapes: ``(..., d)`` to ``(..., d)``."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.vector = nn.Parameter(torch.ones(d))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (self.vector - 1)
-
-    def added(self, stream: Tensor, x: Tensor, scale: float) -> Tensor:
-        assert stream is x  # a sequential delta at a site whose stream is h
-        return x * (1 + scale * (self.vector - 1) if scale != 1.0 else self.vector)
-
-    def by_row(self, parameters: Mapping[str, Tensor], x: Tensor, scale: Tensor) -> Tensor:
-        return x * (scale * (parameters["vector"].unsqueeze(1) - 1))
-
-    def factor(self) -> Tensor:
-        return self.vector
-
-    def weighted_sum(
-        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
-    ) -> dict[str, Tensor]:
-        """1 + Σ w (l - 1) (Zhang et al. 2023, arXiv:2306.14870)."""
-        changes = [weight * (tensors["vector"] - 1) for weight, tensors in terms]
-        return {"vector": 1 + torch.stack(changes).sum(0)}
 
 
 @register_method("ia3")
@@ -130,4 +102,6 @@ class IA3(Summable):
 
     def form(self, handle: Handle) -> Delta:
         """The vector for one site."""
+        from deltakit.methods.forms.ia3 import Rescale
+
         return Rescale(handle.d_out)

@@ -24,59 +24,18 @@ one row, the last tokens are the answer's, so take ``last=0`` there. Their dropo
 h, here on the edit.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.checks import check_fraction, check_whole
-from deltakit.core.delta import Delta, Reads, ReadsEnd
 from deltakit.core.method import InitialOutput, Method, Paper, Placement, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
 
-
-class LowRankEdit(Delta):
-    """Rᵀ (W h + b - R h) at the first tokens. Shapes: h ``(..., tokens, d)``, mask ``(..., n)``."""
-
-    reads = (Reads.SOURCE, Reads.MASK)
-
-    def __init__(self, d: int, *, rank: int, first: int, last: int, dropout: float) -> None:
-        super().__init__()
-        self.first, self.last, self.dropout = first, last, dropout
-        self.rotation = nn.Parameter(torch.empty(rank, d))
-        self.source = nn.Linear(d, rank)
-        nn.init.orthogonal_(self.rotation)
-
-    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        rotation = orthonormal(self.rotation)
-        edit = F.linear(self.source(h) - F.linear(h, rotation), rotation.T)
-        edit = F.dropout(edit, self.dropout, self.training) if self.dropout else edit
-        return edit * self._chosen(mask, h.shape[-2]).unsqueeze(-1).to(edit.dtype)
-
-    def _chosen(self, mask: Tensor, tokens: int) -> Tensor:
-        """``(..., tokens)``: whether each token is edited."""
-        count = mask.cumsum(-1)
-        chosen = count <= self.first
-        if mask.shape[-1] == tokens:
-            chosen = chosen | (count > count[..., -1:] - self.last)
-        return (chosen & mask)[..., -tokens:]
-
-
-class LowRankEditOfEnds(LowRankEdit, ReadsEnd):
-    """The same at the last tokens too."""
-
-
-def orthonormal(matrix: Tensor) -> Tensor:
-    """The rows of `matrix`, made orthonormal from the first to the last; ``(r, d)``, r ≤ d.
-
-    Rows that are orthonormal stay what they are.
-    """
-    q, r = torch.linalg.qr(matrix.T.float())
-    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
-    return (q * signs).T.to(matrix.dtype)
+if TYPE_CHECKING:
+    from deltakit.core.delta import Delta
 
 
 @register_method("loreft")
@@ -135,6 +94,8 @@ class LoReFT(Method):
 
     def form(self, handle: Handle) -> Delta:
         """The edit of one layer."""
+        from deltakit.methods.forms.loreft import LowRankEdit, LowRankEditOfEnds
+
         if self.rank > handle.d_out:
             raise InvalidConfig(
                 f"LoReFT(rank={self.rank}): the model is {handle.d_out} wide, and no more rows "

@@ -4,12 +4,15 @@ Like BitFit it puts no module anywhere: its placements are empty, and it has val
 the weights and biases of every norm layer (`Method.trains_base_parameter`).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.method import Paper, Summable, register_method
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @register_method("norms")

@@ -19,11 +19,10 @@ mBART code feed the un-normalised stream there: ``reads="stream"``; in post-LN m
 the same. A learned scale starts at 1 in `adapters`; here it starts at `scale`.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.checks import (
     check_bool,
@@ -32,7 +31,6 @@ from deltakit.core.checks import (
     check_positive,
     check_whole,
 )
-from deltakit.core.delta import Delta, FFNUnits, MergesAsFFN
 from deltakit.core.method import (
     UNIFIED_VIEW,
     InitialOutput,
@@ -44,29 +42,16 @@ from deltakit.core.method import (
 )
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.methods.adapter import (
-    ACTIVATIONS,
+    ACTIVATION_NAMES,
     INITIALISATIONS,
-    Bottleneck,
-    Initialisation,
     bottleneck_width,
 )
 
+if TYPE_CHECKING:
+    from deltakit.core.delta import Delta
+    from deltakit.methods.forms.adapter import Initialisation
+
 _READS = {"input": Site.FFN_OUT, "stream": Site.FFN_STREAM}
-
-
-class ScaledDelta(Delta, MergesAsFFN):
-    """s f(x) with a learned scalar s. Shapes as those of `form`."""
-
-    def __init__(self, form: Bottleneck, scale: float) -> None:
-        super().__init__()
-        self.form = form
-        self.scale = nn.Parameter(torch.full((1,), scale))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.form(x)
-
-    def units(self) -> FFNUnits:
-        return self.form.units().scaled(self.scale)
 
 
 @register_method("parallel")
@@ -112,7 +97,7 @@ class ParallelAdapter(Summable):
         check_positive(self, reduction=self.reduction, scale=self.scale)
         check_fraction(self, dropout=self.dropout)
         check_bool(self, learned_scale=self.learned_scale, bias=self.bias)
-        check_choice(self, tuple(ACTIVATIONS), activation=self.activation)
+        check_choice(self, ACTIVATION_NAMES, activation=self.activation)
         check_choice(self, INITIALISATIONS, initialisation=self.initialisation)
         check_choice(self, tuple(_READS), reads=self.reads)
         if self.bottleneck is not None:
@@ -133,6 +118,9 @@ class ParallelAdapter(Summable):
 
     def form(self, handle: Handle) -> Delta:
         """The bottleneck for one layer."""
+        from deltakit.methods.forms.adapter import Bottleneck
+        from deltakit.methods.forms.parallel import ScaledDelta
+
         bottleneck = Bottleneck(
             handle.d_in,
             handle.d_out,

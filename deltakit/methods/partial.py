@@ -5,15 +5,18 @@ BitFit it puts no module anywhere (`Method.trains_base_parameter`). Lee et al. (
 arXiv:1911.03090) train the last quarter of the layers alone and keep nine tenths of the quality.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.method import Paper, Summable, register_method
 from deltakit.errors import InvalidConfig, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @register_method("partial")

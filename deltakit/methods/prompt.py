@@ -19,29 +19,17 @@ PEFT puts it in front there too. P has positions like any tokens, so the model's
 by l: prefix tuning is the variant that costs no position.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from deltakit.core.checks import check_whole
-from deltakit.core.delta import Delta, ExtraPositions
 from deltakit.core.method import InitialOutput, Method, Paper, Placement, Summable, register_method
 from deltakit.core.site import Handle, Insertion, Site
 
-
-class Prompt(ExtraPositions):
-    """The embeddings as they are. Shape of the change: ``(length, d)``."""
-
-    def __init__(self, length: int, vocabulary: Tensor) -> None:
-        super().__init__()
-        self.length = length
-        drawn = torch.randint(vocabulary.shape[0], (length,), device=vocabulary.device)
-        self.embedding = nn.Parameter(vocabulary.detach()[drawn].clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.embedding
+if TYPE_CHECKING:
+    from deltakit.core.delta import Delta
 
 
 @register_method("prompt")
@@ -80,5 +68,7 @@ class PromptTuning(Summable):
 
     def form(self, handle: Handle) -> Delta:
         """The vectors, drawn from the model's vocabulary."""
+        from deltakit.methods.forms.prompt import Prompt
+
         assert handle.embeddings is not None
         return Prompt(self.length, next(handle.embeddings.parameters()))

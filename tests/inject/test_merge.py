@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 import deltakit as dk
 from deltakit.errors import NotMergeable
 from deltakit.inject.merge import _EQUAL
-from deltakit.methods.adapter import ACTIVATIONS
+from deltakit.methods.forms.adapter import ACTIVATIONS
 
 TINY = (
     "bert", "roberta", "electra", "distilbert", "gpt2", "llama", "mistral", "qwen2", "qwen3",

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import deltakit as dk
 from deltakit.errors import InvalidConfig
-from deltakit.methods.adapter import ACTIVATIONS, Bottleneck
+from deltakit.methods.adapter import ACTIVATION_NAMES
+from deltakit.methods.forms.adapter import ACTIVATIONS, Bottleneck
 
 
 def tensors(model: Any, name: str = "default") -> dict[str, Tensor]:
@@ -176,6 +177,7 @@ def test_activations_match_transformers() -> None:
     from transformers.activations import ACT2FN
 
     x = torch.linspace(-4, 4, 33)
+    assert tuple(ACTIVATIONS) == ACTIVATION_NAMES
     for name in set(ACTIVATIONS) - {"identity"}:
         torch.testing.assert_close(ACTIVATIONS[name](x), ACT2FN[name](x), atol=1e-6, rtol=1e-6)
     assert torch.equal(ACTIVATIONS["identity"](x), x)

@@ -13,7 +13,7 @@ import deltakit as dk
 from deltakit.core.method import Sum
 from deltakit.core.spec import format_method
 from deltakit.errors import InvalidConfig
-from deltakit.methods.compacter import HypercomplexLinear
+from deltakit.methods.forms.compacter import HypercomplexLinear
 
 
 def forms(model: Any, name: str = "default") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import deltakit as dk
 from deltakit.arch.base_weight import weight_matrix
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, UnknownName
-from deltakit.methods.dora import WeightDecomposed
+from deltakit.methods.forms.dora import WeightDecomposed
 
 SITES = {  # PEFT's module names, by family and our site
     "bert": {

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import deltakit as dk
 from deltakit.errors import DeltakitError, IncompatibleDeltas, InvalidConfig, UnknownName
-from deltakit.methods.fusion import Fusion
+from deltakit.methods.forms.fusion import Fusion
 
 GOLDEN = {
     "fusion_dynamic": (("a", 4), ("b", 8), ("c", 2)),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import deltakit as dk
 from deltakit.core.delta import ReadsEnd
 from deltakit.errors import InvalidConfig
-from deltakit.methods.loreft import LowRankEdit, LowRankEditOfEnds, orthonormal
+from deltakit.methods.forms.loreft import LowRankEdit, LowRankEditOfEnds, orthonormal
 
 
 def edit(first: int = 2, last: int = 1, rank: int = 3, d: int = 8) -> LowRankEdit:

@@ -12,7 +12,7 @@ import deltakit as dk
 from deltakit.core.spec import format_method
 from deltakit.errors import DeltakitError, InvalidConfig, UnknownName
 from deltakit.inject.switch import paused
-from deltakit.methods.prefix import Trunk
+from deltakit.methods.forms.prefix import Trunk
 
 LENGTH = 5
 DECODERS = ("llama", "gpt2", "qwen2", "mistral")

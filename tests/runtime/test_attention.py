@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import deltakit as dk
 from deltakit.errors import IncompatibleDeltas, SiteNotFound
-from deltakit.methods.prefix import Prefix, Trunk
+from deltakit.methods.forms.prefix import Prefix, Trunk
 from deltakit.runtime.attention import _Attend
 
 DECODERS = ("gpt2", "llama", "qwen3", "opt", "gpt_neox", "gemma3_text")  # gemma's window is 8
@@ -402,7 +402,7 @@ def test_a_failed_attach_leaves_nothing(
 ) -> None:
     model = kit.make_model("bert")
     before, settings = kit.snapshot(model), settings_of(model)
-    monkeypatch.setattr("deltakit.methods.prefix.Prefix", Failing)
+    monkeypatch.setattr("deltakit.methods.forms.prefix.Prefix", Failing)
     with pytest.raises(RuntimeError, match="no more"):
         dk.attach(model, dk.PrefixTuning(bottleneck=None))
     kit.assert_same(before, kit.snapshot(model))

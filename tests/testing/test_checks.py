@@ -152,7 +152,8 @@ def test_an_upcast_is_found() -> None:
 FORGETFUL = """
 import torch
 import deltakit as dk
-from deltakit.methods.lora import LoRA, LowRank
+from deltakit.methods.forms.lora import LowRank
+from deltakit.methods.lora import LoRA
 
 class Forgetful(LowRank):
     def __init__(self, *args, **kwargs):
