@@ -7,7 +7,8 @@
     class TestMyMethod(MethodConformance):
         method = MyMethod(rank=4)
 
-The laws themselves are functions in `deltakit.testing.checks`, which need no test runner.
+The laws themselves are functions, which need no test runner: `deltakit.testing.checks`, `loops` and
+`states`.
 """
 
 import importlib

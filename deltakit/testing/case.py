@@ -14,10 +14,14 @@ from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError
 from deltakit.inject.attachments import base_parameters
 from deltakit.testing.models import generator, kind_of, make_inputs, make_model
-from deltakit.testing.probes import first, randomise_deltas
+from deltakit.testing.probes import first, randomise_all, randomise_deltas
 
 WITHIN = 1e-4
 """How far outputs may be apart that are the same but for rounding, in the size of the output."""
+
+
+PAIR = ("default", "other")
+"""The names of two deltas of one method on one model."""
 
 
 class NotApplicable(Exception):  # noqa: N818
@@ -49,13 +53,20 @@ class Case:
             inputs=make_inputs(model_type, kind),
         )
 
-    def attach(self, model: Any) -> None:
-        """Attaches the members, if there are any, and the method. Raises as `deltakit.attach`."""
-        torch.manual_seed(0)
+    def attach(self, model: Any, *names: str, seed: int = 0) -> None:
+        """Attaches the members, if there are any, and the method. Raises as `deltakit.attach`.
+
+        Args:
+            model: a model without deltas.
+            names: what to attach it as, more than once if there are several; "default" by default.
+            seed: of the values that it begins with.
+        """
+        torch.manual_seed(seed)
         if isinstance(self.method, CombiningMethod):
             for name in self.method.names:
                 dk.attach(model, self.method.member, name)
-        dk.attach(model, self.method)
+        for name in names or ("default",):
+            dk.attach(model, self.method, name)
 
     def attached(self) -> Any:
         """The model with the method as it starts. Raises `NotApplicable` if it is refused."""
@@ -69,6 +80,10 @@ class Case:
     def random(self) -> Any:
         """The model with random values in all that the method trains, members too."""
         return copy.deepcopy(self._random)
+
+    def pair(self) -> Any:
+        """The model with the method twice, under the names of `PAIR`: all their values differ."""
+        return copy.deepcopy(self._pair)
 
     @cached_property
     def base(self) -> Tensor:
@@ -84,6 +99,16 @@ class Case:
             for parameter in base_parameters(model).values():
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+        return model
+
+    @cached_property
+    def _pair(self) -> Any:
+        model = self.make()
+        try:
+            self.attach(model, *PAIR)
+        except DeltakitError as error:
+            raise NotApplicable(f"refused: {error}") from None
+        randomise_all(model)
         return model
 
     def trains(self) -> None:
@@ -102,11 +127,16 @@ def gradients(model: Any, inputs: Mapping[str, Tensor], weight: float = 1.0) -> 
     """The gradients of `weight` times a loss that depends on all of the output, by name."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)
-    output = first(model(**inputs)).float()
-    if output.requires_grad:
-        loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
+    loss = loss_of(model, inputs)
+    if loss.requires_grad:
         (weight * loss).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def loss_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """A loss that depends on all of the output, of shape ``()``."""
+    output = first(model(**inputs)).float()
+    return (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
 
 
 def trained(model: Any) -> dict[str, Tensor]:

@@ -30,7 +30,9 @@ from deltakit.testing.case import (
     run,
     trained,
 )
+from deltakit.testing.loops import LOOP_LAWS
 from deltakit.testing.probes import assert_same, hook_count, snapshot
+from deltakit.testing.states import STATE_LAWS
 
 Law = Callable[[Case], None]
 
@@ -323,6 +325,8 @@ LAWS: tuple[Law, ...] = (
     check_bf16,
     check_dropped_layers,
     check_compiles,
+    *LOOP_LAWS,
+    *STATE_LAWS,
 )
 """All laws about one case; `check_loads_elsewhere` is about many at once."""
 

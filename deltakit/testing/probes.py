@@ -20,6 +20,15 @@ def randomise_deltas(model: Any, label: str = "deltas", std: float = 0.2) -> Non
 
 
 @torch.no_grad()
+def randomise_all(model: Any, label: str = "own") -> None:
+    """Other values for all that attached deltas have, their own values of the base included."""
+    draw = generator(label)
+    for attached in need_attachments(model).attached.values():
+        for tensor in (*attached.parameters(), *attached.own.values()):
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=draw))
+
+
+@torch.no_grad()
 def out(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """The first tensor that the model returns."""
     return first(model(**batch))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltakit.core.method import Method
 from deltakit.errors import MissingExtra
-from deltakit.testing import checks
+from deltakit.testing import checks, loops, states
 from deltakit.testing.case import Case, NotApplicable
 from deltakit.testing.fresh import check_loads_elsewhere
 from deltakit.testing.matrix import subjects
@@ -109,6 +109,39 @@ class Conformance:
 
     def test_compiles(self, case: Case) -> None:
         _hold(checks.check_compiles, case)
+
+    def test_two_graphs(self, case: Case) -> None:
+        _hold(loops.check_two_graphs, case)
+
+    def test_turns(self, case: Case) -> None:
+        _hold(loops.check_turns, case)
+
+    def test_joint_loss(self, case: Case) -> None:
+        _hold(loops.check_joint_loss, case)
+
+    def test_half_precision(self, case: Case) -> None:
+        _hold(loops.check_half_precision, case)
+
+    def test_flags(self, case: Case) -> None:
+        _hold(loops.check_flags, case)
+
+    def test_threads(self, case: Case) -> None:
+        _hold(states.check_threads, case)
+
+    def test_state_dict(self, case: Case) -> None:
+        _hold(states.check_state_dict, case)
+
+    def test_writes(self, case: Case) -> None:
+        _hold(states.check_writes, case)
+
+    def test_compiled_first(self, case: Case) -> None:
+        _hold(states.check_compiled_first, case)
+
+    def test_fresh_values(self, case: Case) -> None:
+        _hold(states.check_fresh_values, case)
+
+    def test_labels(self, case: Case) -> None:
+        _hold(states.check_labels, case)
 
     def test_loads_elsewhere(self) -> None:
         cases = [self.get(label) for label in self.labels()]

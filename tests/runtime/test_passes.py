@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-from collections.abc import Callable
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,37 +30,9 @@ def attached(kit: SimpleNamespace, family: str, method: dk.Method, kind: str = "
     return model.eval()
 
 
-def together(*tasks: Callable[[], None]) -> None:
-    threads = [Thread(target=task) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def batches(kit: SimpleNamespace, count: int) -> list[dict[str, Tensor]]:
     """Of different lengths, so that a mix-up cannot go unseen."""
     return [kit.make_batch(2, 4 + i) for i in range(count)]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_requests_in_threads_are_as_alone(kit: SimpleNamespace, case: str) -> None:
-    family, method = CASES[case]
-    model, requests = attached(kit, family, method), batches(kit, 8)
-    alone = [kit.out(model, batch) for batch in requests]
-    wrong: list[str] = []
-
-    def serve(index: int) -> None:
-        try:
-            for _ in range(200 // 10):
-                found = kit.out(model, requests[index])
-                if not torch.equal(found, alone[index]):
-                    wrong.append(f"request {index}")
-        except Exception as error:
-            wrong.append(repr(error))
-
-    together(*(lambda i=i: serve(i) for i in range(8)))  # type: ignore[misc]
-    assert wrong == []
 
 
 def test_threads_draw_their_own_layers(kit: SimpleNamespace) -> None:
@@ -128,12 +98,13 @@ def test_a_pass_ends_with_an_error(kit: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("case", ["adapterdrop", "parallel", "mam"])
-def test_two_passes_before_one_backward(kit: SimpleNamespace, case: str, reentrant: bool) -> None:
+def test_passes_that_draw_otherwise_before_one_backward(
+    kit: SimpleNamespace, reentrant: bool
+) -> None:
     one, two = kit.make_batch(2, 5, labels=True), kit.make_batch(2, 6, labels=True)
 
     def gradients(checkpointed: bool) -> list[dict[str, Tensor]]:
-        model, found = attached(kit, *CASES[case], kind="classify").train(), []
+        model, found = attached(kit, "bert", DROP, kind="classify").train(), []
         if checkpointed:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         for seed in range(4):

@@ -1,39 +1,14 @@
-"""Hooks and compiled graphs follow what is attached and active."""
+"""Hooks follow what is attached and active."""
 
 import copy
 import threading
 from types import SimpleNamespace
-from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
 import deltakit as dk
 from deltakit.runtime.twins import Forward
-
-
-@pytest.fixture(autouse=True)
-def _no_graphs() -> Any:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-def test_a_graph_sees_what_is_attached_later(kit: SimpleNamespace) -> None:
-    model, batch = kit.make_model("bert", num_hidden_layers=1), kit.make_batch()
-    plain = kit.out(model, batch)
-    compiled = torch.compile(model, backend="eager")
-    torch.testing.assert_close(kit.out(compiled, batch), plain)
-    dk.attach(model, dk.LoRA(rank=2))
-    kit.randomise_deltas(model)
-    torch.testing.assert_close(kit.out(compiled, batch), kit.out(model, batch))
-    with dk.disabled(model):
-        torch.testing.assert_close(kit.out(compiled, batch), plain)
-    torch.testing.assert_close(kit.out(compiled, batch), kit.out(model, batch))
-    assert (kit.out(compiled, batch) - plain).abs().max() > 1e-3
-    dk.detach(model)
-    assert kit.hook_count(model) == 0
 
 
 def test_hooks_stay_while_a_thread_may_need_them(kit: SimpleNamespace) -> None:

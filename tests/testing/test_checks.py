@@ -89,7 +89,7 @@ NOT_FOR_IT = (
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
-@pytest.mark.parametrize("law", checks.LAWS)
+@pytest.mark.parametrize("law", [law for law in checks.LAWS if law.__module__ == checks.__name__])
 def test_a_right_one_passes_all(law: checks.Law, model_type: str) -> None:
     try:
         law(Case.of(Wrong(), model_type))

@@ -10,11 +10,15 @@ from deltakit.arch.resolve import family_of
 from deltakit.testing.case import Case, NotApplicable
 from deltakit.testing.checks import LAWS, Law, check_compiles
 from deltakit.testing.fresh import check_loads_elsewhere
+from deltakit.testing.loops import LOOP_LAWS
 from deltakit.testing.matrix import matrix, page, subjects
 from deltakit.testing.models import MODEL_TYPES, make_model
+from deltakit.testing.states import STATE_LAWS, check_compiled_first
 
 METHODS = subjects()
-QUICK = tuple(law for law in LAWS if law is not check_compiles)
+TRACED = (check_compiles, check_compiled_first)
+IN_TURN = tuple(law for law in (*LOOP_LAWS, *STATE_LAWS) if law not in TRACED)
+QUICK = tuple(law for law in LAWS if law not in (*TRACED, *IN_TURN))
 ONE_IN = 5
 """Each law is tried on one pair in five by default: on each method and on each family."""
 
@@ -64,18 +68,40 @@ def test_law_on_all_pairs(model_type: str, law: Law) -> None:
     assert broken(law, model_type, list(METHODS)) == []
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_compiles(method: str) -> None:
-    """Tracing takes seconds: each method on one family, the next one that has it, in turn."""
-    families = list({family_of(make_model(t)).name: t for t in MODEL_TYPES}.values())
-    first = list(METHODS).index(method)
-    for offset in range(len(families)):
+@functools.cache
+def families() -> tuple[str, ...]:
+    """A model type for each family."""
+    return tuple({family_of(make_model(t)).name: t for t in MODEL_TYPES}.values())
+
+
+def hold_on_one(law: Law, method: str) -> None:
+    """Holds a law on one family with the method: the next one that it applies to, in turn."""
+    first = list(METHODS).index(method) + LAWS.index(law)
+    for offset in range(len(families())):
         try:
-            check_compiles(case(method, families[(first + offset) % len(families)]))
+            law(case(method, families()[(first + offset) % len(families())]))
         except NotApplicable:
             continue
         return
-    pytest.fail(f"no family compiles with {method}")
+    pytest.fail(f"{name(law)} applies to no family with {method}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("law", IN_TURN, ids=name)
+def test_law_in_turn(law: Law, method: str) -> None:
+    hold_on_one(law, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiles(method: str) -> None:
+    """Tracing takes seconds."""
+    hold_on_one(check_compiles, method)
+
+
+@pytest.mark.parametrize("method", ["parallel", "prompt", "norms"])
+def test_compiled_first(method: str) -> None:
+    """Some of the ways in which deltas reach a model: at sites, as positions, as parameters."""
+    hold_on_one(check_compiled_first, method)
 
 
 def test_loads_elsewhere() -> None:
