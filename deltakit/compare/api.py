@@ -37,7 +37,7 @@ from deltakit.compare.run.queue import Failures, job_of, silence_libraries
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.stats.significance import CONFIDENCE, DRAWS, LEVEL, POWER
 from deltakit.compare.store.join_runs import join
-from deltakit.compare.store.run_folder import RunFolder, open_run
+from deltakit.compare.store.run_folder import RunFolder, as_begun, open_run
 from deltakit.compare.tasks.task import TaskData
 from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig
@@ -170,7 +170,7 @@ def run_plan(
         InvalidConfig: `out` is not this plan's.
     """
     silence_libraries()
-    progress = progress or Silent()
+    progress, plan = progress or Silent(), as_begun(plan, out)
     folder = open_run(plan, out, describe(plan))
     if opened is not None:
         opened(folder.path)

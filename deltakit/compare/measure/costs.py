@@ -37,20 +37,22 @@ def training_cost(
         return {}
     step = Step(adapted.model, batch)
     memory = training_memory(step)
+    peak = device_peak(step, device)  # it warms the step up, too
     steps = [step] if reference is None else [step, reference]
     own, *others = timing.interleave(
-        steps, repeats=protocol.step_repeats, warmup=protocol.step_warmup
+        steps, repeats=protocol.repeats(protocol.step_repeats), warmup=protocol.step_warmup
     )
     return {
         "train_step_ms": own.median_ms,
         "train_step_iqr_ms": own.iqr_ms,
-        "train_step_vs_full": own.over(others[0]) if others else None,
+        "train_step_repeats": len(own.times_ms),
+        **_ratio("train_step_vs_full", own.ratio(others[0]) if others else None),
         "train_peak_bytes": memory.peak,
         "train_weight_bytes": memory.weights,
         "train_gradient_bytes": memory.gradients,
         "train_optimizer_bytes": memory.optimizer,
         "train_activation_bytes": memory.activations,
-        "train_device_peak_bytes": device_peak(step, device),
+        "train_device_peak_bytes": peak,
     }
 
 
@@ -58,20 +60,30 @@ def inference_cost(
     adapted: AdaptedModel, one: Batch, eight: Batch, protocol: Protocol
 ) -> dict[str, Any]:
     """Time and memory of a forward pass of one text, and of eight."""
-    repeats, warmup = protocol.latency_repeats_b1, protocol.latency_warmup
+    repeats, warmup = protocol.repeats(protocol.latency_repeats_b1), protocol.latency_warmup
+    of_eight = protocol.repeats(protocol.latency_repeats_b8)
     single = timing.latency(adapted, one, repeats=repeats, warmup=warmup)
-    batched = timing.latency(adapted, eight, repeats=protocol.latency_repeats_b8, warmup=warmup)
+    batched = timing.latency(adapted, eight, repeats=of_eight, warmup=warmup)
+    merged = timing.merged_latency_vs_base(adapted, one, repeats=repeats, warmup=warmup)
     return {
         "infer_peak_bytes": inference_memory(adapted.model, eight),
         "latency_ms_b1": single.timing.median_ms,
         "latency_b1_iqr_ms": single.timing.iqr_ms,
-        "latency_vs_base_b1": single.vs_base,
         "latency_ms_b8": batched.timing.median_ms,
-        "latency_vs_base_b8": batched.vs_base,
-        "merged_latency_vs_base_b1": timing.merged_latency_vs_base(
-            adapted, one, repeats=repeats, warmup=warmup
-        ),
+        "latency_b1_repeats": single.vs_base.repeats,
+        "latency_b8_repeats": batched.vs_base.repeats,
+        "merged_latency_b1_repeats": None if merged is None else merged.repeats,
+        **_ratio("latency_vs_base_b1", single.vs_base),
+        **_ratio("latency_vs_base_b8", batched.vs_base),
+        **_ratio("merged_latency_vs_base_b1", merged),
     }
+
+
+def _ratio(column: str, ratio: timing.Ratio | None) -> dict[str, float | None]:
+    """A ratio's column, and those of its interval."""
+    if ratio is None:
+        return {column: None}
+    return {column: ratio.value, f"{column}_low": ratio.low, f"{column}_high": ratio.high}
 
 
 def handling_cost(adapted: AdaptedModel, protocol: Protocol) -> dict[str, Any]:

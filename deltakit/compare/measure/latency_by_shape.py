@@ -72,9 +72,8 @@ def by_shape(
 def _timed(
     head: Head, states: Sequence[ModelState], batch: Batch, protocol: Protocol
 ) -> Iterator[tuple[str, list[Timing]]]:
-    timed = partial(
-        in_states, states, repeats=protocol.shape_repeats, warmup=protocol.latency_warmup
-    )
+    repeats = protocol.repeats(protocol.shape_repeats)
+    timed = partial(in_states, states, repeats=repeats, warmup=protocol.latency_warmup)
     if not isinstance(head, LanguageHead):
         yield "forward", timed(forward(batch))
         return

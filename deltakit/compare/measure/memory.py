@@ -29,22 +29,26 @@ class TrainingMemory:
 
 
 def training_memory(step: Step) -> TrainingMemory:
-    """Runs two steps and counts. Activations are what the forward pass keeps for the backward."""
+    """Makes one step and counts. Activations are what the forward pass keeps for the backward.
+
+    It is a step in the middle of a training: the optimiser has its state already. So the optimiser
+    steps once more, uncounted, where it makes that state.
+    """
     weights = _bytes(stored_tensors(step.model))
-    saved = _SavedBytes(step.model)
-    with torch.autograd.graph.saved_tensors_hooks(saved, _same):
-        loss = step.forward()
-    activations = saved.total
-    loss.backward()
+    saved, live = _SavedBytes(step.model), LiveBytes()
+    with live:
+        with torch.autograd.graph.saved_tensors_hooks(saved, _same):
+            loss = step.forward()
+        activations = saved.total
+        loss.backward()
+        del loss
     gradients = _bytes(p.grad for p in step.model.parameters() if p.grad is not None)
-    del loss
     step.optimizer.step()
-    step.optimizer.zero_grad()
     state = [t for each in step.optimizer.state.values() for t in each.values()]
     optimizer = _bytes(t for t in state if isinstance(t, Tensor))
-    live = LiveBytes()
     with live:
-        step()
+        step.optimizer.step()
+        step.optimizer.zero_grad()
     return TrainingMemory(
         weights=weights,
         gradients=gradients,

@@ -2,11 +2,12 @@
 
 Times are medians over repetitions after a warm-up, in alternation (A B A B ...) with their
 reference in the same process, and a ratio is the median over the pairs, so that it holds while the
-machine's speed drifts. Bytes are those of live tensors, counted as they come and go, and so are the
-same on every machine.
+machine's speed drifts. There are as many repetitions as the ratio's interval needs (see `Repeats`).
+Bytes are those of live tensors, counted as they come and go, and so are the same on every machine.
 """
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from deltakit.compare.records.protocol import Repeats
 from deltakit.core.provider import AdaptedModel
 from deltakit.errors import NotMergeable
 
@@ -48,21 +50,92 @@ class Timing:
 
     def over(self, reference: "Timing") -> float:
         """The median ratio to the reference's repetition that ran next to each of these."""
-        pairs = zip(self.times_ms, reference.times_ms, strict=True)
-        return statistics.median(own / other for own, other in pairs)
+        return statistics.median(_ratios(self.times_ms, reference.times_ms))
+
+    def ratio(self, reference: "Timing") -> "Ratio":
+        """As `over`, with its interval."""
+        return Ratio.of(_ratios(self.times_ms, reference.times_ms))
 
 
-def interleave(actions: Sequence[Callable[[], None]], *, repeats: int, warmup: int) -> list[Timing]:
-    """Times the actions in turn, `repeats` times each after `warmup` rounds that do not count."""
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A median ratio, and the 95 % interval that its repetitions allow; one allows none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    repeats: int
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> "Ratio":
+        """The ratio that pairs of repetitions make."""
+        low, high = interval(ratios) if len(ratios) > 1 else (None, None)
+        return cls(value=statistics.median(ratios), low=low, high=high, repeats=len(ratios))
+
+
+def _ratios(own: Sequence[float], reference: Sequence[float]) -> list[float]:
+    return [time / other for time, other in zip(own, reference, strict=True)]
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of two or more ratios: Student's t on their logarithms."""
+    logs = [math.log(ratio) for ratio in ratios]
+    middle, half = statistics.fmean(logs), _half_width(logs)
+    return math.exp(middle - half), math.exp(middle + half)
+
+
+def _half_width(logs: Sequence[float]) -> float:
+    from scipy.special import stdtrit
+
+    spread = statistics.stdev(logs) / math.sqrt(len(logs))
+    return float(stdtrit(len(logs) - 1, 0.975)) * spread
+
+
+def enough(times: Sequence[Sequence[float]], repeats: Repeats) -> bool:
+    """True if no more repetitions are needed.
+
+    Args:
+        times: those of each action so far. The ratios are those to the first action; where it is
+            alone, its times are looked at in place of a ratio.
+        repeats: the rule.
+    """
+    first, *others = times
+    if len(first) >= repeats.most:
+        return True
+    if not repeats.percent or len(first) < repeats.least:
+        return False
+    compared = [_ratios(each, first) for each in others] or [first]
+    width = math.log1p(repeats.percent / 100)
+    return all(_half_width([math.log(each) for each in one]) <= width for one in compared)
+
+
+def interleave(
+    actions: Sequence[Callable[[], None]], *, repeats: int | Repeats, warmup: int
+) -> list[Timing]:
+    """Times the actions in turn.
+
+    Args:
+        actions: what is timed.
+        repeats: how often each, after the warm-up: a number, or a rule.
+        warmup: rounds that do not count.
+    """
+    rule = repeats_of(repeats)
     times: list[list[float]] = [[] for _ in actions]
-    for turn in range(warmup + repeats):
+    for turn in range(warmup + rule.most):
         for index, action in enumerate(actions):
             start = time.perf_counter()
             action()
             _synchronise()
             if turn >= warmup:
                 times[index].append(1e3 * (time.perf_counter() - start))
+        if turn >= warmup and enough(times, rule):
+            break
     return [Timing(times_ms=tuple(each)) for each in times]
+
+
+def repeats_of(repeats: int | Repeats) -> Repeats:
+    """A rule; a number is a rule that is met by that many repetitions alone."""
+    return Repeats(most=repeats) if isinstance(repeats, int) else repeats
 
 
 def _synchronise() -> None:
@@ -102,26 +175,26 @@ class Latency:
     """One forward pass, and its ratio to the plain base's, measured in alternation."""
 
     timing: Timing
-    vs_base: float
+    vs_base: Ratio
 
 
-def latency(adapted: AdaptedModel, batch: Batch, *, repeats: int, warmup: int) -> Latency:
+def latency(adapted: AdaptedModel, batch: Batch, *, repeats: int | Repeats, warmup: int) -> Latency:
     """Forward passes of a model with its method against those of the base without it."""
     adapted.model.eval()
     states = (unmerged(adapted), adapted.disabled)
     own, base = in_states(states, forward(batch), repeats=repeats, warmup=warmup)
-    return Latency(timing=own, vs_base=own.over(base))
+    return Latency(timing=own, vs_base=own.ratio(base))
 
 
 def merged_latency_vs_base(
-    adapted: AdaptedModel, batch: Batch, *, repeats: int, warmup: int
-) -> float | None:
+    adapted: AdaptedModel, batch: Batch, *, repeats: int | Repeats, warmup: int
+) -> Ratio | None:
     """The same ratio with the method merged into the weights; None where it does not merge."""
     if merge_ms(adapted) is None:
         return None
     states = (adapted.merged, adapted.disabled)
     own, base = in_states(states, forward(batch), repeats=repeats, warmup=warmup)
-    return own.over(base)
+    return own.ratio(base)
 
 
 ModelState = Callable[[], AbstractContextManager[nn.Module]]
@@ -145,20 +218,23 @@ def forward(batch: Batch) -> Call:
 
 
 def in_states(
-    states: Sequence[ModelState], run: Call, *, repeats: int, warmup: int
+    states: Sequence[ModelState], run: Call, *, repeats: int | Repeats, warmup: int
 ) -> list[Timing]:
     """As `interleave`, with the model in one state after the other.
 
     Changing the state is not part of a time. One untimed run before each timed one warms the
     state's caches up.
     """
+    rule = repeats_of(repeats)
     times: list[list[float]] = [[] for _ in states]
-    for turn in range(warmup + repeats):
+    for turn in range(warmup + rule.most):
         for index, state in enumerate(states):
             with state() as model:
                 took = _warm_ms(model, run)
             if turn >= warmup:
                 times[index].append(took)
+        if turn >= warmup and enough(times, rule):
+            break
     return [Timing(times_ms=tuple(each)) for each in times]
 
 

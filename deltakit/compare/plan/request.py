@@ -55,17 +55,23 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A budget, a number of seeds and of trials, and shapes to time, under one name."""
+    """A budget, a number of seeds and of trials, and shapes to time, under one name.
+
+    `measured` holds the numbers of the measuring protocol that are not its defaults.
+    """
 
     budget: Budget
     seeds: int
     trials: int = 1
     latency: tuple[str, ...] = ()
+    measured: Mapping[str, int] = field(default_factory=dict)
 
 
 PROFILES: dict[str, Profile] = {
     "quick": Profile(
-        budget=Budget(max_train_samples=1000, max_eval_samples=1000, epochs=2), seeds=1
+        budget=Budget(max_train_samples=1000, max_eval_samples=1000, epochs=2),
+        seeds=1,
+        measured={"curve_points": 0},  # six evaluations take half as long as so short a training
     ),
     "standard": Profile(
         budget=Budget(max_train_samples=2000, epochs=3),
@@ -125,8 +131,8 @@ class Request:
         metric: what scores are; None is what the kind of task usually has.
         text_column: names of columns, where the task is local or on the Hub.
         label_separator: the text between several labels in one cell of a table.
-        protocol: how often things are measured; by default that of the environment variable
-            ``DELTAKIT_PROTOCOL``.
+        protocol: how often things are measured; by default that of the profile, with the numbers
+            that the environment variable ``DELTAKIT_PROTOCOL`` changes.
         imports: Python files and modules that register what the request names.
     """
 
@@ -192,7 +198,13 @@ def request_of(methods: object, settings: Mapping[str, Any]) -> Request:
     lifted: dict[str, Any] = {key: None for key, value in changes.items() if value == ALL}
     budget = dataclasses.replace(chosen.budget, **{**changes, **lifted})
     trials = 1 if "lr" in changes else chosen.trials  # a rate that is given needs no search
-    defaults = {"seeds": chosen.seeds, "trials": trials, "latency": chosen.latency}
+    protocol = Protocol.from_environment(chosen.measured)
+    defaults = {
+        "seeds": chosen.seeds,
+        "trials": trials,
+        "latency": chosen.latency,
+        "protocol": protocol,
+    }
     texts: dict[str, Any] = {key: str(given[key]) for key in ("model", "task") if key in given}
     asked = _methods(methods)
     fields: dict[str, Any] = {**defaults, **given, **texts, "methods": asked, "budget": budget}

@@ -102,6 +102,19 @@ class CellResult:
     """What it was trained and measured on; times of different machines do not compare."""
     reason: str | None = None
     """Why the cell failed."""
+    # How often a ratio was measured, and its 95 % interval over the repetitions.
+    train_step_repeats: int | None = None
+    train_step_vs_full_low: float | None = None
+    train_step_vs_full_high: float | None = None
+    latency_b1_repeats: int | None = None
+    latency_vs_base_b1_low: float | None = None
+    latency_vs_base_b1_high: float | None = None
+    latency_b8_repeats: int | None = None
+    latency_vs_base_b8_low: float | None = None
+    latency_vs_base_b8_high: float | None = None
+    merged_latency_b1_repeats: int | None = None
+    merged_latency_vs_base_b1_low: float | None = None
+    merged_latency_vs_base_b1_high: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All columns, in order."""

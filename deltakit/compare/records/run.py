@@ -272,7 +272,7 @@ class RunRecord:
             tasks={name: TaskRecord.from_dict(each) for name, each in data["tasks"].items()},
             task=TargetRecord(**data["task"]),
             notes=tuple(data.get("notes", ())),
-            protocol=_optional(Protocol.from_dict, data.get("protocol")),
+            protocol=_optional(Protocol.from_record, data.get("protocol")),
             statistics=_optional(lambda each: Statistics(**each), data.get("statistics")),
             code=_optional(lambda each: CodeVersion(**each), data.get("code")),
             versions=dict(data["versions"]),

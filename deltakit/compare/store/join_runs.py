@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from deltakit._files import atomic_path
 from deltakit.compare.plan.plan import content_id
-from deltakit.compare.records.protocol import Protocol
+from deltakit.compare.records.protocol import EARLIER, Protocol
 from deltakit.compare.records.run import CellRecord, RunRecord
 from deltakit.compare.store.run_folder import RUN, RunFolder, check_ours, differences
 from deltakit.errors import InvalidConfig
@@ -43,8 +43,8 @@ CONDITIONS = (
 
 
 def _protocol(known: Protocol | None) -> Mapping[str, int]:
-    """The numbers; those of a file of the first layout are the defaults, which it did not say."""
-    return (known or Protocol()).to_dict()
+    """The numbers; a file of the first layout does not say them."""
+    return (known or EARLIER).to_dict()
 
 
 def join(folders: Sequence[Path], out: Path) -> RunFolder:

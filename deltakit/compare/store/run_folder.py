@@ -10,7 +10,8 @@ from typing import Any
 
 from deltakit._files import atomic_path, cache_folder, sweep, weights_bytes, write_text
 from deltakit.compare.plan.plan import Cell, Plan, Training
-from deltakit.compare.records.protocol import VARIABLE
+from deltakit.compare.plan.request import PROFILES
+from deltakit.compare.records.protocol import EARLIER, VARIABLE, Protocol
 from deltakit.compare.records.result import SCHEMA_VERSION, CellResult, Predictions, Scores
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import EvalPoint, TrainingRecord
@@ -184,6 +185,25 @@ class RunFolder:
     def deltas(self) -> "DeltaStore":
         """The deltas that were trained for this comparison."""
         return DeltaStore(self.path / "deltas")
+
+
+def as_begun(plan: Plan, out: Path | None) -> Plan:
+    """The plan, by the protocol of an earlier version where that version's defaults began its run.
+
+    It goes on by these numbers. A protocol that the user has chosen stays.
+
+    Args:
+        plan: what is going to run.
+        out: where, as `open_run` takes it.
+    """
+    path = out or _default_folder(plan)
+    defaults = [Protocol.from_dict(profile.measured) for profile in PROFILES.values()]
+    if not (path / RUN).is_file() or plan.request.protocol not in defaults:
+        return plan
+    before = RunFolder(path).run_record()
+    if (before.id, before.protocol) != (plan.id, EARLIER):
+        return plan
+    return replace(plan, request=replace(plan.request, protocol=EARLIER))
 
 
 def open_run(plan: Plan, out: Path | None, run: RunRecord) -> RunFolder:

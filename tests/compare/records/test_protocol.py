@@ -11,12 +11,13 @@ import torch
 
 import deltakit as dk
 from deltakit.compare.adapted import DeltakitModel
-from deltakit.compare.api import run_plan
-from deltakit.compare.measure import costs
+from deltakit.compare.api import describe, run_plan
+from deltakit.compare.measure import costs, timing
 from deltakit.compare.measure.timing import Step
+from deltakit.compare.plan.request import request_of
 from deltakit.compare.plan.resolve import build_plan
-from deltakit.compare.records.protocol import VARIABLE, Protocol
-from deltakit.compare.store.run_folder import RunFolder
+from deltakit.compare.records.protocol import EARLIER, VARIABLE, Protocol
+from deltakit.compare.store.run_folder import RunFolder, as_begun, open_run
 from deltakit.errors import InvalidConfig, UnknownName
 
 
@@ -35,6 +36,7 @@ def test_the_variable_changes_what_it_names(monkeypatch: pytest.MonkeyPatch) -> 
         ("step_repeats=1.5", InvalidConfig, "is not a name and a whole number"),
         ("step_repeats=0", InvalidConfig, "step_repeats=0 must be a whole number, 1 or more"),
         ("latency_warmup=-1", InvalidConfig, "latency_warmup=-1 must be a whole number, 0 or more"),
+        ("least_repeats=1", InvalidConfig, "least_repeats=1 must be a whole number, 2 or more"),
     ],
 )
 def test_what_the_variable_cannot_say(
@@ -69,6 +71,31 @@ class Counted(Step):
         super().__call__()
 
 
+def test_a_profile_has_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+    assert request_of("lora", {}).protocol == Protocol(curve_points=0)
+    assert request_of("lora", {"profile": "standard"}).protocol == Protocol()
+    monkeypatch.setenv(VARIABLE, "curve_points=2")
+    assert request_of("lora", {}).protocol == Protocol(curve_points=2)
+
+
+def test_what_a_run_recorded_before_there_was_a_rule_has_none() -> None:
+    recorded = {"step_repeats": 11, "step_warmup": 1, "latency_warmup": 2}
+    assert Protocol.from_record(recorded) == EARLIER
+    assert Protocol.from_record(Protocol().to_dict()) == Protocol()
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_by_its_numbers(
+    asked: Callable[..., Any], tmp_path: Path
+) -> None:
+    plan = build_plan(asked("lora", protocol=Protocol(curve_points=0)))
+    open_run(plan, tmp_path / "run", replace(describe(plan), protocol=EARLIER))
+    assert as_begun(plan, tmp_path / "run").request.protocol == EARLIER
+    assert as_begun(plan, tmp_path / "other") == plan
+    chosen = replace(plan, request=replace(plan.request, protocol=Protocol(step_repeats=5)))
+    assert as_begun(chosen, tmp_path / "run") == chosen
+
+
 @pytest.mark.parametrize(("repeats", "warmup"), [(1, 0), (3, 2)])
 def test_steps_are_timed_as_often_as_it_says(
     repeats: int, warmup: int, kit: SimpleNamespace
@@ -80,6 +107,20 @@ def test_steps_are_timed_as_often_as_it_says(
     protocol = Protocol(step_repeats=repeats, step_warmup=warmup)
     costs.training_cost(adapted, batch, reference, torch.device("cpu"), protocol)
     assert reference.made == repeats + warmup
+
+
+def test_steps_are_repeated_until_the_ratio_is_known(
+    kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = kit.make_model("bert", "classify"), kit.make_batch(labels=True)
+    reference = Counted(kit.make_model("bert", "classify"), batch)
+    dk.attach(model, dk.LoRA(), "trained")
+    adapted = DeltakitModel(model, dk.LoRA())
+    monkeypatch.setattr(timing, "_half_width", lambda logs: 1 / len(logs) ** 2)
+    found = costs.training_cost(adapted, batch, reference, torch.device("cpu"), Protocol())
+    assert found["train_step_repeats"] == reference.made == 6  # 1/36 is the first below 3 %
+    low, high = found["train_step_vs_full_low"], found["train_step_vs_full_high"]
+    assert low < found["train_step_vs_full"] * 1.5 and high > found["train_step_vs_full"] / 1.5
 
 
 def test_passes_are_made_as_often_as_it_says(kit: SimpleNamespace) -> None:

@@ -16,7 +16,8 @@ import deltakit as dk
 from deltakit.compare.api import describe, report_folder, report_joined
 from deltakit.compare.measure.provenance import LIBRARIES, library_versions
 from deltakit.compare.plan.resolve import build_plan
-from deltakit.compare.records.protocol import Protocol
+from deltakit.compare.records.protocol import EARLIER, Protocol
+from deltakit.compare.records.result import COLUMNS
 from deltakit.compare.records.run import RUN_SCHEMA, CodeVersion, RunRecord
 from deltakit.compare.stats import significance
 from deltakit.compare.stats.metrics import METRICS
@@ -96,9 +97,14 @@ def test_a_run_folder_of_the_first_layout_is_read(first_layout: Path) -> None:
 
 
 def test_a_run_folder_of_the_first_layout_is_reported(first_layout: Path) -> None:
-    before = {name: (first_layout / name).read_text() for name in ("results.csv", "table.md")}
+    table = (first_layout / "table.md").read_text()
+    rows = (first_layout / "results.csv").read_text().splitlines()
     found = report_folder(first_layout)
-    assert {name: (first_layout / name).read_text() for name in before} == before
+    assert (first_layout / "table.md").read_text() == table
+    # Columns that came later are empty, and after the others.
+    later = "," * (len(COLUMNS) - len(rows[0].split(",")))
+    head, *others = (first_layout / "results.csv").read_text().splitlines()
+    assert head.startswith(f"{rows[0]},") and others == [row + later for row in rows[1:]]
     assert len(found.results) == 4 and not found.failures
     assert "pace.csv" in {path.name for path in first_layout.iterdir()}
 
@@ -113,12 +119,13 @@ def test_predictions_of_the_first_layout_have_no_probabilities(first_layout: Pat
 def test_a_run_folder_of_the_first_layout_is_joined(first_layout: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(first_layout, tmp_path / "copy"))
     joined = report_joined([first_layout, copy], tmp_path / "joined")
+    report_folder(first_layout)  # with the columns of today
     assert (tmp_path / "joined" / "results.csv").read_text() == (
         first_layout / "results.csv"
     ).read_text()
     assert joined.run.joined == (str(first_layout), str(copy)) and joined.run.notes == ()
     run = json.loads((copy / "run.json").read_text())
-    run["protocol"] = {**Protocol().to_dict(), "step_repeats": 3}
+    run["protocol"] = {**EARLIER.to_dict(), "step_repeats": 3}
     (copy / "run.json").write_text(json.dumps(run))
     with pytest.raises(InvalidConfig, match="step_repeats 11 and step_repeats 3"):
         report_joined([first_layout, copy], tmp_path / "other")

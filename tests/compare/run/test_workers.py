@@ -26,7 +26,17 @@ from deltakit.compare.run.engines import Processes
 from deltakit.compare.run.progress import Lane, Silent
 
 SCRIPT = Path(__file__).with_name("worker.py")
-TIMED = ("_ms", "_seconds", "_vs_full", "_vs_base", "_b1", "_b8", "joules", "device_peak")
+TIMED = (
+    "_ms",
+    "_seconds",
+    "_vs_full",
+    "_vs_base",
+    "_b1",
+    "_b8",
+    "joules",
+    "device_peak",
+    "_repeats",
+)
 
 
 @dataclass
