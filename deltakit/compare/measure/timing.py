@@ -104,7 +104,7 @@ def enough(times: Sequence[Sequence[float]], repeats: Repeats) -> bool:
         return True
     if not repeats.percent or len(first) < repeats.least:
         return False
-    compared = [_ratios(each, first) for each in others] or [first]
+    compared: list[Sequence[float]] = [_ratios(each, first) for each in others] or [first]
     width = math.log1p(repeats.percent / 100)
     return all(_half_width([math.log(each) for each in one]) <= width for one in compared)
 
