@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from deltakit.methods.lora import LoRA
     from deltakit.methods.loreft import LoReFT
     from deltakit.methods.mam import MAM
+    from deltakit.methods.mixture import Mixture
     from deltakit.methods.norms import NormTuning
     from deltakit.methods.parallel import ParallelAdapter
     from deltakit.methods.partial import PartialFineTuning
@@ -150,6 +151,7 @@ _HOMES = {
     "deltakit.methods.lora": ("LoRA",),
     "deltakit.methods.loreft": ("LoReFT",),
     "deltakit.methods.mam": ("MAM",),
+    "deltakit.methods.mixture": ("Mixture",),
     "deltakit.methods.norms": ("NormTuning",),
     "deltakit.methods.parallel": ("ParallelAdapter",),
     "deltakit.methods.partial": ("PartialFineTuning",),
@@ -193,6 +195,7 @@ __all__ = [
     "MergesAsFFN",
     "Method",
     "MethodWrapper",
+    "Mixture",
     "NormTuning",
     "NotMergeable",
     "Paper",

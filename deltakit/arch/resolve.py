@@ -182,7 +182,8 @@ def _stack_handles(
 ) -> Iterator[Handle]:
     config = model.config if stack.config is None else getattr(model.config, stack.config)
     sites = stack.sites if isinstance(stack.sites, Mapping) else stack.sites(config)
-    for index, layer in enumerate(layers_of(model, stack)):
+    layers = layers_of(model, stack)
+    for index, layer in enumerate(layers):
         measure = _Widths(model, layer, sites, config)
         for site, location in sites.items():
             module = _submodule(layer, location.path, model)
@@ -193,6 +194,7 @@ def _stack_handles(
                 site=site,
                 stack=stack.name,
                 layer=index,
+                depth=len(layers),
                 path=names[module],
                 module=module,
                 hook_kind=location.hook_kind,

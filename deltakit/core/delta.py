@@ -30,6 +30,8 @@ class Reads(Enum):
     """
     POSITION_IDS = "position_ids"
     """``(..., tokens)``, the number of each token in the sequence."""
+    INPUT_IDS = "input_ids"
+    """``(..., tokens)``, the ids that the model was given."""
 
 
 class Delta(nn.Module, ABC):
@@ -131,6 +133,19 @@ class AuxiliaryLoss(ABC):
     @abstractmethod
     def with_loss(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """The output of `forward` for these inputs, and the loss: a scalar, already weighted."""
+
+
+class DrawnInTraining(ABC):
+    """A form that draws in training, so that a second pass over a batch has another answer.
+
+    The runtime then runs the model twice in training, and adds to its loss how far the two answers
+    are apart. A model without logits has no such term.
+
+    Attributes:
+        consistency: the weight of that term; zero for one pass alone.
+    """
+
+    consistency: float
 
 
 class Attending(ABC):

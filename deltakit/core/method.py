@@ -212,7 +212,12 @@ class MethodWrapper(Method, ABC):
 
     A subclass says which methods it wraps, and overrides only what it changes. Each member of
     `Method` that a method can override is forwarded here.
+
+    Attributes:
+        sums_parts: whether a weighted sum of its deltas is made of those of its methods' deltas.
     """
+
+    sums_parts: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -335,7 +340,7 @@ def _parts(method: Method) -> tuple[Method, ...]:
 def can_be_summed(method: Method) -> bool:
     """True if the method's type declares that its deltas have a weighted sum."""
     if isinstance(method, MethodWrapper):
-        return all(map(can_be_summed, method.wrapped))
+        return method.sums_parts and all(map(can_be_summed, method.wrapped))
     return isinstance(method, Summable) or type(method).summed is not Method.summed
 
 

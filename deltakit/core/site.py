@@ -141,6 +141,7 @@ class Handle:
         site: the role.
         stack: which stack of layers, for example "encoder".
         layer: index of the layer in its stack.
+        depth: how many layers the stack has.
         path: dotted path of `module` in the model, for messages.
         module: the module that holds the site.
         hook_kind: how the site is reached in `module`.
@@ -174,6 +175,7 @@ class Handle:
     activation: str | None = None
     position: int = 0
     embeddings: nn.Module | None = None
+    depth: int = 1
     scale: float = 1.0
     linear: BaseLinear | None = None
     limit: int | None = None

@@ -84,6 +84,7 @@ class _Preset:
 
 _PRESETS = {
     "houlsby": _Preset((Site.ATTN_OUT, Site.FFN_OUT), "gelu", "truncated_normal", HOULSBY),
+    "ffn": _Preset((Site.FFN_OUT,), "gelu", "truncated_normal", HOULSBY),
     "pfeiffer": _Preset((Site.BLOCK_OUT,), "relu", "normal", PFEIFFER),
 }
 
@@ -96,7 +97,8 @@ class SequentialAdapter(Summable):
     """A bottleneck that reads the representation it changes (Houlsby 2019, Pfeiffer 2021).
 
     Args:
-        placement: "pfeiffer" (after the feed-forward) or "houlsby" (after both sub-modules).
+        placement: "pfeiffer" (where the block ends), "houlsby" (after both sub-modules) or "ffn"
+            (Houlsby's second place alone: after the feed-forward).
         reduction: d / m, the width of the model over the width of the bottleneck.
         bottleneck: m itself; overrides `reduction`.
         activation: the nonlinearity; None takes the placement's own (pfeiffer relu, houlsby gelu).

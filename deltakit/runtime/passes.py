@@ -31,6 +31,8 @@ DECODER = ("decoder", "cross")
 """The stacks whose tokens are those of an encoder-decoder's ``decoder_`` arguments."""
 
 INPUTS = (
+    "input_ids",
+    "decoder_input_ids",
     "attention_mask",
     "position_ids",
     "decoder_attention_mask",
@@ -102,6 +104,10 @@ class Pass:
     def position_ids(self, stack: str) -> Tensor | None:
         """The numbers ``(rows, tokens)`` that the call gave the stack's tokens, or None."""
         return self._input("position_ids", stack)
+
+    def input_ids(self, stack: str) -> Tensor | None:
+        """The ids ``(rows, tokens)`` that the call gave as the stack's tokens, or None."""
+        return self._input("input_ids", stack)
 
     def past(self, stack: str) -> int:
         """The number of a stack's tokens that are cached, and not given again in this call."""

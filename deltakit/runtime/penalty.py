@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from deltakit.core.delta import AuxiliaryLoss, Regularised
+from deltakit.core.delta import AuxiliaryLoss, DrawnInTraining, Regularised
+from deltakit.runtime.consistency import consistency
 from deltakit.runtime.own_loss import OwnLosses
 from deltakit.runtime.passes import current_pass
 
@@ -22,14 +23,18 @@ class PenaltyPort:
     each pass adds its share.
     """
 
-    def __init__(self, parts: tuple[Regularised, ...]) -> None:
+    def __init__(self, parts: tuple[Regularised, ...], *, consistency: float = 0.0) -> None:
         self.parts = parts
+        self.consistency = consistency
 
     def __call__(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not (module.training and torch.is_grad_enabled()):
             return output
         running = current_pass()
         terms = [part.penalty() for part in self.parts] + running.losses
+        apart = consistency(module, args, kwargs, output) if self.consistency else None
+        if apart is not None:
+            terms.append(self.consistency * apart)
         if not terms:
             return output
         device = terms[0].device
@@ -113,6 +118,8 @@ def _watched(output: Tensor, own: OwnLosses) -> Tensor:
 def install_penalty(model: nn.Module, parts: tuple[nn.Module, ...]) -> list[RemovableHandle]:
     """Makes the terms of the trained deltas' modules part of the model's loss."""
     regularised = tuple(part for part in parts if isinstance(part, Regularised))
-    if not regularised and not any(isinstance(part, AuxiliaryLoss) for part in parts):
+    weight = max((p.consistency for p in parts if isinstance(p, DrawnInTraining)), default=0.0)
+    if not regularised and not weight and not any(isinstance(p, AuxiliaryLoss) for p in parts):
         return []
-    return [model.register_forward_hook(PenaltyPort(regularised), with_kwargs=True)]
+    port = PenaltyPort(regularised, consistency=weight)
+    return [model.register_forward_hook(port, with_kwargs=True)]

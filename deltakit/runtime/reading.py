@@ -1,4 +1,4 @@
-"""The inputs that a form asks for: x, h, the padding mask, the numbers of the tokens."""
+"""The inputs that a form asks for: x, h, the padding mask, the tokens' numbers and ids."""
 
 from dataclasses import dataclass
 
@@ -39,6 +39,8 @@ class Given:
                 return self._mask()
             case Reads.POSITION_IDS:
                 return self._position_ids()
+            case Reads.INPUT_IDS:
+                return self._input_ids()
             case _:
                 tensor = {Reads.INPUT: self.x, Reads.REPRESENTATION: self.h}.get(what, self.source)
                 flat = by_token and tensor.ndim == 2
@@ -81,9 +83,22 @@ class Given:
             given = given.index_select(0, self.rows.to(given.device))
         return given.to(self.source.device).expand(rows, -1)
 
+    def _input_ids(self) -> Tensor:
+        shape, given = self._shape(), current_pass().input_ids(self.stack)
+        if given is not None and self.rows is not None:
+            given = given.index_select(0, self.rows.to(given.device))
+        if given is None or given.shape != shape:
+            what = "none" if given is None else f"some of shape {tuple(given.shape)}"
+            raise IncompatibleDeltas(
+                f"a delta reads the ids of {shape[0]} rows of {shape[1]} tokens in the stack "
+                f"{self.stack!r}, but the model was given {what}. Call it with input_ids, and with "
+                "no delta that adds tokens."
+            )
+        return given.to(self.source.device)
+
 
 def _by_token(reads: tuple[Reads, ...]) -> bool:
-    return Reads.MASK in reads or Reads.POSITION_IDS in reads
+    return not {Reads.MASK, Reads.POSITION_IDS, Reads.INPUT_IDS}.isdisjoint(reads)
 
 
 def _check_read(unread: frozenset[str], name: str) -> None:
