@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -35,6 +36,14 @@ class Head(ABC):
     def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
         """Sets what the checkpoint leaves open in the loaded model."""
 
+    def labels_like(self, ids: "Tensor") -> "Tensor":
+        """Labels of the shape and dtype that a training batch has, all zero: one for each token.
+
+        Args:
+            ids: tokens, ``(batch, length)``.
+        """
+        return ids.new_zeros(ids.shape)
+
     def newly_initialised(
         self, missing: Iterable[str], model: "PreTrainedModel"
     ) -> tuple[str, ...]:
@@ -55,6 +64,16 @@ class SequenceHead(Head):
     def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
         if model.config.pad_token_id is None:
             model.config.pad_token_id = pad_token_id
+
+    def labels_like(self, ids: "Tensor") -> "Tensor":
+        one = ids[:, 0]
+        match self.problem:
+            case "single_label_classification":
+                return one.new_zeros(one.shape)
+            case "regression":
+                return one.float().zero_()
+            case _:
+                return one.new_zeros((len(ids), self.outputs)).float()
 
     def newly_initialised(
         self, missing: Iterable[str], model: "PreTrainedModel"

@@ -35,6 +35,16 @@ class Codec(ABC):
     def like(self, module: nn.Module, weight: Tensor) -> nn.Module:
         """A module of the same kind, bias and hooks that holds `weight`, ``(out, in)``, rounded."""
 
+    @abstractmethod
+    def pack_empty(self, module: nn.Module, dtype: torch.dtype, shared: dict[str, Tensor]) -> None:
+        """Packs the weight of a module on the meta device: its tensors then have their sizes.
+
+        Args:
+            module: not quantised yet.
+            dtype: of the weight before.
+            shared: the tensors that all modules of a model have in common, filled here.
+        """
+
     def keep_as_loaded(self, module: nn.Module) -> "TemporaryAttribute | None":
         """Keeps the module from changing how its weight is held, until that is taken back."""
         del module
@@ -144,6 +154,41 @@ class FourBit(Codec):
         ).to(old.device)  # which quantises it
         return twin
 
+    def pack_empty(self, module: Any, dtype: torch.dtype, shared: dict[str, Tensor]) -> None:
+        from bitsandbytes.functional import QuantState, quantize_4bit, quantize_blockwise
+        from bitsandbytes.nn import Params4bit
+
+        old = module.weight
+        settings = {
+            "blocksize": old.blocksize,
+            "quant_type": old.quant_type,
+            "quant_storage": old.quant_storage,
+        }
+        packed, state = quantize_4bit(old.data.to(dtype), **settings)
+        if old.compress_statistics:
+            # The library's own table is given, or it would keep an empty one for later use.
+            table = shared.setdefault("nested", torch.empty(256, device="meta"))
+            offset = state.absmax.mean()
+            nested, second = quantize_blockwise(state.absmax - offset, code=table, blocksize=256)
+            state = QuantState(
+                absmax=nested,
+                shape=state.shape,
+                dtype=state.dtype,
+                blocksize=state.blocksize,
+                code=state.code,
+                quant_type=state.quant_type,
+                offset=offset,
+                state2=second,
+            )
+        module.weight = Params4bit(
+            packed,
+            quant_state=state,
+            compress_statistics=old.compress_statistics,
+            bnb_quantized=True,
+            **settings,
+        )
+        module.quant_state = state
+
     def keep_as_loaded(self, module: Any) -> "TemporaryAttribute":
         """On some CPUs an evaluation repacks the weight: coarser statistics, no backward pass."""
         _unpack(module)
@@ -179,6 +224,14 @@ class EightBit(Codec):
         new = Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
         twin.weight = new.to(module.weight.device)
         return twin
+
+    def pack_empty(self, module: Any, dtype: torch.dtype, shared: dict[str, Tensor]) -> None:
+        from bitsandbytes.nn import Int8Params
+
+        del dtype, shared
+        packed = torch.empty(module.weight.shape, dtype=torch.int8, device="meta")
+        rows = torch.empty(module.weight.shape[0], device="meta")
+        module.weight = Int8Params(packed, requires_grad=False, CB=packed, SCB=rows)
 
 
 def _rows(module: Any) -> Tensor:

@@ -170,6 +170,32 @@ class ModelSource:
             InvalidConfig: the architecture has no such head.
         """
         import torch
+
+        return self._skeleton(head, torch.float32)
+
+    def skeleton_in(self, base: "BaseChoice", head: Head) -> "PreTrainedModel":
+        """The model without its weights, as `load` gives it in a base, on the meta device.
+
+        Quantised linears have packed tensors of the right sizes. Every parameter is taken to be in
+        the checkpoint.
+
+        Raises:
+            InvalidConfig: the architecture has no such head.
+            MissingExtra: the base needs a package that is not installed.
+        """
+        from deltakit.models.fake import pack
+        from deltakit.models.weights import WEIGHT_FORMATS, head_paths
+
+        chosen = WEIGHT_FORMATS.get(base.name)
+        dtype = base.torch_dtype or chosen.dtype
+        model = self._skeleton(head, dtype)
+        quantisation = chosen.arguments(None, dtype, head_paths(model)).get("quantization_config")
+        if quantisation is not None:
+            pack(model, quantisation)
+        return model
+
+    def _skeleton(self, head: Head, dtype: "torch.dtype") -> "PreTrainedModel":
+        import torch
         import transformers
 
         from deltakit.models.weights import HEAD_CLASSES, read_config
@@ -181,7 +207,7 @@ class ModelSource:
         try:
             with torch.device("meta"):
                 return getattr(transformers, HEAD_CLASSES[head.task]).from_config(
-                    config, dtype=torch.float32
+                    config, dtype=dtype
                 )
         except ValueError as error:
             raise InvalidConfig(

@@ -334,16 +334,21 @@ def _class(task: str) -> Any:
 
 
 def _heads(name: str, config: Any, kind: Any) -> list[str]:
-    """The modules outside the base model, and the one that predicts tokens."""
+    """As `head_paths`, of a model that is made for it."""
     try:
         with torch.device("meta"):
             skeleton = kind.from_config(config)
     except ValueError as error:
         raise InvalidConfig(f"model {name!r}: {first_line(error)}") from None
-    inside = set(skeleton.base_model.modules()) - {skeleton.get_output_embeddings()}
+    return head_paths(skeleton)
+
+
+def head_paths(model: "PreTrainedModel") -> list[str]:
+    """The paths of modules outside the base model, and of the one that predicts tokens."""
+    inside = set(model.base_model.modules()) - {model.get_output_embeddings()}
     return [
         path
-        for path, module in skeleton.named_modules()
+        for path, module in model.named_modules()
         if path and module not in inside and next(module.parameters(), None) is not None
     ]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 _RESHAPING = frozenset(
@@ -58,7 +59,9 @@ class OwnLosses:
         return torch.stack([each.abs().float() for each in weights]).max() if weights else None
 
     def watch(self, output: Tensor) -> Tensor:
-        """The same tensor, whose losses are noted."""
+        """The same tensor, whose losses are noted. A fake one has no values, and stays as it is."""
+        if isinstance(output, FakeTensor):
+            return output
         watched = output.as_subclass(WatchedOutput)
         watched.losses, watched.is_sum = self, False
         return watched

@@ -34,7 +34,7 @@ def training_memory(step: Step) -> TrainingMemory:
     It is a step in the middle of a training: the optimiser has its state already. So the optimiser
     steps once more, uncounted, where it makes that state.
     """
-    weights = _bytes(stored_tensors(step.model))
+    weights = bytes_of(stored_tensors(step.model))
     saved, live = _SavedBytes(step.model), LiveBytes()
     with live:
         with torch.autograd.graph.saved_tensors_hooks(saved, _same):
@@ -42,10 +42,10 @@ def training_memory(step: Step) -> TrainingMemory:
         activations = saved.total
         loss.backward()
         del loss
-    gradients = _bytes(p.grad for p in step.model.parameters() if p.grad is not None)
+    gradients = bytes_of(p.grad for p in step.model.parameters() if p.grad is not None)
     step.optimizer.step()
     state = [t for each in step.optimizer.state.values() for t in each.values()]
-    optimizer = _bytes(t for t in state if isinstance(t, Tensor))
+    optimizer = bytes_of(t for t in state if isinstance(t, Tensor))
     with live:
         step.optimizer.step()
         step.optimizer.zero_grad()
@@ -64,7 +64,7 @@ def inference_memory(model: "PreTrainedModel", batch: Batch) -> int:
     live = LiveBytes()
     with torch.no_grad(), live:
         model(**batch)
-    return _bytes(stored_tensors(model)) + live.peak
+    return bytes_of(stored_tensors(model)) + live.peak
 
 
 class LiveBytes(TorchDispatchMode):
@@ -105,12 +105,12 @@ class _SavedBytes:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen = {storage.data_ptr() for storage in _storages(stored_tensors(model))}
+        self._seen = {storage._cdata for storage in _storages(stored_tensors(model))}
         self.total = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
         for storage in _storages((tensor,)):
-            place, size = storage.data_ptr(), storage.nbytes()
+            place, size = storage._cdata, storage.nbytes()
             if place not in self._seen:
                 self._seen.add(place)
                 self.total += size
@@ -134,6 +134,6 @@ def _storages(leaves: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
             yield from (part.untyped_storage() for part in parts)
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the tensors' storages, each once."""
-    return sum({each.data_ptr(): each.nbytes() for each in _storages(tensors)}.values())
+    return sum({each._cdata: each.nbytes() for each in _storages(tensors)}.values())
