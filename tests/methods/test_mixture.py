@@ -16,15 +16,15 @@ from deltakit.core.delta import Delta
 from deltakit.core.method import Placement
 from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
-from deltakit.methods.mixture import (
+from deltakit.methods.forms.mixture import (
     BalancedByToken,
     DrawnByBatch,
     Experts,
     Mixed,
-    Mixture,
     RoutedByToken,
     masked_mean,
 )
+from deltakit.methods.mixture import Mixture
 from deltakit.runtime.consistency import divergence
 
 METHODS = {
