@@ -18,6 +18,7 @@ from deltakit.core.site import Handle, HookKind, Insertion, Site
 from deltakit.errors import NotMergeable, UnknownArchitecture
 from deltakit.inject.attachments import Attachments, Merged, computes, need_attachments
 from deltakit.inject.config_changes import config_changes
+from deltakit.inject.fold import FoldedSites, fold
 from deltakit.inject.merge_report import MergedLinear, MergeReport
 from deltakit.inject.places import is_offloaded, is_sharded, place_of, set_weight
 from deltakit.inject.switch import active_nodes, reapply, take_off
@@ -51,6 +52,8 @@ def merge(
 
     A linear change of a linear projection goes into its weight. A parallel bottleneck
     with the nonlinearity of a feed-forward of two projections makes that feed-forward wider.
+    A fusion over bottlenecks or LoRAs is folded: its matrices are multiplied with its members', and
+    the hooks at its sites stay. It is saved as it was.
 
     The originals are kept, so `unmerge` restores them bit for bit. A quantised linear gives its
     place to one that holds the merged weight, quantised again, which may lose much of a small
@@ -66,17 +69,22 @@ def merge(
         The error of each linear that has changed, and the deltas' effect on it.
 
     Raises:
-        NotMergeable: an active delta is neither.
+        NotMergeable: an active delta is none of these, or one that is folded is to be kept.
         DeltakitError: nothing is attached.
     """
     attachments = need_attachments(model)
     if attachments.merged is not None and attachments.merged.report is not None:
+        _check_kept(attachments.merged.report.folded, keep=keep)
         attachments.merged.kept |= keep
         return attachments.merged.report
     _check_whole(model, attachments)
+    nodes = active_nodes(attachments)
+    folded = {key: found for key, node in nodes.items() if (found := fold(node)) is not None}
+    _check_kept(tuple(folded), keep=keep)
     changes = [
         _change(attachments.handles, attachments.handles[key], node)
-        for key, node in active_nodes(attachments).items()
+        for key, node in nodes.items()
+        if key not in folded
     ]
     for change in changes:
         _check_alone(model, change.handle)
@@ -87,16 +95,28 @@ def merge(
                 linear
                 for stage in _staged(model, changes)
                 for linear in stage.write(merged.originals, dequantise=dequantise)
-            )
+            ),
+            folded=tuple(folded),
         )
         merged.kept = keep
         merged.undo.extend(config_changes(model, merged.originals, dequantised=dequantise))
+        if folded:
+            merged.undo.append(FoldedSites(model, attachments, folded))
+            merged.undo[-1].apply()
     if report.relative > tolerance:
         rounded = dequantise or all(
             isinstance(value, nn.Parameter) for value in merged.originals.values()
         )
         _warn(report, "In float32 it loses nothing" if rounded else _LESS)
     return report
+
+
+def _check_kept(folded: tuple[str, ...], *, keep: bool) -> None:
+    if folded and keep:
+        raise NotMergeable(
+            f"the delta at {folded[0]!r} is folded, not merged into a weight, so it cannot stay "
+            "when it is detached. Merge with keep=False, and leave it attached."
+        )
 
 
 def unmerge(model: "PreTrainedModel") -> None:

@@ -26,9 +26,15 @@ class MergedLinear:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MergeReport:
-    """The errors of merging. Prints as a table, the worst linear first."""
+    """The errors of merging. Prints as a table, the worst linear first.
+
+    Attributes:
+        linears: the linears that have other weights.
+        folded: the sites whose deltas are multiplied out and go on running there.
+    """
 
     linears: tuple[MergedLinear, ...]
+    folded: tuple[str, ...] = ()
 
     @property
     def relative(self) -> float:
@@ -52,6 +58,8 @@ class MergeReport:
         worst = sorted(self.linears, key=lambda each: -each.relative)
         table = [(e.path, f"{e.effect:.3g}", f"{e.error:.3g}", f"{e.relative:.2%}") for e in worst]
         total = f"error {self.relative:.2%} of the effect of {len(table)} changed linears"
+        if self.folded:
+            total += f"; folded at {len(self.folded)} sites"
         if not table:
             return total
         headers = ("linear", "effect", "error", "part")

@@ -225,7 +225,7 @@ def _start(
 ) -> None:
     """Makes the model run with the composition, and train the deltas called `trained`."""
     tables = tables_of(model, attachments, composition, shared=has_threads())
-    _program(model, attachments).switch(model, tables)
+    program_of(model, attachments).switch(model, tables)
     _follow(model, attachments, composition, trained)
 
 
@@ -257,7 +257,7 @@ def _change_to(
     composition: Composition | None,
     trained: tuple[str, ...],
 ) -> None:
-    program, shared = _program(model, attachments), has_threads()
+    program, shared = program_of(model, attachments), has_threads()
     if shared:
         program.keep_own(own_parameters(model, attachments, attachments.active))
     program.switch(model, tables_of(model, attachments, composition, shared=shared))
@@ -275,7 +275,7 @@ def use_in_thread(
     model: nn.Module, attachments: Attachments, composition: Composition | None
 ) -> Iterator[None]:
     """Inside, passes of this thread run with a composition."""
-    program = _program(model, attachments)
+    program = program_of(model, attachments)
     tables = tables_of(model, attachments, composition, shared=True)
     with program.using(model, tables):
         yield
@@ -290,13 +290,14 @@ def _follow(
     """What all threads share follows a switch: penalties, parameters at their places, flags."""
     parts = tuple(m for name in trained for _, m in attachments.attached[name].modules())
     attachments.running.hooks.extend(install_penalty(model, parts))
-    _program(model, attachments).passes.come_last()
+    program_of(model, attachments).passes.come_last()
     per_row = isinstance(composition, PerRow)
     use_own(model, attachments, {} if per_row else attachments.owners(composition.names))
     _record(attachments, composition, trained)
 
 
-def _program(model: nn.Module, attachments: Attachments) -> Program:
+def program_of(model: nn.Module, attachments: Attachments) -> Program:
+    """The program that the model runs by, made where there is none."""
     if attachments.program is None:
         attachments.program = Program(model, attachments.handles)
     return attachments.program

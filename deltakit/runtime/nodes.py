@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltakit.core.delta import (
     AuxiliaryLoss,
@@ -24,6 +24,13 @@ from deltakit.core.delta import (
     Reads,
     compute_dtype,
     overrides_both,
+)
+from deltakit.core.factors import (
+    CombinesFactors,
+    Factored,
+    Factors,
+    StackedFactors,
+    stack_factors,
 )
 from deltakit.core.site import Insertion
 from deltakit.runtime.losses import run_part
@@ -130,12 +137,15 @@ class PlacedDelta(Node):
     stack: str = ""
     one_pass: FusedAdd | None = field(init=False)
     by_row: BatchedRows | None = field(init=False)
+    factored: Factored | None = field(init=False)
 
     def __post_init__(self) -> None:
         delta, kind = self.delta, type(self.delta)
         plain = not isinstance(delta, AuxiliaryLoss) and delta.reads == (Reads.SOURCE,)
         quick = plain and isinstance(delta, FusedAdd) and overrides_both(kind, "added")
         rows = plain and isinstance(delta, BatchedRows) and overrides_both(kind, "by_row")
+        parts = plain and isinstance(delta, Factored) and overrides_both(kind, "factors")
+        object.__setattr__(self, "factored", delta if parts else None)
         object.__setattr__(self, "one_pass", delta if quick else None)
         object.__setattr__(self, "by_row", delta if rows else None)
 
@@ -149,22 +159,28 @@ class PlacedDelta(Node):
         return change.to(signal.stream.dtype)
 
     def applied(self, signal: Signal, port: Port) -> Tensor:
-        stream, source = signal.stream, self._source(signal)
+        stream, source = signal.stream, self.source(signal)
         one_dtype = stream.dtype == source.dtype == compute_dtype(self.delta)
         # Autocast would compute the sum in its own dtype too.
         if self.one_pass is None or not one_dtype or _autocasts(stream):
             return stream + self.change(signal, port)
         return self.one_pass.added(stream, source, self.scale)
 
+    def factors(self) -> Factors | None:
+        """The factors of ``s · f``; None where it has none now."""
+        found = None if self.factored is None else self.factored.factors()
+        return found if found is None or self.scale == 1.0 else found.scaled(self.scale)
+
     def inputs(self, signal: Signal) -> tuple[Tensor, ...]:
         """The inputs that the form asks for, in its dtype."""
-        dtype, source = compute_dtype(self.delta), self._source(signal)
+        dtype, source = compute_dtype(self.delta), self.source(signal)
         if self.delta.reads == (Reads.SOURCE,):
             return (cast(source, dtype),)
         given = Given(source=source, x=signal.x, h=signal.h, rows=signal.rows, stack=self.stack)
         return tuple(cast(each, dtype) for each in given.all(self.delta.reads))
 
-    def _source(self, signal: Signal) -> Tensor:
+    def source(self, signal: Signal) -> Tensor:
+        """The tensor that the insertion reads: h if sequential, x if parallel."""
         return signal.h if self.insertion is Insertion.SEQUENTIAL else signal.x
 
     @property
@@ -250,14 +266,46 @@ class CombinerNode(Node):
 
     combiner: Combiner
     members: tuple[Node, ...]
+    by_code: CombinesFactors | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        combiner = self.combiner
+        able = isinstance(combiner, CombinesFactors) and not isinstance(combiner, AuxiliaryLoss)
+        able = able and overrides_both(type(combiner), "combined")
+        object.__setattr__(self, "by_code", combiner if able else None)
 
     def change(self, signal: Signal, port: Port) -> Tensor:
+        stacked = None if _autocasts(signal.stream) else self.stacked()
+        if self.by_code is not None and stacked is not None:
+            query, x = self.read(signal)
+            combined = self.by_code.combined(query, stacked.code(x), stacked)
+            return combined.to(signal.stream.dtype)
         changes = [member.change(signal, port) for member in self.members]
         dtype = compute_dtype(self.combiner)
         if dtype is None:
             return run_part(self.combiner, signal.h, changes)
         cast = [change.to(dtype) for change in changes]
         return run_part(self.combiner, signal.h.to(dtype), cast).to(signal.stream.dtype)
+
+    def read(self, signal: Signal) -> tuple[Tensor, Tensor]:
+        """The query and the input of members that read the same, in the combiner's dtype."""
+        dtype, source = compute_dtype(self.combiner), self.leaves[0].source(signal)
+        query = signal.h.to(dtype)
+        return query, query if source is signal.h else source.to(dtype)
+
+    def stacked(self) -> StackedFactors | None:
+        """The members' factors; None where one has none now, or they read different inputs."""
+        members = [member for member in self.members if isinstance(member, PlacedDelta)]
+        alike = len({member.insertion for member in members}) == 1
+        if self.by_code is None or len(members) < len(self.members) or not alike:
+            return None
+        dtype, parts = compute_dtype(self.combiner), []
+        for member in members:
+            factors = member.factors()
+            if factors is None or factors.dtypes != {dtype}:
+                return None
+            parts.append(factors)
+        return stack_factors(parts)
 
     @property
     def leaves(self) -> tuple[PlacedDelta, ...]:
@@ -266,6 +314,36 @@ class CombinerNode(Node):
     @property
     def combiners(self) -> tuple[Combiner, ...]:
         return (self.combiner, *(c for member in self.members for c in member.combiners))
+
+    @property
+    def weighs(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedNode(Node):
+    """A combiner and its members as one module for inference (`deltakit.core.factors.Foldable`).
+
+    Attributes:
+        origin: the node that was multiplied out.
+        module: what it runs, given the query and the members' input.
+    """
+
+    origin: CombinerNode
+    module: nn.Module
+
+    def change(self, signal: Signal, port: Port) -> Tensor:
+        del port
+        change: Tensor = self.module(*self.origin.read(signal))
+        return change.to(signal.stream.dtype)
+
+    @property
+    def leaves(self) -> tuple[PlacedDelta, ...]:
+        return self.origin.leaves
+
+    @property
+    def combiners(self) -> tuple[Combiner, ...]:
+        return self.origin.combiners
 
     @property
     def weighs(self) -> bool:

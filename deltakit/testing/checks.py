@@ -138,13 +138,14 @@ def check_merge(case: Case) -> None:
     model = case.random()
     expected, before = run(model, case.inputs), snapshot(model)
     try:
-        dk.merge(model)
+        report = dk.merge(model)
     except NotMergeable as error:
         _one_line(error)
         assert_same(before, snapshot(model))
         equal(run(model, case.inputs), expected, "after a merge that was refused")
         return
-    assert hook_count(model) == hook_count(case.make()), "merged: there are hooks left"
+    if not report.folded:  # what is folded still runs at its sites
+        assert hook_count(model) == hook_count(case.make()), "merged: there are hooks left"
     close(run(model, case.inputs), expected, "merged")
     dk.unmerge(model)
     equal(run(model, case.inputs), expected, "unmerged")

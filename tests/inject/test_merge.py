@@ -112,18 +112,18 @@ def test_merged_half_precision_is_rounded_once(kit: SimpleNamespace) -> None:
         ("pfeiffer[reduction=4]", "Bottleneck"),
         ("lora+houlsby[reduction=4]", "Bottleneck"),
         ("lora+pfeiffer[reduction=4]", "Bottleneck"),
-        ("fusion", "Fusion"),
+        ("ia3", "Fusion"),
     ],
 )
 def test_refusals_name_the_part_and_change_nothing(
     kit: SimpleNamespace, spec: str, part: str
 ) -> None:
     model, batch = kit.make_model("bert"), kit.make_batch()
-    if spec == "fusion":
-        kit.attach_fusion(model)
-    else:
-        dk.attach(model, dk.parse_method(spec))
-        kit.randomise_deltas(model)
+    dk.attach(model, dk.parse_method(spec), name="a")
+    if part == "Fusion":
+        dk.attach(model, dk.parse_method(spec), name="b")
+        dk.attach(model, dk.AdapterFusion("a", "b"), name="fused")
+    kit.randomise_deltas(model)
     before, output = kit.snapshot(model), kit.out(model, batch)
     with pytest.raises(NotMergeable, match=r"encoder\.\d\..*does not fold into a weight") as caught:
         dk.merge(model)

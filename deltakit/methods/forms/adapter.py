@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltakit.core.delta import BatchedRows, Delta, FFNUnits, FusedAdd, MergesAsFFN
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
+from deltakit.core.factors import Factored, Factors, identity
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -23,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
     "tanh": torch.tanh,
     "leaky_relu": F.leaky_relu,
-    "identity": _identity,
+    "identity": identity,
 }
 """The nonlinearities f, by transformers' names."""
 
@@ -31,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 Initialisation = Literal["truncated_normal", "normal", "lora"]
 
 
-class Bottleneck(Delta, FusedAdd, BatchedRows, MergesAsFFN):
+class Bottleneck(Delta, FusedAdd, BatchedRows, Factored, MergesAsFFN):
     """f(x W_down + b_down) W_up + b_up, with dropout on the result.
 
     Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., bottleneck)``.
@@ -74,6 +71,12 @@ class Bottleneck(Delta, FusedAdd, BatchedRows, MergesAsFFN):
         inner = self.activation(_linear_by_row(x, parameters, "down"))
         change = _linear_by_row(inner, parameters, "up") * scale
         return F.dropout(change, self.dropout, self.training) if self.dropout else change
+
+    def factors(self) -> Factors | None:
+        if self.dropout and self.training:
+            return None
+        down, up = self.down, self.up
+        return Factors(down.weight, down.bias, self.activation, up.weight, up.bias)
 
     def units(self) -> FFNUnits:
         down, up = self.down, self.up

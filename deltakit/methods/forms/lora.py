@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltakit.core.delta import BatchedRows, CustomSum, Delta, FusedAdd, Mergeable, add_product
+from deltakit.core.factors import Factored, Factors, identity
 
 Initialisation = Literal["gaussian", "kaiming"]
 
 
-class LowRank(Delta, FusedAdd, BatchedRows, Mergeable, CustomSum):
+class LowRank(Delta, FusedAdd, BatchedRows, Factored, Mergeable, CustomSum):
     """drop(x) Aᵀ Bᵀ. Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., rank)``."""
 
     def __init__(
@@ -47,6 +48,11 @@ class LowRank(Delta, FusedAdd, BatchedRows, Mergeable, CustomSum):
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         low = torch.bmm(x, parameters["lora_A"].mT) * scale
         return torch.bmm(low, parameters["lora_B"].mT)
+
+    def factors(self) -> Factors | None:
+        if self.dropout and self.training:
+            return None
+        return Factors(self.lora_A, None, identity, self.lora_B, None)
 
     def weight_change(self) -> Tensor:
         return self.lora_B @ self.lora_A
