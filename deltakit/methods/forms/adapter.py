@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from deltakit.core.delta import BatchedRows, Delta, FFNUnits, FusedAdd, MergesAsFFN
 from deltakit.core.factors import Factored, Factors, identity
 
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
