@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 from deltakit._plugins import load_plugins
@@ -24,24 +25,51 @@ class LazyTarget:
         return getattr(importlib.import_module(module), name)
 
     def names(self, thing: object) -> bool:
-        """True if `thing` is the class at the target, which may not be whole yet."""
-        return isinstance(thing, type) and f"{thing.__module__}:{thing.__qualname__}" == self.target
+        """True if `thing` is the class at the target, or one of its instances."""
+        module, name = home_of(thing)
+        return f"{module}:{name}" == self.target
+
+
+def home_of(thing: object) -> tuple[str, str]:
+    """The module and the qualified name of a class or function, or of an instance's class."""
+    named = thing if isinstance(thing, type | FunctionType) else type(thing)
+    return named.__module__, named.__qualname__
+
+
+def _itself(thing: object) -> object:
+    return thing
 
 
 class Registry(Generic[T]):
     """Things by name. Iterates in sorted order.
+
+    A thing takes the place of an earlier one of its name if both were defined in ``__main__`` under
+    one qualified name: a notebook's cell can be run again. Any other second thing is refused.
 
     Args:
         kind: what a name names, for messages.
         hint: one more sentence for the message of an unknown name.
         group: the entry-point group of plugins that add things, without ``deltakit.``. Its modules
             are imported when a name is not known yet, or when all names are asked for.
+        shipped: packages of deltakit that register things when they are imported. They are imported
+            as plugins are, and before them.
+        source: gives the class or function that a thing was made of, where it is neither.
     """
 
-    def __init__(self, kind: str, *, hint: str = "", group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        hint: str = "",
+        group: str | None = None,
+        shipped: tuple[str, ...] = (),
+        source: Callable[[T], object] = _itself,
+    ) -> None:
         self._kind = kind
         self._hint = hint
         self._group = group
+        self._shipped = shipped
+        self._source = source
         self._things: dict[str, T | LazyTarget] = {}
 
     def add(self, name: str, thing: T) -> None:
@@ -86,21 +114,47 @@ class Registry(Generic[T]):
 
         return decorate
 
+    def register_instance(self, name: str, **fields: Any) -> Callable[[C], C]:
+        """Class decorator: registers an instance of the class, made with `fields`.
+
+        Raises:
+            NameInUse: another thing has the name.
+        """
+
+        def decorate(cls: C) -> C:
+            self.add(name, cls(**fields))
+            return cls
+
+        return decorate
+
     def check(self, name: str, thing: T) -> None:
         """Raises `NameInUse` if another thing has the name."""
         there = self._things.get(name, thing)
         if isinstance(there, LazyTarget):
-            there = thing if there.names(thing) else there.load()
-        if there != thing:
+            if there.names(thing):
+                return
+            there = self._loaded(name, there)
+        if there != thing and not self._is_defined_again(there, thing):
             raise self._in_use(name, thing)
+
+    def _is_defined_again(self, there: T, thing: T) -> bool:
+        """True if a cell of a notebook, or a line of a session, has defined a thing once more."""
+        home = home_of(self._source(thing))
+        return home == home_of(self._source(there)) and home[0] == "__main__"
 
     def get(self, name: str) -> T:
         """The thing called `name`. Raises `UnknownName`, with suggestions."""
         if name not in self:
             raise unknown(self._kind, name, self._things, hint=self._hint)
         thing = self._things[name]
-        if isinstance(thing, LazyTarget):
-            thing = self._things[name] = thing.load()
+        return self._loaded(name, thing) if isinstance(thing, LazyTarget) else thing
+
+    def _loaded(self, name: str, lazy: LazyTarget) -> T:
+        found = lazy.load()
+        if self._things[name] is lazy:  # its module has not registered it
+            self._things[name] = found
+        thing = self._things[name]
+        assert not isinstance(thing, LazyTarget)
         return thing
 
     def items(self) -> Iterator[tuple[str, T]]:
@@ -114,17 +168,19 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: str) -> bool:
         if name not in self._things:
-            self._load_plugins()
+            self._load_all()
         return name in self._things
 
     def __iter__(self) -> Iterator[str]:
-        self._load_plugins()
+        self._load_all()
         return iter(sorted(self._things))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def _load_plugins(self) -> None:
+    def _load_all(self) -> None:
+        for package in self._shipped:
+            importlib.import_module(package)
         if self._group is not None:
             load_plugins(self._group)
 

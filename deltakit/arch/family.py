@@ -160,7 +160,9 @@ class Family:
     parts: tuple[str, ...] = ()
 
 
-FAMILIES: Registry[Family] = Registry("model type", group="families")
+FAMILIES: Registry[Family] = Registry(
+    "model type", group="families", shipped=("deltakit.arch.families",)
+)
 
 
 def register_family(family: Family) -> Family:

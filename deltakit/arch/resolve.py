@@ -1,6 +1,5 @@
 """From a model to its handles: the family's data file applied to the model's own modules."""
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +30,6 @@ def family_of(model: "PreTrainedModel") -> Family:
             f"{type(model).__name__} is no transformers model (PreTrainedModel); attach to the "
             "transformers model inside it."
         )
-    importlib.import_module("deltakit.arch.families")
     model_type = model.config.model_type
     try:
         return FAMILIES.get(model_type)

@@ -1,6 +1,5 @@
 """``deltakit list``: everything that goes by a name, plugins and ``--import`` included."""
 
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterator
@@ -18,8 +17,6 @@ Entry = dict[str, Any]
 def _methods() -> Iterator[Entry]:
     from deltakit.core.method import METHODS
 
-    importlib.import_module("deltakit.methods")
-    importlib.import_module("deltakit.interop")
     for name, entry in METHODS.items():
         built = entry.build()
         yield {"name": name, "description": _summary(entry.cls), "paper": built.paper.key}
@@ -67,7 +64,6 @@ def _models() -> Iterator[Entry]:
 def _families() -> Iterator[Entry]:
     from deltakit.arch.family import FAMILIES
 
-    importlib.import_module("deltakit.arch.families")
     families = {id(family): family for _, family in FAMILIES.items()}
     for family in sorted(families.values(), key=lambda each: each.name):
         yield {"name": family.name, "model_types": list(family.model_types)}
@@ -76,7 +72,6 @@ def _families() -> Iterator[Entry]:
 def _formats() -> Iterator[Entry]:
     from deltakit.interop.formats import FORMATS
 
-    importlib.import_module("deltakit.interop")
     for name, each in FORMATS.items():
         yield {"name": name, "title": each.title, "recognised_by": each.markers}
 

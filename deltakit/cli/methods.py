@@ -10,15 +10,12 @@ from deltakit.cli.options import import_option
 def methods() -> None:
     """List the methods by their short names, with their settings and defaults."""
     import dataclasses
-    import importlib
 
     from tabulate import tabulate
 
     from deltakit.core.method import METHODS
     from deltakit.core.provider import PROVIDERS
 
-    importlib.import_module("deltakit.methods")
-    importlib.import_module("deltakit.interop")
     rows = []
     for name in METHODS:
         entry = METHODS.get(name)
@@ -31,7 +28,7 @@ def methods() -> None:
     click.echo(tabulate(rows, ("name", "paper", "settings"), maxcolwidths=[None, None, 70]))
     click.echo("\nWrite settings in brackets, lora[rank=16], and sums with +, lora+houlsby.")
     for provider in PROVIDERS:
-        click.echo(PROVIDERS.get(provider).method.usage)
+        click.echo(PROVIDERS.get(provider).usage)
 
 
 def _short(value: object) -> str:

@@ -1,18 +1,21 @@
 """A model with one method on it, deltakit's or another library's, as the comparison needs it."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
 from deltakit.core.method import Method
-from deltakit.core.provider import PROVIDERS, AdaptedModel, Counts, ExternalMethod
+from deltakit.core.provider import AdaptedModel, Counts, ExternalMethod
 from deltakit.errors import NotMergeable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TRAINED = "trained"
 """The name that a cell attaches its delta under."""
@@ -23,7 +26,7 @@ SECOND = "second"
 def adapted_model(model: Any, method: Method) -> AdaptedModel:
     """The model and the method, which is not put on it yet."""
     if isinstance(method, ExternalMethod):
-        return PROVIDERS.get(method.provider).adapted(model, method)
+        return method.adapted(model)
     return DeltakitModel(model, method)
 
 

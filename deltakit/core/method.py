@@ -393,10 +393,17 @@ class Entry:
         return self.cls(**{**dict(self.preset), **fields})
 
 
+SHIPPED = ("deltakit.methods", "deltakit.interop")
+"""The packages that register methods, by name: nothing in this room may import them."""
+
 METHODS: Registry[Entry] = Registry(
-    "method", hint="`deltakit methods` describes them.", group="methods"
+    "method",
+    hint="`deltakit methods` describes them.",
+    group="methods",
+    shipped=SHIPPED,
+    source=lambda entry: entry.cls,
 )
-CLASSES: Registry[type[Method]] = Registry("method class", group="methods")
+CLASSES: Registry[type[Method]] = Registry("method class", group="methods", shipped=SHIPPED)
 CLASSES.add("Sum", Sum)
 
 M = TypeVar("M", bound=type[Method])
@@ -430,11 +437,7 @@ def know_classes(method: Method) -> None:
     Raises:
         NameInUse: another class has the name.
     """
-    cls = type(method)
-    name = cls.__name__
-    if name in CLASSES and cls.__module__ == CLASSES.get(name).__module__ == "__main__":
-        CLASSES.remove(name)
-    CLASSES.add(name, cls)
+    CLASSES.add(type(method).__name__, type(method))
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         for each in value if isinstance(value, tuple) else (value,):

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from deltakit._registry import Registry
-from deltakit.core.method import Entry, Method, Placement
+from deltakit.core.method import CLASSES, Entry, Method, Placement
 from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ class AdaptedModel(ABC):
 class ExternalMethod(Method, ABC):
     """A method of another library, by its name there and the settings that differ from its own.
 
-    Class variables that a library sets: `provider`, the word before the colon in a spec, and
-    `usage`, a line for those who ask what can be compared.
+    Class variables: `provider`, the word before the colon in a spec, which `register_provider`
+    sets; and `usage`, a line for those who ask what can be compared.
     """
 
     name: str
@@ -106,6 +106,10 @@ class ExternalMethod(Method, ABC):
 
     provider: ClassVar[str]
     usage: ClassVar[str]
+
+    @abstractmethod
+    def adapted(self, model: Any) -> AdaptedModel:
+        """The model with this method, which is not put on it yet."""
 
     def placements(self) -> tuple[Placement, ...]:
         """Refuses: the library has placements of its own, which deltakit's hooks do not make.
@@ -120,21 +124,35 @@ class ExternalMethod(Method, ABC):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provider:
-    """A library whose methods can be rows of a comparison.
+PROVIDERS: Registry[type[ExternalMethod]] = Registry(
+    "provider",
+    hint="Write provider:name[key=value].",
+    group="methods",
+    shipped=("deltakit.interop",),
+)
+"""Libraries whose methods can be rows of a comparison, by the name before the colon."""
 
-    Attributes:
-        method: the class of its methods.
-        adapted: makes the model with one of them on it, which is not attached yet.
+E = TypeVar("E", bound=type[ExternalMethod])
+
+
+def register_provider(name: str) -> Callable[[E], E]:
+    """Class decorator: makes a library's methods known by ``name:method``.
+
+    Args:
+        name: the word before the colon.
+
+    Raises:
+        NameInUse: another library has the name, or another method the class's.
     """
 
-    method: type[ExternalMethod]
-    adapted: Callable[[Any, Any], AdaptedModel]
+    def decorate(cls: E) -> E:
+        CLASSES.check(cls.__name__, cls)
+        PROVIDERS.add(name, cls)
+        CLASSES.add(cls.__name__, cls)
+        cls.provider = name
+        return cls
 
-
-PROVIDERS: Registry[Provider] = Registry("provider", hint="Write provider:name[key=value].")
-"""Libraries by the name before the colon."""
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -148,7 +166,7 @@ class ProviderEntry(Entry):
 
 def provider_entry(provider: str, name: str) -> Entry:
     """The entry of ``provider:name``. Raises `UnknownName` for the provider."""
-    return ProviderEntry(PROVIDERS.get(provider).method, (("name", name),))
+    return ProviderEntry(PROVIDERS.get(provider), (("name", name),))
 
 
 def settings_of(pairs: object) -> tuple[tuple[str, Any], ...]:

@@ -1,10 +1,15 @@
 """Deltas between formats: deltakit's own folders and other libraries', read and written.
 
-One file, or package, a format. Importing this package registers every format in it.
+One file, or package, a format. Importing this package makes the names of the formats known; a
+format's file is imported when it is used.
 """
 
-import importlib
-import pkgutil
+from deltakit.interop import peft_rows
+from deltakit.interop.formats import FORMATS
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+FORMATS.add_lazy("adapterhub", "deltakit.interop.adapterhub:AdapterHub")
+FORMATS.add_lazy("deltakit", "deltakit.interop.deltakit.format:Native")
+FORMATS.add_lazy("peft", "deltakit.interop.peft.folder:Peft")
+FORMATS.add_lazy("training", "deltakit.interop.deltakit.training:TrainingCheckpoint")
+
+__all__ = ["FORMATS", "peft_rows"]

@@ -1,8 +1,9 @@
 """The interface of a format, and the registry of all formats."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from deltakit._registry import Registry
 from deltakit.core.checkpoint import Checkpoint
@@ -66,5 +67,16 @@ class Standalone(Format):
         self.write_alone(folder, checkpoint)
 
 
-FORMATS: Registry[Format] = Registry("format", group="formats")
+FORMATS: Registry[Format] = Registry("format", group="formats", shipped=("deltakit.interop",))
 """By the name that ``format=`` and ``--to`` take."""
+
+F = TypeVar("F", bound=type[Format])
+
+
+def register_format(name: str) -> Callable[[F], F]:
+    """Class decorator: makes a format known by `name`, which ``format=`` and ``--to`` take.
+
+    Raises:
+        NameInUse: another format has the name.
+    """
+    return FORMATS.register_instance(name)

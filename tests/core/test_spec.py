@@ -21,7 +21,7 @@ from deltakit.core.method import (
     method_to_dict,
     register_method,
 )
-from deltakit.core.provider import PROVIDERS, ExternalMethod, Provider, settings_of
+from deltakit.core.provider import PROVIDERS, ExternalMethod, register_provider, settings_of
 from deltakit.core.spec import format_method, parse_method, split_outside_brackets
 from deltakit.errors import DeltakitError, InvalidConfig, NameInUse, UnknownName
 
@@ -218,7 +218,6 @@ def test_bad_saved_methods(data: dict[str, Any], kind: Any, message: str) -> Non
 class Toy(ExternalMethod):
     """What another library would bring, without one."""
 
-    provider: ClassVar[str] = "toy"
     usage: ClassVar[str] = "Write toy:thing[size=2]."
     paper = dk.LoRA.paper
     learning_rate: ClassVar[float] = 0.1
@@ -226,16 +225,13 @@ class Toy(ExternalMethod):
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", settings_of(self.settings))
 
-
-def never_put_on(model: Any, method: Any) -> Any:
-    raise NotImplementedError
+    def adapted(self, model: Any) -> Any:
+        raise NotImplementedError
 
 
 @pytest.fixture
 def toy() -> Iterator[type[Toy]]:
-    PROVIDERS.add("toy", Provider(method=Toy, adapted=never_put_on))
-    CLASSES.add("Toy", Toy)
-    yield Toy
+    yield register_provider("toy")(Toy)
     PROVIDERS.remove("toy")
     CLASSES.remove("Toy")
 

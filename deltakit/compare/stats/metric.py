@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import lru_cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from deltakit._registry import Registry
@@ -225,7 +226,18 @@ class CorpusMetric(Metric):
         return stats.evidence_from_metric(self.compute, labels, made)
 
 
-METRICS: Registry[Metric] = Registry("metric", group="metrics")
+def _function_of(metric: Metric) -> object:
+    """The function that a metric was made of by `register_metric`."""
+    values = (getattr(metric, each.name) for each in fields(metric))
+    return next((value for value in values if isinstance(value, FunctionType)), metric)
+
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    group="metrics",
+    shipped=("deltakit.compare.stats.metrics",),
+    source=_function_of,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,12 +15,13 @@ from deltakit.interop.adapterhub import setups
 from deltakit.interop.adapterhub.folders import CONFIG, FUSION_CONFIG, SETUP, write_files
 from deltakit.interop.adapterhub.layout import host_of
 from deltakit.interop.files import read_json
-from deltakit.interop.formats import FORMATS, Format
+from deltakit.interop.formats import Format, register_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@register_format("adapterhub")
 class AdapterHub(Format):
     """``adapter_config.json`` with a "config" and a "model_type", a fusion's, or a setup's."""
 
@@ -41,6 +42,3 @@ class AdapterHub(Format):
     def write(self, folder: Path, checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
         for name, files in setups.write(checkpoint, host_of(model)).items():
             write_files(folder / name, files)
-
-
-FORMATS.add("adapterhub", AdapterHub())

@@ -1,6 +1,1 @@
-"""deltakit's own folders. Importing this package registers the format."""
-
-from deltakit.interop.deltakit.format import Native
-from deltakit.interop.deltakit.training import TrainingCheckpoint
-
-__all__ = ["Native", "TrainingCheckpoint"]
+"""deltakit's own folders, and those of training loops."""

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from deltakit.core.checkpoint import Checkpoint
 from deltakit.interop.deltakit.files import CONFIG, WEIGHTS, read, write
-from deltakit.interop.formats import FORMATS, Standalone
+from deltakit.interop.formats import Standalone, register_format
 
 
+@register_format("deltakit")
 class Native(Standalone):
     """``delta.json`` and ``delta.safetensors``."""
 
@@ -21,6 +22,3 @@ class Native(Standalone):
 
     def write_alone(self, folder: Path, checkpoint: Checkpoint) -> None:
         write(folder, checkpoint)
-
-
-FORMATS.add("deltakit", Native())

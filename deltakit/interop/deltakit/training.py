@@ -18,7 +18,7 @@ from deltakit.inject.attachments import CHILD, EXTRA, child_key, child_name
 from deltakit.inject.description import from_tensor
 from deltakit.inject.transfer import base_of
 from deltakit.interop.files import Tensors, read_json, safetensors_keys, some_safetensors
-from deltakit.interop.formats import FORMATS, Format
+from deltakit.interop.formats import Format, register_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +28,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
+@register_format("training")
 class TrainingCheckpoint(Format):
     """``model.safetensors`` with ``deltakit.`` keys, or the index of several such files."""
 
@@ -140,6 +141,3 @@ def _tensors_of(
         elif part.name in composition.names:
             tensors[f"own/{rest}"] = found.take(key)
     return tensors
-
-
-FORMATS.add("training", TrainingCheckpoint())

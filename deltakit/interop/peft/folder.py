@@ -21,7 +21,7 @@ from deltakit.interop.files import (
     write_json,
     write_tensors,
 )
-from deltakit.interop.formats import Format
+from deltakit.interop.formats import Format, register_format
 from deltakit.interop.peft import ia3, lora, prompts
 from deltakit.interop.peft.adapter import TUNED, Adapter, Folder, Values, Written
 from deltakit.interop.peft.base import Base, same, terms
@@ -52,6 +52,7 @@ _WRITERS: Mapping[type[Method], Callable[[Adapter, Base], Written]] = {
 }
 
 
+@register_format("peft")
 class Peft(Format):
     """LoRA and (IA)³ at any of our sites, with task heads and biases."""
 
