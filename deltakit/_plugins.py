@@ -9,7 +9,18 @@ from importlib.metadata import EntryPoint, entry_points
 
 from deltakit.errors import first_line
 
-GROUPS = ("engines", "families", "formats", "kinds", "methods", "metrics", "tasks")
+GROUPS = (
+    "engines",
+    "families",
+    "formats",
+    "kinds",
+    "methods",
+    "metrics",
+    "models",
+    "profiles",
+    "tasks",
+    "weights",
+)
 """The entry-point groups, each with ``deltakit.`` before it."""
 
 _LOADED: set[str] = set()

@@ -114,7 +114,7 @@ class Registry(Generic[T]):
 
         return decorate
 
-    def register_instance(self, name: str, **fields: Any) -> Callable[[C], C]:
+    def register_instance(self, name: str, /, **fields: Any) -> Callable[[C], C]:
         """Class decorator: registers an instance of the class, made with `fields`.
 
         Raises:

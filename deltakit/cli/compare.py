@@ -53,16 +53,19 @@ def compare(
 
     console = Console()
     with console.status("reading data and model"):
-        from deltakit.compare.plan.resolve import build_plan
-        from deltakit.compare.run import distributed
+        from deltakit.compare.plan.draft import draft_of
         from deltakit.compare.run.engines import engine_for
 
         place = engine_for(engine, workers)
+        draft = draft_of(request(options))
+        # Here everything that a user types has been judged, and what is slow begins.
         place.prepare()
         from deltakit.compare.api import run_plan
+        from deltakit.compare.plan.resolve import complete_plan
+        from deltakit.compare.run import distributed
         from deltakit.compare.run.queue import Failures, follow
 
-        plan = build_plan(request(options))
+        plan = complete_plan(draft)
     if distributed.is_follower():
         follow(plan)
         return

@@ -16,11 +16,14 @@ def plan(**options: Any) -> None:
 
     from tabulate import tabulate
 
+    from deltakit.compare.plan.draft import draft_of
+
+    draft = draft_of(request(options))
     from deltakit.compare.plan.plan import attach_all, given_folder
-    from deltakit.compare.plan.resolve import build_plan
+    from deltakit.compare.plan.resolve import complete_plan
     from deltakit.compare.run.cell import step_count
 
-    resolved = build_plan(request(options))
+    resolved = complete_plan(draft)
     skeleton = resolved.model.skeleton(resolved.task.kind.head)
     rows: list[tuple[object, ...]] = []
     for cell, first in resolved.stages():

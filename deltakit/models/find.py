@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from deltakit._network import model_answers
 from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest, unknown
 from deltakit.models.shipped import SHIPPED
@@ -57,12 +55,18 @@ def find(name: str) -> Named:
         MissingExtra: a shipped model whose package is not installed.
         UnknownName: nothing can have that name.
     """
-    location = _location(name)
+    location = location_of(name)
     local_only = Path(location).is_dir() or not model_answers(location)
     return Named(name=name, location=location, local_only=local_only)
 
 
-def _location(name: str) -> str:
+def location_of(name: str) -> str:
+    """A folder, or a name that the Hub may have. The Hub is not asked.
+
+    Raises:
+        MissingExtra: a shipped model whose package is not installed.
+        UnknownName: nothing can have that name.
+    """
     if name in SHIPPED:
         return str(SHIPPED[name].folder(name))
     if Path(name).is_dir():
@@ -121,6 +125,8 @@ def skeleton(
     Raises:
         InvalidConfig: the config describes no such model.
     """
+    import torch
+
     own = copy.deepcopy(config)
     if labels is not None:
         own.num_labels = labels

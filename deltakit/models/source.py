@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit.errors import InvalidConfig, UnknownName, first_line, unknown
 from deltakit.models.heads import Head
+from deltakit.models.weights import COMPUTE_DTYPES, dtype_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +20,6 @@ WEIGHTS = ("safetensors", "bin", "gguf")
 """Endings of files with weights."""
 
 DEFAULT_MODEL = "minilm"
-
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def device() -> "torch.device":
@@ -52,15 +51,7 @@ class BaseChoice:
     @property
     def torch_dtype(self) -> "torch.dtype | None":
         """`dtype` as torch has it; None for the base's own."""
-        import torch
-
-        known = {
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-            "": None,
-        }
-        return known[self.dtype]
+        return dtype_of(self.dtype) if self.dtype else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,19 +1,20 @@
 """A pretrained model in one of several bases: floating point, or quantised when it is loaded."""
 
+from __future__ import annotations
+
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from deltakit._registry import Registry
 from deltakit.errors import InvalidConfig, MissingExtra, UnknownName, first_line, unknown
-from deltakit.models.quantised import codec_class, codec_of, keep_as_loaded
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 HEAD_CLASSES = {
@@ -26,8 +27,17 @@ HEAD_CLASSES = {
 }
 """What a model is loaded for, and transformers' class for it."""
 
-COMPUTE = (torch.float32, torch.bfloat16, torch.float16)
-"""What models compute in."""
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+"""What models compute in, by torch's names."""
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of that name among torch's."""
+    import torch
+
+    found = getattr(torch, name)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +46,16 @@ class WeightFormat(ABC):
 
     Attributes:
         name: what users call it.
-        dtype: the default dtype of computation.
+        compute_dtype: the default dtype of computation, by torch's name.
     """
 
     name: str
-    dtype: torch.dtype
+    compute_dtype: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The default dtype of computation."""
+        return dtype_of(self.compute_dtype)
 
     @abstractmethod
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -67,6 +82,26 @@ class WeightFormat(ABC):
         return
 
 
+WEIGHT_FORMATS: Registry[WeightFormat] = Registry("base", group="weights")
+
+F = TypeVar("F", bound=type[WeightFormat])
+
+
+def register_weight_format(name: str, **fields: Any) -> Callable[[F], F]:
+    """Class decorator: makes a format known by `name`, which ``--weights`` takes.
+
+    Args:
+        name: what users call it.
+        fields: the other fields that this name sets; one class may have several names.
+
+    Raises:
+        NameInUse: another format has the name.
+    """
+    return WEIGHT_FORMATS.register_instance(name, name=name, **fields)
+
+
+@register_weight_format("bf16", compute_dtype="bfloat16")
+@register_weight_format("fp32", compute_dtype="float32")
 @dataclass(frozen=True, kw_only=True)
 class Floating(WeightFormat):
     """Every weight is a floating-point number."""
@@ -87,11 +122,14 @@ class Floating(WeightFormat):
         return {}
 
 
+@register_weight_format("int8")
+@register_weight_format("nf4")
+@register_weight_format("fp4")
 @dataclass(frozen=True, kw_only=True)
 class Bitsandbytes(WeightFormat):
     """Linears in eight bits, or in four with their statistics quantised too."""
 
-    dtype: torch.dtype = torch.bfloat16
+    compute_dtype: str = "bfloat16"
     package: ClassVar[str] = "bitsandbytes"
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -142,18 +180,6 @@ class Bitsandbytes(WeightFormat):
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-WEIGHT_FORMATS: Registry[WeightFormat] = Registry("base")
-
-for _base in (
-    Floating(name="fp32", dtype=torch.float32),
-    Floating(name="bf16", dtype=torch.bfloat16),
-    Bitsandbytes(name="int8"),
-    Bitsandbytes(name="nf4"),
-    Bitsandbytes(name="fp4"),
-):
-    WEIGHT_FORMATS.add(_base.name, _base)
-
-
 def load_base(
     model: str | Path,
     base: str | None = None,
@@ -163,7 +189,7 @@ def load_base(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     local_files_only: bool = False,
-) -> "PreTrainedModel":
+) -> PreTrainedModel:
     """Loads a pretrained model in a base: ``load_base("owner/model", "nf4", task="causal")``.
 
     Task heads, and modules that the checkpoint has no values for, are not quantised. nf4 and fp4
@@ -203,12 +229,16 @@ def read_base(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     local_files_only: bool = False,
-) -> "tuple[PreTrainedModel, frozenset[str]]":
+) -> tuple[PreTrainedModel, frozenset[str]]:
     """As `load_base`, with the names of the parameters that the checkpoint has no values for.
 
     `problem` is transformers' name for what a head of `labels` numbers is trained on; by default
     the labels tell.
     """
+    import torch
+
+    from deltakit.models.quantised import keep_as_loaded
+
     name, place = str(model), torch.device(device)
     config = read_config(name, labels, problem, local_files_only=local_files_only)
     chosen, dtype = _checked(name, config, base, dtype, place)
@@ -242,6 +272,8 @@ def check_base(
     local_files_only: bool = False,
 ) -> WeightFormat:
     """The base, if `load_base` would have the model in it here. Raises as `load_base`."""
+    import torch
+
     config = read_config(str(model), local_files_only=local_files_only)
     return _checked(str(model), config, base, dtype, torch.device(device))[0]
 
@@ -311,9 +343,12 @@ def _chosen(name: str, base: str | None, stored: dict[str, Any] | None) -> Weigh
 
 
 def _check_computes(dtype: torch.dtype, device: torch.device) -> None:
-    if dtype not in COMPUTE:
+    import torch
+
+    known = [dtype_of(name) for name in COMPUTE_DTYPES]
+    if dtype not in known:
         raise InvalidConfig(
-            f"no model computes in {dtype}; give one of {', '.join(map(str, COMPUTE))}."
+            f"no model computes in {dtype}; give one of {', '.join(map(str, known))}."
         )
     try:
         one = torch.ones(1, 1, dtype=dtype, device=device)
@@ -335,6 +370,8 @@ def _class(task: str) -> Any:
 
 def _heads(name: str, config: Any, kind: Any) -> list[str]:
     """As `head_paths`, of a model that is made for it."""
+    import torch
+
     try:
         with torch.device("meta"):
             skeleton = kind.from_config(config)
@@ -353,8 +390,10 @@ def head_paths(model: "PreTrainedModel") -> list[str]:
     ]
 
 
-def _unquantised(model: "PreTrainedModel") -> list[str]:
+def _unquantised(model: PreTrainedModel) -> list[str]:
     """Modules that were to be quantised and are not: the checkpoint has no values for them."""
+    from deltakit.models.quantised import codec_class, codec_of
+
     return [
         name
         for name, module in model.named_modules()

@@ -1,14 +1,12 @@
 """Limits of a model's inputs: checked before anything is trained."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from deltakit.compare.records.latency import shape_of
-from deltakit.core.delta import ExtraPositions
 from deltakit.core.method import Method
 from deltakit.core.provider import ExternalMethod
 from deltakit.core.site import Handle, Site
@@ -16,6 +14,7 @@ from deltakit.errors import InvalidConfig
 from deltakit.models.heads import LanguageHead
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from deltakit.compare.tasks.task import TaskData
@@ -25,12 +24,14 @@ _TABLES = re.compile(r"wpe|(?!rel).*posit.*")
 _SPECIAL = ("pad", "bos", "eos", "cls", "sep", "unk")
 
 
-def longest_input(skeleton: nn.Module, tokenizer: "PreTrainedTokenizerBase", extra: int = 0) -> int:
+def longest_input(skeleton: nn.Module, tokenizer: PreTrainedTokenizerBase, extra: int = 0) -> int:
     """The most tokens of a text that a model reads.
 
     Its table of positions ends there, `extra` of them left out, or its tokenizer does. Positions
     that are relative or rotated have no end.
     """
+    from torch import nn
+
     tables = (
         module.num_embeddings - _first_position(module) - extra
         for name, module in skeleton.named_modules()
@@ -64,6 +65,10 @@ def added_positions(method: Method, handles: Iterable[Handle]) -> int:
 
 def _places(site: Site, delta: nn.Module) -> int:
     """The number of places that the tokens behind a delta are moved by."""
+    import torch
+
+    from deltakit.core.delta import ExtraPositions
+
     if site is Site.POSITION_IDS:
         return int(delta(torch.zeros(1, 1, dtype=torch.long)).item())
     return delta.length if site is Site.TOKENS and isinstance(delta, ExtraPositions) else 0
@@ -88,7 +93,7 @@ def check_shapes(shapes: Iterable[str], limit: int, model: str) -> None:
 
 
 def check_tokens(
-    model: str, skeleton: Any, tokenizer: "PreTrainedTokenizerBase", tasks: Iterable["TaskData"]
+    model: str, skeleton: Any, tokenizer: PreTrainedTokenizerBase, tasks: Iterable[TaskData]
 ) -> None:
     """Raises `InvalidConfig` for a tokenizer whose tokens the model or a text lacks."""
     if tokenizer.pad_token_id is None:
@@ -116,7 +121,7 @@ def check_tokens(
 
 
 def check_answers(
-    tasks: Iterable["TaskData"], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    tasks: Iterable[TaskData], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> None:
     """Raises `InvalidConfig` for texts to continue that leave no room for their answers."""
     for task in tasks:
@@ -125,7 +130,7 @@ def check_answers(
                 task.kind.encode(split, tokenizer, max_length)
 
 
-def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, int]]:
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, int]]:
     for name in _SPECIAL:
         number = getattr(tokenizer, f"{name}_token_id")
         if number is not None:
@@ -133,7 +138,7 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, in
 
 
 def _check_texts(
-    where: str, texts: list[str], tokenizer: "PreTrainedTokenizerBase", known: int
+    where: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, known: int
 ) -> None:
     """Raises `InvalidConfig` for a text without a token, or with one that the model lacks."""
     encoded = tokenizer(texts)["input_ids"] if texts else []

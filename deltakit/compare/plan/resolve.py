@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deltakit as dk
-from deltakit._imports import code_of, import_extension
+from deltakit._imports import code_of
 from deltakit.compare.adapted import adapted_model
+from deltakit.compare.plan.draft import Draft, draft_of, roles_of
 from deltakit.compare.plan.limits import (
     added_positions,
     check_answers,
@@ -21,7 +22,7 @@ from deltakit.compare.plan.limits import (
     cut_length,
     longest_input,
 )
-from deltakit.compare.plan.lr_search import GRID, rates
+from deltakit.compare.plan.lr_search import rates
 from deltakit.compare.plan.match_params import described, matched, matched_label
 from deltakit.compare.plan.plan import (
     CONSTANT,
@@ -32,15 +33,11 @@ from deltakit.compare.plan.plan import (
     attach_all,
     given_folder,
 )
-from deltakit.compare.plan.request import NamedMethod, Request
+from deltakit.compare.plan.request import Request
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
-from deltakit.compare.tasks import ColumnNames, load_task, subsample
-from deltakit.compare.tasks.kinds import fitting_metrics
-from deltakit.compare.tasks.positive import with_positive
-from deltakit.core.checks import check_whole
-from deltakit.core.method import METHODS, CombiningMethod, Method, Role, know_classes
-from deltakit.errors import DeltakitError, InvalidConfig, unknown
+from deltakit.core.method import CombiningMethod, Method, Role
+from deltakit.errors import DeltakitError, InvalidConfig
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
 from deltakit.models.weights import Floating
 
@@ -55,18 +52,16 @@ def build_plan(request: Request) -> Plan:
     Raises:
         DeltakitError: whatever is wrong with the request; nothing has been trained or written.
     """
-    if not request.methods:
-        raise InvalidConfig("--methods is empty. Name at least one, for example --methods lora.")
-    imports = tuple(map(import_extension, request.imports))
-    check_whole(request, seeds=request.seeds, trials=request.trials)
-    _check_search(request)
-    methods = _methods(request.methods)
+    return complete_plan(draft_of(request))
+
+
+def complete_plan(draft: Draft) -> Plan:
+    """The plan of a request of which all names are known. Raises as `build_plan`."""
+    request, target, sources, folders = draft.request, draft.target, draft.sources, draft.folders
     model = find_model(request.model)
-    bases = _bases(request, model)
-    target = _task(request)
+    bases = _bases(draft, model)
     skeleton = model.skeleton(target.kind.head)
-    methods, sizes = _matched(request, methods, skeleton)
-    sources, folders = _sources(request, methods, target)
+    methods, sizes = _matched(request, draft.methods, skeleton)
     tasks = {target.name: target, **sources}
     model.check_complete()
     extra = _most_added(methods, skeleton)
@@ -81,9 +76,9 @@ def build_plan(request: Request) -> Plan:
         model=model,
         tasks=tasks,
         cells=cells,
-        roles=_roles(request, methods),
+        roles=roles_of(request, methods),
         notes=(*_notes(methods, bases), *sizes, *lengths),
-        imports=imports,
+        imports=draft.imports,
     )
     try_out(plan)
     return plan
@@ -138,51 +133,13 @@ def _readable(
     return dataclasses.replace(request, budget=budget), notes
 
 
-def _methods(specs: tuple[str | NamedMethod, ...]) -> dict[str, Method]:
-    """The asked methods by label, the baselines that every table needs in front."""
-    asked: dict[str, Method] = {}
-    for spec in specs:
-        if spec == CONSTANT:
-            continue
-        label = str(spec)
-        if label in asked:
-            raise InvalidConfig(f"--methods names {label!r} twice.")
-        asked[label] = _method(spec)
-    baselines = {
-        name: METHODS.get(name).build()
-        for role in (Role.FLOOR, Role.CEILING)
-        for name in METHODS
-        if METHODS.get(name).cls.role is role
-    }
-    for label, method in asked.items():
-        if label == CONSTANT or baselines.get(label, method) != method:
-            raise InvalidConfig(
-                f"{label!r} is the label of a baseline, which every table has. Choose another."
-            )
-        if isinstance(method, CombiningMethod) and method.names:
-            raise InvalidConfig(
-                f"{label!r} names members, but a comparison trains its own: name the tasks with "
-                "--source-tasks instead."
-            )
-    return {**{k: v for k, v in baselines.items() if v not in asked.values()}, **asked}
-
-
-def _method(asked: str | NamedMethod) -> Method:
-    """The method that was asked for. Its class is known by its name from now on."""
-    given = asked if isinstance(asked, str) else asked.method
-    method = dk.parse_method(given) if isinstance(given, str) else given
-    know_classes(method)
-    return method
-
-
 def _matched(
-    request: Request, methods: dict[str, Method], skeleton: Any
-) -> tuple[dict[str, Method], tuple[str, ...]]:
+    request: Request, methods: Mapping[str, Method], skeleton: Any
+) -> tuple[Mapping[str, Method], tuple[str, ...]]:
     """The methods at the size that was asked for, and a sentence on each."""
     target = request.match_params
     if target is None:
         return methods, ()
-    check_whole(request, match_params=target)
 
     def trained(method: Method) -> int:
         adapted = adapted_model(copy.deepcopy(skeleton), method)
@@ -202,42 +159,20 @@ def _matched(
     return sized, tuple(notes)
 
 
-def _check_search(request: Request) -> None:
-    if request.trials == 1:
-        if request.lr_grid != GRID:
-            raise InvalidConfig("--lr-grid is for a search: give --trials too, as in --trials 4.")
-        return
-    rates(request.trials, request.lr_grid)
-    if request.budget.lr is not None:
-        raise InvalidConfig(
-            f"--lr {request.budget.lr:g} and --trials {request.trials} exclude each other: a rate "
-            "is given or searched for. Leave one out."
-        )
-
-
 def _rates(request: Request, method: Method) -> tuple[float, ...]:
     if request.trials > 1:
         return rates(request.trials, request.lr_grid)
     return (request.budget.lr or method.learning_rate,)
 
 
-def _bases(request: Request, model: ModelSource) -> dict[BaseChoice, "WeightFormat"]:
+def _bases(draft: Draft, model: ModelSource) -> dict[BaseChoice, "WeightFormat"]:
     """The asked bases, each checked to be had here."""
-    if not request.bases:
-        raise InvalidConfig("--bases is empty. Name at least one, for example --bases fp32.")
     bases: dict[BaseChoice, WeightFormat] = {}
-    for name in request.bases:
-        if name in {choice.name for choice in bases}:
-            raise InvalidConfig(f"--bases names {name!r} twice.")
+    for name, format in draft.formats.items():
         choice = BaseChoice(name=name)
-        if not isinstance(model.check_base(choice), Floating):
-            choice = BaseChoice(name=name, dtype=request.compute_dtype or _default_dtype())
+        if not isinstance(format, Floating):
+            choice = BaseChoice(name=name, dtype=draft.request.compute_dtype or _default_dtype())
         bases[choice] = model.check_base(choice)
-    if request.compute_dtype and not any(choice.dtype for choice in bases):
-        raise InvalidConfig(
-            f"--compute-dtype {request.compute_dtype} is for quantised bases, and --bases names "
-            "none. Leave it out, or add int8, nf4 or fp4."
-        )
     return bases
 
 
@@ -263,69 +198,6 @@ def _notes(
         for label, names in missing.items()
         if names
     )
-
-
-def _roles(request: Request, methods: Mapping[str, Method]) -> dict[str, str]:
-    roles = {m.role.value: label for label, m in methods.items() if m.role is not Role.METHOD}
-    if request.baseline is None:
-        return roles
-    if request.baseline not in methods:
-        raise unknown("--baseline", request.baseline, methods, hint="It is the label of a row.")
-    return {**roles, "baseline": request.baseline}
-
-
-def _task(request: Request) -> "TaskData":
-    names = ColumnNames(
-        text=request.text_column,
-        pair=request.pair_column,
-        label=request.label_column,
-        separator=request.label_separator,
-    )
-    data = load_task(request.task, names, kind=request.kind)
-    data = _scored(with_positive(data, request.positive), request.metric)
-    budget = request.budget
-    return subsample(data, max_train=budget.max_train_samples, max_eval=budget.max_eval_samples)
-
-
-def _scored(data: "TaskData", metric: str | None) -> "TaskData":
-    """The task with the metric that was asked for."""
-    if metric is None:
-        return data
-    if metric not in (fitting := fitting_metrics(data.kind)):
-        fit = ", ".join(fitting)
-        raise InvalidConfig(
-            f"--metric {METRICS.get(metric).name} does not fit the task {data.name!r}, which is "
-            f"{data.kind.name} ({data.kind.description}). Fitting: {fit}."
-        )
-    return dataclasses.replace(data, metric=metric)
-
-
-def _sources(
-    request: Request, methods: Mapping[str, Method], target: "TaskData"
-) -> tuple[dict[str, "TaskData"], dict[str, str]]:
-    """First-stage tasks to train on, and deltas that are trained already, by name."""
-    needed = any(isinstance(m, CombiningMethod) and not m.names for m in methods.values())
-    tasks: dict[str, TaskData] = {}
-    folders: dict[str, str] = {}
-    for source in request.source_tasks if needed else ():
-        name, equals, folder = source.partition("=")
-        data = None if equals else load_task(name)
-        name = name if data is None else data.name
-        if name in {*tasks, *folders}:
-            raise InvalidConfig(
-                f"--source-tasks names {name!r} twice. Rename one of the folders, or leave it out."
-            )
-        if data is None:
-            folders[name] = folder
-        else:
-            limit = request.budget.max_train_samples
-            tasks[name] = subsample(data, max_train=limit, max_eval=None)
-    if target.name in {*tasks, *folders}:
-        raise InvalidConfig(
-            f"--source-tasks names the target task {target.name!r}; its own delta is a member "
-            "anyway. Name other tasks."
-        )
-    return tasks, folders
 
 
 def _cells(

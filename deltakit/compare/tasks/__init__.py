@@ -22,6 +22,7 @@ __all__ = [
     "ColumnNames",
     "Task",
     "TaskData",
+    "check_task_name",
     "load_folder",
     "load_hub",
     "load_task",
@@ -48,12 +49,18 @@ def load_task(name: str, names: ColumnNames | None = None, *, kind: str | None =
         InvalidConfig: the data does not make a task, or a shipped task is given columns.
     """
     names = names or ColumnNames()
+    check_task_name(name)
     if name in TASKS:
         return _shipped(name, {**names.given(), **({"--kind": kind} if kind else {})})
     if _is_path(name):
         return load_folder(name, names, kind)
-    if "/" in name:
-        return load_hub(name, names, kind)
+    return load_hub(name, names, kind)
+
+
+def check_task_name(name: str) -> None:
+    """Raises `UnknownName` for a name that neither a task nor a path nor a Hub data set has."""
+    if name in TASKS or _is_path(name) or "/" in name:
+        return
     raise unknown(
         "task",
         name,
