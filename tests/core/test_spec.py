@@ -156,7 +156,7 @@ def test_grammar(spec: str, method: Method) -> None:
         (
             "lroa",
             UnknownName,
-            r"unknown method 'lroa'\. Did you mean 'lora' or 'dora'\? Known: .*lora",
+            r"unknown method 'lroa'\. Did you mean 'lora' or '\w+'\? Known: .*lora",
         ),
         ("xyzzy", UnknownName, r"unknown method 'xyzzy'\. Known: .*`deltakit methods`"),
         ("lora[rank=many]", InvalidConfig, r"LoRA\(rank='many'\)"),
