@@ -380,7 +380,7 @@ def _heads(name: str, config: Any, kind: Any) -> list[str]:
     return head_paths(skeleton)
 
 
-def head_paths(model: "PreTrainedModel") -> list[str]:
+def head_paths(model: PreTrainedModel) -> list[str]:
     """The paths of modules outside the base model, and of the one that predicts tokens."""
     inside = set(model.base_model.modules()) - {model.get_output_embeddings()}
     return [
