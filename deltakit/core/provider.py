@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from deltakit._registry import Registry
+from deltakit._registry import LazyTarget, Registry
 from deltakit.core.method import CLASSES, Entry, Method, Placement
 from deltakit.errors import InvalidConfig
 
@@ -98,18 +98,22 @@ class ExternalMethod(Method, ABC):
     """A method of another library, by its name there and the settings that differ from its own.
 
     Class variables: `provider`, the word before the colon in a spec, which `register_provider`
-    sets; and `usage`, a line for those who ask what can be compared.
+    sets; `adapted_by`, the class of its adapted models as ``module:name``, which takes a model and
+    a method and is imported on first use; and `usage`, a line for those who ask what can be
+    compared.
     """
 
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
 
     provider: ClassVar[str]
+    adapted_by: ClassVar[str]
     usage: ClassVar[str]
 
-    @abstractmethod
     def adapted(self, model: Any) -> AdaptedModel:
         """The model with this method, which is not put on it yet."""
+        made: AdaptedModel = LazyTarget(self.adapted_by).load()(model, self)
+        return made
 
     def placements(self) -> tuple[Placement, ...]:
         """Refuses: the library has placements of its own, which deltakit's hooks do not make.

@@ -225,9 +225,6 @@ class Toy(ExternalMethod):
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", settings_of(self.settings))
 
-    def adapted(self, model: Any) -> Any:
-        raise NotImplementedError
-
 
 @pytest.fixture
 def toy() -> Iterator[type[Toy]]:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, TypeVar
 
 from deltakit.core.method import Method, Paper
-from deltakit.core.provider import AdaptedModel, ExternalMethod, register_provider, settings_of
+from deltakit.core.provider import ExternalMethod, register_provider, settings_of
 from deltakit.core.spec import format_method
 from deltakit.errors import DeltakitError, InvalidConfig, MissingExtra, nearest, unknown
 from deltakit.interop.peft_rows.papers import LIBRARY, PAPERS, RATES, USUAL_RATE
@@ -54,6 +54,7 @@ class PeftTuner(ExternalMethod):
         InvalidConfig: a setting that the tuner does not have, or values that PEFT refuses.
     """
 
+    adapted_by: ClassVar[str] = "deltakit.interop.peft_rows.adapted:PeftAdaptedModel"
     usage: ClassVar[str] = (
         "In a comparison any tuner of PEFT is a row too, by its name and settings there: "
         "peft:dora[r=8]."
@@ -103,11 +104,6 @@ class PeftTuner(ExternalMethod):
             return self._config_class()(**{**ours, **self._alias[1], **more, **given})
         except Exception as error:  # PEFT has no class of its own for what it refuses
             raise refusal(error, InvalidConfig, f"{format_method(self)}: ") from None
-
-    def adapted(self, model: Any) -> AdaptedModel:
-        from deltakit.interop.peft_rows.adapted import PeftAdaptedModel
-
-        return PeftAdaptedModel(model, self)
 
     def sized(self, width: int) -> Method | None:
         """Another rank of a LoRA, at the same scale of the change; another length of a prompt."""
