@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from deltakit.methods.drop import AdapterDrop
     from deltakit.methods.fusion import AdapterFusion
     from deltakit.methods.ia3 import IA3
+    from deltakit.methods.invertible import InvertibleAdapter
     from deltakit.methods.lora import LoRA
     from deltakit.methods.loreft import LoReFT
     from deltakit.methods.mam import MAM
@@ -148,6 +149,7 @@ _HOMES = {
     "deltakit.methods.drop": ("AdapterDrop",),
     "deltakit.methods.fusion": ("AdapterFusion",),
     "deltakit.methods.ia3": ("IA3",),
+    "deltakit.methods.invertible": ("InvertibleAdapter",),
     "deltakit.methods.lora": ("LoRA",),
     "deltakit.methods.loreft": ("LoReFT",),
     "deltakit.methods.mam": ("MAM",),
@@ -185,6 +187,7 @@ __all__ = [
     "HeadOnly",
     "InitialOutput",
     "Insertion",
+    "InvertibleAdapter",
     "LayerStack",
     "LoRA",
     "LoReFT",

@@ -133,6 +133,28 @@ class Tokens:
     reader: str | None = None
 
 
+def _hidden_size(config: Any) -> int:
+    return int(config.hidden_size)
+
+
+def embedding_size(config: Any) -> int:
+    """The width of embeddings that are projected to the layers' width behind them (ELECTRA)."""
+    return int(getattr(config, "embedding_size", config.hidden_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """The place of what the first layer is given.
+
+    Attributes:
+        location: where it is, relative to the base model.
+        width: from the config to its width.
+    """
+
+    location: Location
+    width: Callable[[Any], int] = _hidden_size
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """The sites of all models of these `model_types` (transformers' config value).
@@ -145,6 +167,8 @@ class Family:
         tables: dotted paths, relative to the base model, of the tables that ids are looked up in,
             by the stack that each is for. By default there is one, the model's input embeddings,
             where `tokens` is given.
+        embedded: where what the first layer is given is; with it a language-modelling head's input
+            is a site too.
         positions: dotted path, relative to the base model, of the module that makes vectors or
             rotations of the tokens' positions; None where they are relative, or read elsewhere too.
         parts: attributes that are models with families of their own, for a model that is made of
@@ -156,6 +180,7 @@ class Family:
     stacks: tuple[LayerStack, ...]
     tokens: Tokens | None = None
     tables: Mapping[str, str] = field(default_factory=dict)
+    embedded: Embedded | None = None
     positions: str | None = None
     parts: tuple[str, ...] = ()
 

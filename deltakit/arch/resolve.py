@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from deltakit.arch.base_weight import ModuleLinear
-from deltakit.arch.family import FAMILIES, Family, LayerStack, Location, Tokens
-from deltakit.core.site import LINEAR_SITES, Handle, HookKind, Site
+from deltakit.arch.family import FAMILIES, Embedded, Family, LayerStack, Location, Tokens
+from deltakit.core.site import INPUT_SITES, LINEAR_SITES, Handle, HookKind, Site
 from deltakit.errors import UnknownArchitecture, UnknownName
 from deltakit.models.quantised import codec_of
 
@@ -67,16 +67,19 @@ def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
             f"{type(model).__name__} says model_type={model.config.model_type!r}, but has layers "
             f"in none of {paths}. `deltakit sites MODEL` prints the modules that it has."
         )
-    return (*tokens, *filter(None, embed), *positions, *layers)
+    ends = () if family.embedded is None else _ends(model, family.embedded, names)
+    return (*tokens, *filter(None, embed), *positions, *ends, *layers)
 
 
 def _handles_of_part(model: "PreTrainedModel", part: str) -> Iterator[Handle]:
     """The handles of one of a model's parts, in a stack of the part's name.
 
-    The sites of tokens and positions are left out: a part is not told how long the others are.
+    The sites of tokens and positions are left out: a part is not told how long the others are. So
+    are those of embedded tokens and of the head: the two are not in one part.
     """
+    whole = (Site.TOKENS, Site.POSITION_IDS, Site.EMBED_OUT, Site.UNEMBED)
     for handle in resolve(cast(Any, model.get_submodule(part))):
-        if handle.site not in (Site.TOKENS, Site.POSITION_IDS):
+        if handle.site not in whole:
             stack = handle.stack if handle.stack == "cross" else part
             yield replace(handle, stack=stack, path=f"{part}.{handle.path}".rstrip("."))
 
@@ -171,6 +174,45 @@ def _positions(
         d_out=1,
         limit=model.config.max_position_embeddings if learned else None,
         dtype=model.dtype,
+        device=_device(module, model),
+    )
+
+
+def _ends(
+    model: "PreTrainedModel", embedded: Embedded, names: dict[nn.Module, str]
+) -> Iterator[Handle]:
+    """What the first layer is given and, in a language model, what the vocabulary's projection is.
+
+    A model without the embeddings, as the decoder alone of an encoder-decoder, has neither.
+    """
+    module = _find(model.base_model, embedded.location.path)
+    if module is None:
+        return
+    kind, width = embedded.location.hook_kind, embedded.width(model.config)
+    yield _end(model, Site.EMBED_OUT, module, names[module], kind, width)
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear) and head in names:
+        yield _end(model, Site.UNEMBED, head, names[head], HookKind.INPUT, head.in_features)
+
+
+def _end(
+    model: "PreTrainedModel",
+    site: Site,
+    module: nn.Module,
+    path: str,
+    kind: HookKind,
+    width: int,
+) -> Handle:
+    return Handle(
+        site=site,
+        stack="input" if site in INPUT_SITES else "output",
+        layer=0,
+        path=path,
+        module=module,
+        hook_kind=kind,
+        d_in=width,
+        d_out=width,
+        dtype=_dtype(module, module, model.dtype),
         device=_device(module, model),
     )
 

@@ -206,6 +206,13 @@ class Scaling(ABC):
         """l of shape ``(d,)``, so that h + f(h) = h ⊙ l."""
 
 
+class Inverse(ABC):  # noqa: B024
+    """A delta that undoes what another delta of its method does elsewhere.
+
+    Stacked ones act in the reverse order. A sum of several would undo none of them.
+    """
+
+
 def add_product(stream: Tensor, x: Tensor, weight: Tensor, scale: float) -> Tensor:
     """``stream + scale · x weightᵀ`` in one pass over the stream."""
     flat = torch.addmm(stream.flatten(0, -2), x.flatten(0, -2), weight.T, alpha=scale)

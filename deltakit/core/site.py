@@ -46,6 +46,10 @@ class Site(StrEnum):
     """The vectors of the tokens as they leave the table of embeddings; x is the tokens' ids."""
     POSITION_IDS = "position_ids"
     """The number of each token in the sequence, of which the model makes a vector or a rotation."""
+    EMBED_OUT = "embed.out"
+    """What the first layer is given: the tokens' vectors with all that the embeddings add."""
+    UNEMBED = "unembed"
+    """What the projection to the vocabulary is given, in a model with a language-modelling head."""
 
 
 LINEAR_SITES = (
@@ -59,8 +63,11 @@ LINEAR_SITES = (
 )
 """The sites that are one linear projection, or some columns of one."""
 
-INPUT_SITES = (Site.TOKENS, Site.EMBED, Site.POSITION_IDS)
+INPUT_SITES = (Site.TOKENS, Site.EMBED, Site.POSITION_IDS, Site.EMBED_OUT)
 """The sites before any layer."""
+
+OUTER_SITES = (*INPUT_SITES, Site.UNEMBED)
+"""The sites in no layer."""
 
 
 class HookKind(Enum):
@@ -182,8 +189,8 @@ class Handle:
 
     @property
     def in_a_layer(self) -> bool:
-        """True if the site is in one of the stack's layers, and not before all of them."""
-        return self.site not in INPUT_SITES
+        """True if the site is in one of the stack's layers, not before or behind all of them."""
+        return self.site not in OUTER_SITES
 
     @property
     def key(self) -> str:

@@ -174,6 +174,8 @@ def _why(site: Site) -> str:
             return ": no place for further tokens is known in it"
         case Site.EMBED:
             return ": no table is known in it that only looks up the vectors of token ids"
+        case Site.EMBED_OUT:
+            return ": where its embeddings end is not known"
         case Site.POSITION_IDS:
             return ": its tokens' positions are relative, or it is not known where all are read"
         case _:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from deltakit.core.composition import Composition, PerRow
+from deltakit.core.delta import Inverse
 from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import Attachments, Merged, plain_parameters
@@ -17,7 +18,7 @@ from deltakit.inject.labels import settle_labels
 from deltakit.inject.places import place_of, set_weight, submodule, use_own
 from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.compile import compile_composition
-from deltakit.runtime.nodes import Node
+from deltakit.runtime.nodes import Node, PlacedDelta, SequentialNode, SumNode
 from deltakit.runtime.own_values import Place
 from deltakit.runtime.penalty import install_penalty
 from deltakit.runtime.program import Program, has_threads
@@ -392,6 +393,12 @@ def _keys(attachments: Attachments, composition: Composition) -> list[str]:
 
 
 def _check_joins(handle: Handle, node: Node) -> None:
+    if any(isinstance(leaf.delta, Inverse) for leaf in node.leaves) and not _in_turn(node):
+        raise IncompatibleDeltas(
+            f"the change at {handle.key!r} undoes one that was made to the embeddings, and a sum "
+            "or a fusion of several undoes none. Use Stack, or leave all invertible adapters but "
+            "one out."
+        )
     if node.weighs and handle.hook_kind in (
         HookKind.ATTENTION,
         HookKind.INPUT_EMBEDS,
@@ -406,6 +413,17 @@ def _check_joins(handle: Handle, node: Node) -> None:
             f"PerRow cannot choose at {handle.key!r}: rows of one batch would have sequences of "
             "different lengths. Use a prefix in place of a prompt, or one batch for each."
         )
+
+
+def _in_turn(node: Node) -> bool:
+    """True if every delta of the node acts alone, or behind another."""
+    match node:
+        case SequentialNode(parts=parts) | PerRowNode(parts=parts):
+            return all(map(_in_turn, parts))
+        case SumNode(parts=(part,), weights=None):
+            return _in_turn(part)
+        case _:
+            return isinstance(node, PlacedDelta)
 
 
 def _heads(attachments: Attachments, composition: PerRow) -> list[RowHead]:

@@ -25,7 +25,7 @@ from deltakit.core.method import (
     register_method,
     why_no_sum,
 )
-from deltakit.core.site import INPUT_SITES
+from deltakit.core.site import OUTER_SITES
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.methods.adapter import SequentialAdapter
 
@@ -95,7 +95,7 @@ class AdapterDrop(MethodWrapper):
                 f"AdapterDrop(method={self.method!r}): a method that puts deltas into layers, for "
                 "example SequentialAdapter(). Layers of a fusion are dropped with deltakit.drop."
             )
-        if not any(placement.site not in INPUT_SITES for placement in self.method.placements()):
+        if not any(placement.site not in OUTER_SITES for placement in self.method.placements()):
             raise InvalidConfig(
                 f"AdapterDrop({type(self.method).__name__}()): it puts nothing into any layer, so "
                 "there is nothing to drop."

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from deltakit.core.composition import Composition, Mean, One, PerRow, Stack
+from deltakit.core.delta import Inverse
 from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.nodes import Node, SequentialNode, SumNode
 
@@ -17,12 +18,18 @@ def compile_composition(composition: Composition, node_of: NodeOf) -> Node | Non
             return node_of(name)
         case Stack(parts):
             nodes = tuple(node for part in parts if (node := compile_composition(part, node_of)))
-            return SequentialNode(nodes) if nodes else None
+            return _in_turn(nodes) if nodes else None
         case Mean():
             return _mean(composition, node_of)
         case PerRow():
             return _per_row(composition, node_of)
     raise TypeError(f"{type(composition).__name__} is not a kind of composition.")
+
+
+def _in_turn(nodes: tuple[Node, ...]) -> Node:
+    """One after the other; what undoes changes that were made in turn begins with the last."""
+    undo = any(isinstance(leaf.delta, Inverse) for node in nodes for leaf in node.leaves)
+    return SequentialNode(nodes[::-1] if undo else nodes)
 
 
 def _mean(composition: Mean, node_of: NodeOf) -> Node | None:

@@ -1,10 +1,12 @@
 """ALBERT, post-LN: its layers are shared, so a delta is the same one at each of their uses."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
     attention,
+    embedding_size,
     input_of,
     norm,
     output,
@@ -37,6 +39,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=output("embeddings"), width=embedding_size),
         tokens=Tokens(position=1),
         positions="embeddings.position_embeddings",
     )

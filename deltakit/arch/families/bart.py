@@ -6,6 +6,7 @@ The dropouts before the residual additions are not modules, so attn.out and ffn.
 """
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Location,
@@ -65,6 +66,7 @@ register_family(
         name="bart",
         model_types=("bart", "marian", "plbart", "blenderbot-small"),
         stacks=_stacks(norm("final_layer_norm")),
+        embedded=Embedded(location=output("encoder.layernorm_embedding")),
         tokens=_TOKENS,
         tables=_TABLES,
     )
@@ -74,6 +76,7 @@ register_family(
         name="mbart",
         model_types=("mbart", "m2m_100", "pegasus", "blenderbot"),
         stacks=_stacks(output("")),
+        embedded=Embedded(location=output("encoder.layernorm_embedding")),
         tokens=_TOKENS,
         tables=_TABLES,
     )

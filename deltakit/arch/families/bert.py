@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Location,
     Tokens,
     attention,
+    embedding_size,
     input_of,
     norm,
     output,
@@ -71,6 +73,7 @@ register_family(
             ),
             LayerStack(name="cross", layers="encoder.layer", sites=_cross),
         ),
+        embedded=Embedded(location=output("embeddings"), width=embedding_size),
         tokens=Tokens(position=1),
         positions="embeddings.position_embeddings",
     )

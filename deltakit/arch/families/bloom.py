@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Location,
@@ -49,6 +50,7 @@ register_family(
         name="bloom",
         model_types=("bloom",),
         stacks=(LayerStack(name="decoder", layers="h", sites=_sites),),
+        embedded=Embedded(location=input_of("h.0")),
         tokens=Tokens(),
     )
 )

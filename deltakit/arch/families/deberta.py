@@ -1,6 +1,7 @@
 """DeBERTa 1: post-LN; fused head by head; it computes its attention itself."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -38,6 +39,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=output("embeddings")),
         tokens=Tokens(position=1),
     )
 )

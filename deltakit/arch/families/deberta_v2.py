@@ -6,6 +6,7 @@ the attention module gets it.
 """
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -40,6 +41,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=output("embeddings")),
         tokens=Tokens(position=1),
     )
 )

@@ -1,6 +1,7 @@
 """DistilBERT, post-LN."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -37,6 +38,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=output("embeddings")),
         tokens=Tokens(position=1),
         positions="embeddings.position_embeddings",
     )

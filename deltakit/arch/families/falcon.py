@@ -8,6 +8,7 @@ from typing import Any
 
 from deltakit.arch.family import (
     ColumnsOf,
+    Embedded,
     Family,
     LayerStack,
     Location,
@@ -61,6 +62,7 @@ register_family(
         name="falcon",
         model_types=("falcon",),
         stacks=(LayerStack(name="decoder", layers="h", activation="activation", sites=_sites),),
+        embedded=Embedded(location=input_of("h.0")),
         tokens=Tokens(),
     )
 )

@@ -4,6 +4,7 @@ The models that see and read (gemma3) have the same layers one level down.
 """
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -35,6 +36,7 @@ register_family(
         name="gemma2",
         model_types=("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"),
         stacks=(LayerStack(name="decoder", layers="layers", sites=_SITES),),
+        embedded=Embedded(location=input_of("layers.0")),
         tokens=Tokens(),
         positions="rotary_emb",
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Location,
@@ -61,6 +62,7 @@ register_family(
             ),
             LayerStack(name="cross", layers="h", sites=_cross),
         ),
+        embedded=Embedded(location=input_of("h.0")),
         tokens=Tokens(),
         positions="wpe",
     )

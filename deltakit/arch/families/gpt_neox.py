@@ -1,6 +1,7 @@
 """GPT-NeoX, pre-LN, parallel or sequential, with query, key and value of each head side by side."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -39,6 +40,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=input_of("layers.0")),
         tokens=Tokens(),
         positions="rotary_emb",
     )

@@ -1,6 +1,14 @@
 """GPT-J: attention and a plain feed-forward side by side; it computes its attention itself."""
 
-from deltakit.arch.family import Family, LayerStack, Tokens, input_of, output, register_family
+from deltakit.arch.family import (
+    Embedded,
+    Family,
+    LayerStack,
+    Tokens,
+    input_of,
+    output,
+    register_family,
+)
 from deltakit.core.site import Site
 
 register_family(
@@ -27,6 +35,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=input_of("h.0")),
         tokens=Tokens(),
     )
 )

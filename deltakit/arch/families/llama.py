@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Location,
@@ -72,6 +73,7 @@ _LLAMA = register_family(
                 sites=_sites,
             ),
         ),
+        embedded=Embedded(location=input_of("layers.0")),
         tokens=Tokens(),
         positions="rotary_emb",
     )

@@ -5,6 +5,7 @@ left out; the feed-forward as a whole is one module. Some layers of some models 
 """
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -47,6 +48,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=input_of("layers.0")),
         tokens=Tokens(),
         positions="rotary_emb",
     )

@@ -1,6 +1,7 @@
 """ModernBERT, pre-LN, with fused query, key and value and a fused gated FFN, gate first."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -38,6 +39,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=output("embeddings")),
         tokens=Tokens(position=1),
         positions="rotary_emb",
     )

@@ -1,6 +1,7 @@
 """MPNet, post-LN. It computes its attention itself, so nothing joins its keys and values."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -35,6 +36,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=output("embeddings")),
         tokens=Tokens(position=1),
     )
 )

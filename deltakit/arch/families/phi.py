@@ -1,6 +1,7 @@
 """Phi 1 and 2: attention and a plain feed-forward side by side, behind one norm."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -37,6 +38,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=input_of("layers.0")),
         tokens=Tokens(),
         positions="rotary_emb",
     )

@@ -1,6 +1,7 @@
 """Phi-3, pre-LN, with fused query, key and value (fewer of the last two) and a fused gated FFN."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -38,6 +39,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=input_of("layers.0")),
         tokens=Tokens(),
         positions="rotary_emb",
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Location,
@@ -75,6 +76,7 @@ register_family(
                 optional=True,
             ),
         ),
+        embedded=Embedded(location=input_of("encoder.block.0")),
         tokens=Tokens(path="encoder", reader="decoder"),
         tables={"encoder": "encoder.embed_tokens", "decoder": "decoder.embed_tokens"},
     )

@@ -1,6 +1,7 @@
 """ViT, pre-LN. One dropout serves both sub-modules, so attn.out and ffn.out are before it."""
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     attention,
@@ -36,5 +37,6 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=output("embeddings")),
     )
 )

@@ -5,6 +5,7 @@ feed-forward adds (`ffn.out`) and the norm of the block (`block.out`) are left o
 """
 
 from deltakit.arch.family import (
+    Embedded,
     Family,
     LayerStack,
     Tokens,
@@ -38,6 +39,7 @@ register_family(
                 },
             ),
         ),
+        embedded=Embedded(location=output("embeddings")),
         tokens=Tokens(position=1),
         positions="embeddings.position_embeddings",
     )
