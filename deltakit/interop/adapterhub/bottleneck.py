@@ -1,18 +1,25 @@
 """Bottleneck adapters: configs without an "architecture"."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from deltakit.core.site import Site
 from deltakit.errors import CheckpointError
 from deltakit.interop.adapterhub.layout import Host, Term
 from deltakit.interop.adapterhub.links import Link
 from deltakit.interop.adapterhub.settings import REQUIRED, Settings, is_number
 from deltakit.methods.adapter import SequentialAdapter, bottleneck_width
+from deltakit.methods.invertible import InvertibleAdapter
 from deltakit.methods.parallel import ParallelAdapter
 
 Bottleneck: TypeAlias = SequentialAdapter | ParallelAdapter
+BLOCKS = {
+    "nice": {"first": "F", "second": "G"},
+    "glow": {"first": "s2", "second": "s1"},
+}
+"""The library's names for the bottlenecks of its invertible adapters, by ours."""
 
 DEFAULTS: dict[str, Any] = {
     "mh_adapter": REQUIRED,
@@ -56,7 +63,6 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "ln_before": (False, "deltakit's bottlenecks have no norm of their own"),
     "ln_after": (False, "deltakit's bottlenecks have no norm of their own"),
     "use_gating": (False, "deltakit has no gates"),
-    "inv_adapter": (None, "deltakit has no invertible adapters"),
     "phm_layer": (False, "deltakit has no Compacter"),
     "stochastic_depth": (0, "deltakit does not drop the adapters of whole rows"),
 }
@@ -72,6 +78,13 @@ _ACTIVATIONS = {
     "linear": "identity",
 }
 _INITIALISATIONS = {"bert": "normal", "houlsby": "truncated_normal", "mam_adapter": "lora"}
+_NO_BOTTLENECK = {
+    **{key: value for key, value in DEFAULTS.items() if value is not REQUIRED},
+    "mh_adapter": False,
+    "output_adapter": False,
+    "reduction_factor": 16,
+}
+"""The config of an invertible adapter alone."""
 _LOCATIONS = ("mh_adapter", "output_adapter", "original_ln_before")
 _PLACEMENTS = {(False, True, True): "pfeiffer", (True, True, False): "houlsby"}
 
@@ -80,8 +93,26 @@ _PLACEMENTS = {(False, True, True): "pfeiffer", (True, True, False): "houlsby"}
 
 
 def read(settings: Settings, host: Host) -> tuple[Term, ...]:
-    """The methods of one config: one for each reduction factor that it has."""
+    """The methods of one config: an invertible one, and one for each reduction factor."""
     settings.all_only(_ONLY)
+    inverse = _invertible(settings)
+    alone = inverse and not any(settings.flag(key) for key in _LOCATIONS[:2])
+    return inverse if alone else (*inverse, *_bottlenecks(settings, host))
+
+
+def _invertible(settings: Settings) -> tuple[Term, ...]:
+    """The method of the embeddings, if the config has one."""
+    if settings["inv_adapter"] is None:
+        return ()
+    method = InvertibleAdapter(
+        block=settings.choice("inv_adapter", {each: each for each in BLOCKS}),
+        reduction=settings.number("inv_adapter_reduction_factor"),
+        activation=_activation(settings),
+    )
+    return (Term(method=method),)
+
+
+def _bottlenecks(settings: Settings, host: Host) -> tuple[Term, ...]:
     method = _parallel(settings, host) if settings.flag("is_parallel") else _sequential(settings)
     stacks = _left_out_stacks(settings, method, host)
     factors = _factors(settings, host)
@@ -136,12 +167,16 @@ def _parallel(settings: Settings, host: Host) -> ParallelAdapter:
     )
 
 
-def _common(settings: Settings) -> dict[str, Any]:
+def _activation(settings: Settings) -> str:
     word = settings["non_linearity"]
     if not isinstance(word, str) or word.lower() not in _ACTIVATIONS:
         raise settings.refused("non_linearity", f"deltakit has {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[word.lower()]
+
+
+def _common(settings: Settings) -> dict[str, Any]:
     return {
-        "activation": _ACTIVATIONS[word.lower()],
+        "activation": _activation(settings),
         "initialisation": settings.choice("init_weights", _INITIALISATIONS),
         "dropout": settings.number("dropout"),
     }
@@ -171,9 +206,49 @@ def _widths(factor: float, width: int) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------- writing
 
+INVERTIBLE = "invertible"
+"""The group of an invertible adapter, which joins that of a bottleneck where there is one."""
+
 
 def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
-    """One config for methods that differ in their widths and layers alone."""
+    """One config for methods that differ in their widths and layers alone, and an inverse."""
+    inverses = [term.method for term in terms if isinstance(term.method, InvertibleAdapter)]
+    rest = tuple(term for term in terms if not isinstance(term.method, InvertibleAdapter))
+    config = _written(rest, host) if rest else _NO_BOTTLENECK
+    return {**config, **_written_invertible(inverses, config)}
+
+
+def _written_invertible(
+    methods: list[InvertibleAdapter], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keys of invertible adapters. Raises `CheckpointError` where the library has no words."""
+    if not methods:
+        return {}
+    if len(methods) > 1:
+        raise CheckpointError(
+            "AdapterHub's library has one place for an invertible adapter, and this delta puts two "
+            "there. Save them as deltas of their own."
+        )
+    (method,) = methods
+    word = _word(method.activation)
+    if config.get("non_linearity", word) != word:
+        raise CheckpointError(
+            f"AdapterHub's library has one nonlinearity for both, and {method!r} is with a "
+            f"bottleneck of {config['non_linearity']!r}. Save it as format='deltakit', or train "
+            "both with one activation."
+        )
+    return {
+        "non_linearity": word,
+        "inv_adapter": method.block,
+        "inv_adapter_reduction_factor": method.reduction,
+    }
+
+
+def _word(activation: str) -> str:
+    return next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == activation)
+
+
+def _written(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     method = terms[0].method
     assert isinstance(method, SequentialAdapter | ParallelAdapter)
     if not method.bias:
@@ -192,8 +267,10 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     return {**config, "leave_out": [n for n in host.numbers() if n not in factors]}
 
 
-def group(term: Term) -> tuple[Bottleneck, frozenset[str]]:
+def group(term: Term) -> object:
     """The settings that two methods need to share a config."""
+    if isinstance(term.method, InvertibleAdapter):
+        return INVERTIBLE
     assert isinstance(term.method, SequentialAdapter | ParallelAdapter)
     return replace(term.method, reduction=1, bottleneck=None), term.stacks
 
@@ -216,7 +293,6 @@ def _reads(host: Host) -> dict[str, Any]:
 
 
 def _described(method: Bottleneck, host: Host) -> dict[str, Any]:
-    words = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     drawn = {ours: theirs for theirs, ours in _INITIALISATIONS.items()}
     if isinstance(method, SequentialAdapter):
         method = method.settled()
@@ -235,7 +311,7 @@ def _described(method: Bottleneck, host: Host) -> dict[str, Any]:
     assert method.activation is not None and method.initialisation is not None
     return {
         **places,
-        "non_linearity": words[method.activation],
+        "non_linearity": _word(method.activation),
         "init_weights": drawn[method.initialisation],
         "scaling": scaling,
         "dropout": float(method.dropout),
@@ -274,6 +350,9 @@ def _factor(term: Term, width: int) -> float:
 
 def links(term: Term, host: Host, name: str) -> Iterator[Link]:
     """The names of its tensors."""
+    if isinstance(term.method, InvertibleAdapter):
+        yield from _links_of_invertible(term.method, term, host, name)
+        return
     learned = isinstance(term.method, ParallelAdapter) and term.method.learned_scale
     inner = "form." if learned else ""
     for handle in host.at(term):
@@ -284,3 +363,18 @@ def links(term: Term, host: Host, name: str) -> Iterator[Link]:
                 yield Link(theirs=f"{stem}.{theirs}.{kind}", ours=(mine,))
         if learned:
             yield Link(theirs=f"{stem}.scaling", ours=(f"{handle.key}.scale",))
+
+
+def _links_of_invertible(
+    method: InvertibleAdapter, term: Term, host: Host, name: str
+) -> Iterator[Link]:
+    """Both directions have one set of tensors, which the site of the embeddings has."""
+    layers = {"down": 0, "up": 2}
+    for handle in host.at(term):
+        if handle.site is not Site.EMBED_OUT:
+            continue
+        for net, theirs in BLOCKS[method.block].items():
+            for layer, index in layers.items():
+                for kind in ("weight", "bias"):
+                    stem = f"{host.layout.invertible}.{name}.{theirs}.{index}.{kind}"
+                    yield Link(theirs=stem, ours=(f"{handle.key}.{net}.{layer}.{kind}",))

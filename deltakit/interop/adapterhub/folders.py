@@ -79,7 +79,8 @@ def read_adapter(folder: Path, host: Host) -> Found:
     path = folder / CONFIG
     top = _read_top(path, host)
     tensors = _tensors(folder, WEIGHTS, host)
-    method = method_of(_modern(top, str(path)), host, str(path))
+    inverse = any(key.startswith(f"{host.layout.invertible}.") for key in tensors)
+    method = method_of(_modern(top, str(path), inverse=inverse), host, str(path))
     method = restored(_words(top, tensors, path), method, lambda each: config_of(each, host))
     shapes = shapes_of(method, host, str(path))
     found = unpack(tensors, links_of(method, host, top["name"]), shapes)
@@ -161,7 +162,7 @@ def _tensors(folder: Path, names: tuple[str, ...], host: Host) -> Tensors:
     return Tensors(read.path, modern, read.metadata)
 
 
-def _modern(top: dict[str, Any], origin: str) -> Any:
+def _modern(top: dict[str, Any], origin: str, *, inverse: bool) -> Any:
     """The config as today's version of the library reads those of its older versions."""
     config = top.get("config")
     if not isinstance(config, dict):
@@ -172,8 +173,10 @@ def _modern(top: dict[str, Any], origin: str) -> Any:
         config["non_linearity"] = _ACTIVATIONS_BEFORE_VERSIONS.get(word, word)
     if "invertible_adapter" in config:
         block = config.pop("invertible_adapter")
-        config["inv_adapter"] = block.get("block_type") if isinstance(block, dict) else block
-    if top.get("type") == "text_task" and "inv_adapter" in config:
+        given = block if isinstance(block, dict) else {"block_type": block}
+        config["inv_adapter"] = given.get("block_type")
+        config["inv_adapter_reduction_factor"] = given.get("reduction_factor")
+    if top.get("type") == "text_task" and "inv_adapter" in config and not inverse:
         config["inv_adapter"] = None  # these named invertible adapters that they did not have
     return _with_true_alpha(config, top.get("version"), origin)
 

@@ -19,6 +19,7 @@ from deltakit.interop.adapterhub.methods import terms_of
 from deltakit.interop.adapterhub.settings import Settings
 from deltakit.methods.adapter import SequentialAdapter
 from deltakit.methods.fusion import AdapterFusion
+from deltakit.methods.invertible import InvertibleAdapter
 
 DEFAULTS: dict[str, Any] = {
     "key": True,
@@ -86,8 +87,11 @@ def written(method: Method) -> tuple[object, ...]:
     return method.names, write(method)
 
 
-def placement_of(name: str, method: Method) -> str:
+def placement_of(name: str, method: Method, *, first: bool = False) -> str:
     """The placement of sequential bottlenecks: the library composes those of one placement only.
+
+    The first of a stack may have an invertible adapter, too: the library runs the first one's
+    alone.
 
     Raises:
         CheckpointError: the method is something else.
@@ -95,6 +99,7 @@ def placement_of(name: str, method: Method) -> str:
     placements = {
         term.method.placement if isinstance(term.method, SequentialAdapter) else None
         for term in terms_of(method)
+        if not (first and isinstance(term.method, InvertibleAdapter))
     }
     if len(placements) != 1 or None in placements:
         raise CheckpointError(

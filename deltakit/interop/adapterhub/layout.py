@@ -48,6 +48,7 @@ class Layout:
         modules: the library's paths of modules in a layer, by transformers' of today, where it has
             renamed them.
         no_prefix: why the library's prefixes are not what deltakit computes, if they are not.
+        invertible: path of what holds the invertible adapters, in the base model.
     """
 
     stacks: dict[str, StackLayout]
@@ -56,6 +57,7 @@ class Layout:
     dropout: str | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     no_prefix: str | None = None
+    invertible: str = "invertible_adapters"
 
 
 _BERT = Layout(
@@ -95,6 +97,7 @@ LAYOUTS: dict[str, Layout] = {
             ),
         },
         dropout="dropout_rate",
+        invertible="encoder.invertible_adapters",
         no_prefix="AdapterHub's library lets T5's prefixes shift the relative positions of tokens, "
         "which deltakit does not",
     ),
@@ -111,6 +114,7 @@ LAYOUTS: dict[str, Layout] = {
             ),
         },
         dropout="attention_dropout",
+        invertible="encoder.invertible_adapters",
     ),
     "deberta-v2": replace(
         _BERT,
@@ -194,7 +198,8 @@ class Host:
         """The sites that a method changes, placement by placement."""
         for placement in term.method.placements():
             for handle in self.handles:
-                left_out = handle.layer in term.omitted or handle.stack in term.stacks
+                without = handle.layer in term.omitted or handle.stack in term.stacks
+                left_out = without and handle.in_a_layer
                 if handle.site is placement.site and not left_out:
                     yield placement, handle
 
@@ -267,6 +272,6 @@ def host_of(model: "PreTrainedModel") -> Host:
         )
     attachments = attachments_of(model)
     handles = resolve(model) if attachments is None else tuple(attachments.handles.values())
-    handles = tuple(handle for handle in handles if handle.in_a_layer)
-    depths = {handle.stack: handle.layer + 1 for handle in handles}
+    handles = tuple(h for h in handles if h.in_a_layer or h.site in (Site.EMBED_OUT, Site.UNEMBED))
+    depths = {handle.stack: handle.layer + 1 for handle in handles if handle.in_a_layer}
     return Host(model, layout, handles, head_names(model), depths)

@@ -16,6 +16,7 @@ from deltakit.interop.adapterhub.settings import Settings
 from deltakit.methods.adapter import SequentialAdapter
 from deltakit.methods.drop import AdapterDrop
 from deltakit.methods.ia3 import IA3
+from deltakit.methods.invertible import InvertibleAdapter
 from deltakit.methods.lora import LoRA
 from deltakit.methods.mam import MAM
 from deltakit.methods.parallel import ParallelAdapter
@@ -46,7 +47,7 @@ class Kind:
 
 KINDS: dict[str | None, Kind] = {
     None: Kind(
-        methods=(SequentialAdapter, ParallelAdapter),
+        methods=(SequentialAdapter, ParallelAdapter, InvertibleAdapter),
         defaults=bottleneck.DEFAULTS,
         read=bottleneck.read,
         write=bottleneck.write,
@@ -100,6 +101,7 @@ def config_of(method: Method, host: Host) -> dict[str, Any]:
     for term in terms_of(method):
         architecture, kind = _kind_of(term.method)
         groups.setdefault((architecture, kind.group(term)), []).append(term)
+    _join_invertible(groups)
     if not groups:
         _kind_of(method)
     configs = [KINDS[kind].write(tuple(terms), host) for (kind, _), terms in groups.items()]
@@ -109,14 +111,29 @@ def config_of(method: Method, host: Host) -> dict[str, Any]:
     return configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
 
 
+def _join_invertible(groups: dict[tuple[str | None, object], list[Term]]) -> None:
+    """An invertible adapter is written with the first bottlenecks that there are."""
+    own = (None, bottleneck.INVERTIBLE)
+    first = next((terms for key, terms in groups.items() if key[0] is None and key != own), None)
+    if first is not None and own in groups:
+        first.extend(groups.pop(own))
+
+
 def _check_apart(architecture: str | None, one: list[Term], other: list[Term], host: Host) -> None:
     """Raises `CheckpointError` unless a union may have both: bottlenecks of different layers."""
-    layers = [{number for term in terms for number in host.present(term)} for terms in (one, other)]
+    layers = [
+        {number for term in terms if _in_layers(term) for number in host.present(term)}
+        for terms in (one, other)
+    ]
     if architecture is not None or layers[0] & layers[1]:
         raise CheckpointError(
             f"AdapterHub's library has one place for {one[0].method!r} and {other[0].method!r}. "
             "Save them as deltas of their own, or as format='deltakit'."
         )
+
+
+def _in_layers(term: Term) -> bool:
+    return not isinstance(term.method, InvertibleAdapter)
 
 
 def restored(

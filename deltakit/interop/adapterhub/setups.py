@@ -153,9 +153,13 @@ def _check_stack(parts: Sequence[Part], every: Mapping[str, Part]) -> None:
     """Raises `CheckpointError` unless library and deltakit stack the parts alike."""
     placements = set()
     for part in parts if len(parts) > 1 else ():
-        method = part.method
+        method, first = part.method, part is parts[0]
+        fused = isinstance(method, AdapterFusion)
         members = method.names if isinstance(method, AdapterFusion) else (part.name,)
-        placements |= {fusion.placement_of(name, every[name].method) for name in members}
+        placements |= {
+            fusion.placement_of(name, every[name].method, first=first and not fused)
+            for name in members
+        }
     if len(placements) > 1:
         raise CheckpointError(
             "AdapterHub's library stacks adapters of different placements "
