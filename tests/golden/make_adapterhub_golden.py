@@ -13,6 +13,8 @@ a generator seeded by the name of its case.  In the archive:
     tensors it has (``like``); ``cases``: for each model type and case the name of the model's class
 ``bases/<base>.safetensors``
     the state dict of the plain, bare model
+``heads/<model type>.safetensors``
+    the language-modelling head of that model type, by transformers' names of its tensors
 ``inputs.safetensors``, ``outputs.safetensors``
     the batch (``decoder_input_ids`` for encoder-decoders alone); for each ``<model type>/<case>``
     the logits of a model with a head, else ``last_hidden_state``, in eval mode with eager attention
@@ -177,7 +179,9 @@ class Case:
     """One folder: what is added to a model, how it is saved, and what an older version had in it.
 
     ``setup`` is what is active; None stands for the one adapter.  ``fusions`` are added in order.
-    ``how`` is "adapter", "fusion" (its members beside it) or "setup".
+    ``how`` is "adapter", "fusion" (its members beside it) or "setup".  ``language`` gives the model
+    a language-modelling head, which is not saved with the adapter.  ``runs`` is false where the
+    library itself fails on every input: its GLOW takes the axis of tokens for that of vectors.
     """
 
     adapters: dict[str, AdapterConfig | ConfigUnion]
@@ -190,6 +194,8 @@ class Case:
     taggers: dict[str, dict[str, Any]] | None = None
     images: dict[str, dict[str, Any]] | None = None
     answers: dict[str, dict[str, Any]] | None = None
+    language: bool = False
+    runs: bool = True
     edit: Edit | None = None
 
 
@@ -218,6 +224,43 @@ def lora_all(**more: Any) -> LoRAConfig:
 
 def prefix(**more: Any) -> PrefixTuningConfig:
     return PrefixTuningConfig(**{"prefix_length": 3, "bottleneck_size": 5, **more})
+
+
+def inverse(config: Any = seq_bn, block: str = "nice", factor: float = 2, **more: Any) -> Any:
+    return config(inv_adapter=block, inv_adapter_reduction_factor=factor, **more)
+
+
+def language(model: str, *configs: Any) -> Case:
+    """Adapters under a language-modelling head, in a stack where there are several."""
+    names = dict(zip("ab", configs, strict=False))
+    setup = Stack(*names) if len(names) > 1 else None
+    return Case(
+        adapters=names,
+        model=model,
+        language=True,
+        setup=setup,
+        how="setup" if setup else "adapter",
+    )
+
+
+def language_of_version_1(folder: Path) -> None:
+    """A language's adapter as the first versions wrote it."""
+    path = folder / "pytorch_adapter.bin"
+    weights = torch.load(path, weights_only=True)
+    renames = (
+        ("output.adapters.", "output.layer_text_lang_adapters."),
+        ("invertible_adapters.", "invertible_lang_adapters."),
+    )
+    for rename in renames:
+        weights = {key.replace(*rename): tensor for key, tensor in weights.items()}
+    torch.save(weights, path)
+    config = json.loads((folder / "adapter_config.json").read_text())["config"]
+    config["invertible_adapter"] = {
+        "block_type": config.pop("inv_adapter"),
+        "non_linearity": "relu",
+        "reduction_factor": config.pop("inv_adapter_reduction_factor"),
+    }
+    edited(version=None, type="text_lang", config=config)(folder)
 
 
 def edited(**changes: Any) -> Edit:
@@ -250,9 +293,23 @@ def made_by_version_1(folder: Path) -> None:
     edited(version=None, type="text_task", config=config)(folder)
 
 
-def common(crosses: bool = False) -> dict[str, Case]:
+def across() -> dict[str, Case]:
+    """Prefixes of some stacks of an encoder-decoder."""
+    return {
+        "prefix_not_across": Case(adapters={"a": prefix(cross_prefix=False)}, safetensors=False),
+        "prefix_of_decoder": Case(
+            adapters={"a": prefix(encoder_prefix=False, flat=True)}, safetensors=False
+        ),
+        "prefix_of_decoder_alone": Case(
+            adapters={"a": prefix(encoder_prefix=False, cross_prefix=False)}, safetensors=False
+        ),
+    }
+
+
+def common(crosses: bool = False, invertible: bool = True) -> dict[str, Case]:
     """What every family has."""
     return {
+        **({"seq_bn_inv": Case(adapters={"a": inverse()})} if invertible else {}),
         "seq_bn": Case(adapters={"a": seq_bn()}),
         "double_seq_bn": Case(adapters={"a": double(cross_adapter=crosses)}),
         **({"double_seq_bn_default": Case(adapters={"a": double()})} if crosses else {}),
@@ -263,6 +320,7 @@ def common(crosses: bool = False) -> dict[str, Case]:
         "ia3": Case(adapters={"a": IA3Config()}),
         "prefix": Case(adapters={"a": prefix()}, safetensors=False),
         "prefix_flat": Case(adapters={"a": prefix(flat=True)}, safetensors=False),
+        **(across() if crosses else {}),
         "mam": Case(adapters={"a": ConfigUnion(prefix(), par_bn())}, safetensors=False),
     }
 
@@ -330,6 +388,16 @@ def bert() -> dict[str, Case]:
             fusions=((["a", "b"], "dynamic"),),
             how="setup",
         ),
+        "double_seq_bn_inv": Case(adapters={"a": inverse(double, factor=3)}, safetensors=False),
+        "seq_bn_glow": Case(adapters={"a": inverse(block="glow")}, runs=False),
+        "inv_alone": Case(adapters={"a": inverse(mh_adapter=False, output_adapter=False)}),
+        "seq_bn_inv_old": Case(
+            adapters={"a": inverse(non_linearity="relu")},
+            safetensors=False,
+            edit=language_of_version_1,
+        ),
+        "lm_inv": language("BertAdapterModel", inverse()),
+        "lm_inv_under_task": language("BertAdapterModel", inverse(), seq_bn(8)),
         "head": Case(adapters={"a": seq_bn()}, model="BertForSequenceClassification"),
         "head_pooled": classifier("BertAdapterModel", layers=1, use_pooler=True),
         "head_default": classifier("BertAdapterModel"),
@@ -352,10 +420,15 @@ CASES: dict[str, dict[str, Case]] = {
     "bert": bert(),
     "roberta": {
         **common(),
+        "lm_inv": language("RobertaAdapterModel", inverse()),
         "head_flexible": classifier("RobertaAdapterModel"),
         "head_tagging": tagger("RobertaAdapterModel"),
     },
-    "xlm-roberta": {**common(), "head_flexible": classifier("XLMRobertaAdapterModel")},
+    "xlm-roberta": {
+        **common(),
+        "lm_inv": language("XLMRobertaAdapterModel", inverse()),
+        "head_flexible": classifier("XLMRobertaAdapterModel"),
+    },
     "electra": {
         **common(),
         "head_flexible": classifier("ElectraAdapterModel", activation_function="gelu"),
@@ -369,20 +442,24 @@ CASES: dict[str, dict[str, Case]] = {
         **common(),
         "ia3": Case(adapters={"a": IA3Config(intermediate_lora=False, output_lora=True)}),
         "ia3_default": Case(adapters={"a": IA3Config()}),
+        "lm_inv": language("LlamaAdapterModel", inverse()),
         "head": Case(adapters={"a": seq_bn()}, model="LlamaForSequenceClassification"),
     },
     "mistral": common(),
     "gpt2": {
         **common(),
+        "lm_inv": language("GPT2AdapterModel", inverse()),
         "lora_kv": Case(adapters={"a": lora(attn_matrices=["v", "k"], output_lora=True)}),
     },
     "t5": {
         **common(crosses=True),
         "seq_bn_leave_out": Case(adapters={"a": seq_bn(leave_out=[0, 2])}),
+        "lm_inv": language("T5AdapterModel", inverse()),
     },
     "bart": {
         **common(crosses=True),
         "prefix_leave_out": Case(adapters={"a": prefix(leave_out=[1, 3])}, safetensors=False),
+        "lm_inv": language("BartAdapterModel", inverse()),
     },
     "deberta-v2": {
         **common(),
@@ -390,7 +467,7 @@ CASES: dict[str, dict[str, Case]] = {
         "head_tagging": tagger("DebertaV2AdapterModel"),
     },
     "vit": {
-        **common(),
+        **common(invertible=False),
         "head_flexible": Case(
             adapters={"a": seq_bn()},
             model="ViTAdapterModel",
@@ -440,7 +517,57 @@ def bare(model_type: str) -> Any:
     return transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
 
 
-def fresh(model_type: str, model_class: str | None) -> Any:
+LANGUAGE_MODELS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "bert": (
+        "BertForMaskedLM",
+        "add_masked_lm_head",
+        {
+            "0": "cls.predictions.transform.dense",
+            "2": "cls.predictions.transform.LayerNorm",
+            "3": "cls.predictions.decoder",
+        },
+    ),
+    **{
+        model_type: (
+            kind,
+            "add_masked_lm_head",
+            {"0": "lm_head.dense", "2": "lm_head.layer_norm", "3": "lm_head.decoder"},
+        )
+        for model_type, kind in {
+            "roberta": "RobertaForMaskedLM",
+            "xlm-roberta": "XLMRobertaForMaskedLM",
+        }.items()
+    },
+    "gpt2": ("GPT2LMHeadModel", "add_causal_lm_head", {"0": "lm_head"}),
+    "llama": ("LlamaForCausalLM", "add_causal_lm_head", {"0": "lm_head"}),
+    "t5": ("T5ForConditionalGeneration", "add_seq2seq_lm_head", {"0": "lm_head"}),
+    "bart": ("BartForConditionalGeneration", "add_seq2seq_lm_head", {"0": "lm_head"}),
+}
+"""By model type: transformers' class, how the library adds a head like its, and what its parts are
+called there."""
+LANGUAGE_HEADS: dict[str, State] = {}
+
+
+def add_language_head(model: Any, model_type: str) -> None:
+    """A head with random tensors, which are the same each time; they are kept to be written."""
+    _, add, paths = LANGUAGE_MODELS[model_type]
+    causal = add == "add_causal_lm_head"
+    getattr(model, add)("lm", **({"layers": 1} if causal else {}))
+    head = model.heads["lm"]
+    own = dict(head.named_parameters())
+    table = model.get_input_embeddings().weight
+    state = {name: p.data for name, p in own.items() if p is not table}
+    randomise(state, f"head/{model_type}")
+    if causal:  # transformers' has none
+        own.pop("0.bias").data.zero_()
+    LANGUAGE_HEADS[model_type] = {
+        f"{paths[name.partition('.')[0]]}.{name.partition('.')[2]}": p.detach().clone()
+        for name, p in own.items()
+        if p is not table
+    }
+
+
+def fresh(model_type: str, model_class: str | None, *, language: bool = False) -> Any:
     """A model with the base's tensors, ready for adapters."""
     config = transformers.AutoConfig.for_model(model_type, **BASES[model_type][1], num_labels=3)
     config._attn_implementation = "eager"
@@ -456,6 +583,8 @@ def fresh(model_type: str, model_class: str | None) -> Any:
     inner.load_state_dict({key: state[key] for key in known}, strict=False)
     if not hasattr(model, "adapters_config"):
         adapters.init(model)
+    if language:
+        add_language_head(model, model_type)
     return model.eval()
 
 
@@ -484,8 +613,8 @@ def output(model: Any, inputs: State) -> torch.Tensor:
 
 def filled(model_type: str, name: str, case: Case) -> Any:
     """A model with everything of the case added, random and active."""
-    model = fresh(model_type, case.model)
-    known = set(model.base_model.state_dict())
+    model = fresh(model_type, case.model, language=case.language)
+    known, given = set(model.base_model.state_dict()), set(dict(model.named_parameters()))
     for adapter, config in case.adapters.items():
         model.add_adapter(adapter, config=config)
     for members, config in case.fusions:
@@ -503,6 +632,7 @@ def filled(model_type: str, name: str, case: Case) -> Any:
     heads = dict(model.named_parameters()) if inner is not model else {}
     prefix = f"{model.base_model_prefix}."
     added |= {key: tensor.data for key, tensor in heads.items() if not key.startswith(prefix)}
+    added = {k: t for k, t in added.items() if k not in given or not case.language}
     randomise(added, f"{name}/{model_type}")
     activate(model, case)
     return model
@@ -512,6 +642,8 @@ def activate(model: Any, case: Case) -> None:
     model.set_active_adapters(case.setup or "a")
     if case.heads or case.taggers or case.images or case.answers:
         model.active_head = "a"
+    if case.language:
+        model.active_head = "lm"
 
 
 def save(model: Any, folder: Path, case: Case) -> None:
@@ -540,14 +672,17 @@ def load(model: Any, folder: Path, case: Case) -> None:
         model.load_adapter_fusion(str(folder / "fused"), **how)
 
 
-def run_case(model_type: str, name: str, case: Case, folder: Path, inputs: State) -> torch.Tensor:
-    """Saves the case's folder; what a fresh model that has loaded it returns."""
+def run_case(model_type: str, name: str, case: Case, folder: Path, inputs: State) -> State:
+    """Saves the case's folder; what a fresh model that has loaded it returns, by its name."""
     model = filled(model_type, name, case)
+    if not case.runs:
+        save(model, folder, case)
+        return {}
     before = output(model, inputs)
     save(model, folder, case)
     if case.edit is not None:
         case.edit(folder)
-    again = fresh(model_type, case.model)
+    again = fresh(model_type, case.model, language=case.language)
     load(again, folder, case)
     activate(again, case)
     after = output(again.eval(), inputs)
@@ -557,11 +692,13 @@ def run_case(model_type: str, name: str, case: Case, folder: Path, inputs: State
         plain = output(fresh(model_type, None), inputs)
         if (after - plain).abs().max() < 0.02:
             raise RuntimeError(f"{model_type}/{name}: the adapters have no visible effect")
-    return after
+    return {f"{model_type}/{name}": after.contiguous()}
 
 
-def named(case: Case) -> str | None:
+def named(model_type: str, case: Case) -> str | None:
     """The class of transformers' that has the head; the library's has all of them."""
+    if case.language:
+        return LANGUAGE_MODELS[model_type][0]
     kinds = {"TokenClassification": case.taggers, "QuestionAnswering": case.answers}
     kinds |= {"ImageClassification": case.images, "SequenceClassification": case.heads}
     kind = next((kind for kind, heads in kinds.items() if heads), "")
@@ -600,12 +737,13 @@ def main() -> None:
                 at = folder / model_type / case_name
                 at.mkdir(parents=True)
                 given = inputs_for(model_type, inputs)
-                outputs[f"{model_type}/{case_name}"] = run_case(
-                    model_type, case_name, case, at, given
-                ).contiguous()
+                outputs |= run_case(model_type, case_name, case, at, given)
         save_file(outputs, folder / "outputs.safetensors")
         for base, state in STATES.items():
             save_file(state, folder / "bases" / f"{base}.safetensors")
+        (folder / "heads").mkdir()
+        for model_type, state in LANGUAGE_HEADS.items():
+            save_file(state, folder / "heads" / f"{model_type}.safetensors")
         golden = {
             "versions": {
                 "adapters": adapters.__version__,
@@ -614,7 +752,7 @@ def main() -> None:
             },
             "bases": {key: {"like": like, "config": c} for key, (like, c) in BASES.items()},
             "cases": {
-                model_type: {name: named(case) for name, case in cases.items()}
+                model_type: {name: named(model_type, case) for name, case in cases.items()}
                 for model_type, cases in CASES.items()
             },
         }

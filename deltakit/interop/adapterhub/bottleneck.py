@@ -63,7 +63,7 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "ln_before": (False, "deltakit's bottlenecks have no norm of their own"),
     "ln_after": (False, "deltakit's bottlenecks have no norm of their own"),
     "use_gating": (False, "deltakit has no gates"),
-    "phm_layer": (False, "deltakit has no Compacter"),
+    "phm_layer": (False, "deltakit does not read the library's Compacter"),
     "stochastic_depth": (0, "deltakit does not drop the adapters of whole rows"),
 }
 _ACTIVATIONS = {
@@ -95,15 +95,16 @@ _PLACEMENTS = {(False, True, True): "pfeiffer", (True, True, False): "houlsby"}
 def read(settings: Settings, host: Host) -> tuple[Term, ...]:
     """The methods of one config: an invertible one, and one for each reduction factor."""
     settings.all_only(_ONLY)
-    inverse = _invertible(settings)
+    inverse = _invertible(settings, host)
     alone = inverse and not any(settings.flag(key) for key in _LOCATIONS[:2])
     return inverse if alone else (*inverse, *_bottlenecks(settings, host))
 
 
-def _invertible(settings: Settings) -> tuple[Term, ...]:
+def _invertible(settings: Settings, host: Host) -> tuple[Term, ...]:
     """The method of the embeddings, if the config has one."""
     if settings["inv_adapter"] is None:
         return ()
+    _check_invertible(host)
     method = InvertibleAdapter(
         block=settings.choice("inv_adapter", {each: each for each in BLOCKS}),
         reduction=settings.number("inv_adapter_reduction_factor"),
@@ -215,15 +216,16 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     inverses = [term.method for term in terms if isinstance(term.method, InvertibleAdapter)]
     rest = tuple(term for term in terms if not isinstance(term.method, InvertibleAdapter))
     config = _written(rest, host) if rest else _NO_BOTTLENECK
-    return {**config, **_written_invertible(inverses, config)}
+    return {**config, **_written_invertible(inverses, config, host)}
 
 
 def _written_invertible(
-    methods: list[InvertibleAdapter], config: Mapping[str, Any]
+    methods: list[InvertibleAdapter], config: Mapping[str, Any], host: Host
 ) -> dict[str, Any]:
     """The keys of invertible adapters. Raises `CheckpointError` where the library has no words."""
     if not methods:
         return {}
+    _check_invertible(host)
     if len(methods) > 1:
         raise CheckpointError(
             "AdapterHub's library has one place for an invertible adapter, and this delta puts two "
@@ -242,6 +244,14 @@ def _written_invertible(
         "inv_adapter": method.block,
         "inv_adapter_reduction_factor": method.reduction,
     }
+
+
+def _check_invertible(host: Host) -> None:
+    if host.layout.invertible is None:
+        raise CheckpointError(
+            f"AdapterHub's library has no invertible adapters in a {host.kind}. Use "
+            "format='deltakit' for them."
+        )
 
 
 def _word(activation: str) -> str:

@@ -48,7 +48,8 @@ class Layout:
         modules: the library's paths of modules in a layer, by transformers' of today, where it has
             renamed them.
         no_prefix: why the library's prefixes are not what deltakit computes, if they are not.
-        invertible: path of what holds the invertible adapters, in the base model.
+        invertible: path of what holds the invertible adapters, in the base model; None where the
+            library has none.
     """
 
     stacks: dict[str, StackLayout]
@@ -57,7 +58,7 @@ class Layout:
     dropout: str | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     no_prefix: str | None = None
-    invertible: str = "invertible_adapters"
+    invertible: str | None = "invertible_adapters"
 
 
 _BERT = Layout(
@@ -125,6 +126,7 @@ LAYOUTS: dict[str, Layout] = {
             "encoder": StackLayout(layers="encoder.layer", feedforward="output.output_adapters")
         },
         dropout="attention_probs_dropout_prob",
+        invertible=None,
         modules={
             "attention": "attention.attention",
             "attention.q_proj": "attention.attention.query",

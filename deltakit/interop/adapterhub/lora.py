@@ -39,9 +39,9 @@ DEFAULTS: dict[str, Any] = {
 }
 _ONLY: dict[str, tuple[Any, str]] = {
     "use_gating": (False, "deltakit has no gates"),
-    "use_dora": (False, "deltakit has no DoRA"),
-    "vera_d": (None, "deltakit has no VeRA"),
-    "vera_b": (None, "deltakit has no VeRA"),
+    "use_dora": (False, "the library's DoRA rescales the bias too, and leaves alpha / r out"),
+    "vera_d": (None, "the library's VeRA trains its projections, deltakit's does not"),
+    "vera_b": (None, "the library's VeRA trains its projections, deltakit's does not"),
     "dtype": (None, "the tensors say their dtype"),
 }
 _MATRICES = {"q": Site.ATTN_Q, "k": Site.ATTN_K, "v": Site.ATTN_V}
