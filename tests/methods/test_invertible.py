@@ -16,7 +16,7 @@ from deltakit.errors import (
     NotMergeable,
     SiteNotFound,
 )
-from deltakit.methods.invertible import GLOW, NICE, Uncoupling
+from deltakit.methods.forms.invertible import GLOW, NICE, Uncoupling
 
 BLOCKS = {"nice": NICE, "glow": GLOW}
 MODELS = {
