@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from deltakit.methods.partial import PartialFineTuning
     from deltakit.methods.prefix import PrefixTuning
     from deltakit.methods.prompt import PromptTuning
+    from deltakit.methods.sparse import Sparse
     from deltakit.methods.vera import VeRA
     from deltakit.models.weights import load_base
 
@@ -159,6 +160,7 @@ _HOMES = {
     "deltakit.methods.partial": ("PartialFineTuning",),
     "deltakit.methods.prefix": ("PrefixTuning",),
     "deltakit.methods.prompt": ("PromptTuning",),
+    "deltakit.methods.sparse": ("Sparse",),
     "deltakit.methods.vera": ("VeRA",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -217,6 +219,7 @@ __all__ = [
     "Scaling",
     "SequentialAdapter",
     "Site",
+    "Sparse",
     "SparselyActive",
     "Stack",
     "StepCallback",

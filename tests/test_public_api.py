@@ -17,7 +17,7 @@ PUBLIC = [
     "Mean", "MergeReport", "Mergeable", "MergesAsFFN", "Method", "MethodWrapper", "Mixture",
     "NormTuning", "NotMergeable", "Paper", "ParallelAdapter", "PartialFineTuning", "PerRow",
     "Placement", "PrefixTuning", "PromptTuning", "Reads", "ReadsEnd", "Regularised",
-    "Reparametrised", "Results", "RewritesWeight", "Scaling", "SequentialAdapter", "Site",
+    "Reparametrised", "Results", "RewritesWeight", "Scaling", "SequentialAdapter", "Site", "Sparse",
     "SparselyActive", "Stack", "StepCallback", "Summable", "TrainingStep", "VeRA", "__version__",
     "activate", "attach", "compare", "convert", "deploy", "detach", "disabled", "drop",
     "fusion_attention", "infer_family", "load", "load_base", "merge", "parse_method", "prune",

@@ -16,7 +16,8 @@ def randomise_deltas(model: Any, label: str = "deltas", std: float = 0.2) -> Non
     draw = generator(label)
     for attached in need_attachments(model).attached.values():
         for _, tensor in attached.tensors():
-            tensor.copy_(torch.randn(tensor.shape, generator=draw) * std)
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=draw) * std)
 
 
 @torch.no_grad()

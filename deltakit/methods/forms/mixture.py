@@ -3,6 +3,7 @@
 import copy
 from abc import ABC
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from deltakit.core.delta import (
     ReadsEnd,
     Reparametrised,
     SparselyActive,
+    overrides_both,
 )
 from deltakit.errors import InvalidConfig
 
@@ -39,11 +41,12 @@ class Experts(nn.Module):
         for name, parameter in list(self.form.named_parameters()):
             each = [parameter] if name in shared else [f.get_parameter(name) for f in forms]
             _put(self.form, name, torch.stack([value.detach() for value in each]))
+        self.names = tuple(name for name, _ in self.form.named_parameters())
         self._by_row = (rows,)
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters."""
-        return dict(self.form.named_parameters())
+        return {name: reduce(getattr, name.split("."), self.form) for name in self.names}
 
     def all(self, x: Tensor) -> Tensor:
         """Each expert's change for every token: ``(tokens, d)`` to ``(experts, tokens, d_out)``."""
@@ -75,7 +78,7 @@ class Experts(nn.Module):
 
 
 def _computes_rows(form: Delta) -> BatchedRows:
-    if isinstance(form, BatchedRows):
+    if isinstance(form, BatchedRows) and overrides_both(type(form), "by_row"):
         return form
     raise InvalidConfig(
         f"Mixture: the form {type(form).__name__} cannot compute several experts in one product. "

@@ -1,0 +1,150 @@
+"""The torch modules of `deltakit.methods.sparse`: forms whose matrices are kept in part.
+
+A pruned matrix is two tensors: the numbers that are kept, which are trained, and one bit for each
+number that says whether it is. The matrix itself is made when the form reads it, in each pass.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltakit.core.delta import Delta
+
+KEPT, BITS = "_kept", "_bits"
+"""What the names of a pruned matrix's two tensors end in."""
+
+Scores = Callable[[Delta], dict[str, Tensor]]
+"""By name, a score for each number of a form's matrices: the larger are kept."""
+
+
+def pruned(form: Delta, keep: float, scores: Scores) -> Delta:
+    """The form, in place, with the share `keep` of each of its matrices."""
+    scored = scores(form)
+    for path, module in list(form.named_modules()):
+        names = [n for n, p in module.named_parameters(recurse=False) if p.ndim > 1]
+        for name in names:
+            score = scored[f"{path}.{name}" if path else name]
+            _replace(module, name, largest(score, math.floor(keep * score.numel() + 0.5)))
+        if names or module is form:
+            module.__class__ = _pruned_class(type(module), tuple(names))
+    return form
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """The places of the `count` largest scores, in rising order; equal ones are taken at random.
+
+    So a matrix that starts at zero, such as LoRA's B, has a random mask.
+    """
+    order = torch.randperm(score.numel(), device=score.device)
+    ranked = score.flatten()[order].argsort(descending=True, stable=True)
+    return order[ranked[:count]].sort().values
+
+
+def _replace(module: nn.Module, name: str, places: Tensor) -> None:
+    dense = module.get_parameter(name).detach()
+    mask = torch.zeros(dense.numel(), dtype=torch.uint8, device=dense.device)
+    module.register_parameter(name + KEPT, nn.Parameter(dense.flatten()[places]))
+    module.register_buffer(name + BITS, _packed(mask.index_fill(0, places, 1)))
+    del module._parameters[name]
+    vars(module).setdefault("_shapes", {})[name] = dense.shape
+
+
+def _packed(mask: Tensor) -> Tensor:
+    """Eight bits a byte, the first the lowest."""
+    flat = nn.functional.pad(mask, (0, -mask.numel() % 8)).view(-1, 8)
+    return (flat << _shifts(flat)).sum(-1).to(torch.uint8)
+
+
+def _unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
+    flat = (bits.unsqueeze(-1) >> _shifts(bits)) & 1
+    return flat.flatten()[: shape.numel()].view(shape).bool()
+
+
+def _shifts(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=like.device)
+
+
+def _dense(module: Any, name: str) -> Tensor:
+    """The matrix: the kept numbers at their places, zero elsewhere."""
+    kept = getattr(module, name + KEPT)
+    shape = module._shapes[name]
+    mask = _unpacked(getattr(module, name + BITS), shape)
+    return kept.new_zeros(shape).masked_scatter(mask, kept)
+
+
+class _Pruned:
+    """What classes of pruned modules have in common: they are pickled as their base and names."""
+
+    _pruned_from: tuple[type[nn.Module], tuple[str, ...]]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        del protocol
+        return _empty, self._pruned_from, self.__dict__
+
+
+def _empty(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    cls = _pruned_class(base, names)
+    made: nn.Module = cls.__new__(cls)
+    return made
+
+
+@functools.cache
+def _pruned_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """A class like `base` that makes its matrices `names` from what is kept of them.
+
+    It has a `forward` of its own, so the base's quicker ways, which read parameters by their
+    names, are not taken.
+    """
+
+    def forward(self: Any, *inputs: Any, **named: Any) -> Any:
+        return base.forward(self, *inputs, **named)
+
+    members: dict[str, Any] = {
+        name: property(functools.partial(_dense, name=name)) for name in names
+    }
+    members |= {"forward": forward, "_pruned_from": (base, names), "__module__": __name__}
+    return type(f"Pruned{base.__name__}", (_Pruned, base), members)
+
+
+# ---------------------------------------------------------------------------------------- scores
+
+
+def matrices(form: Delta) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a form with two axes or more, by name."""
+    return ((name, p) for name, p in form.named_parameters() if p.ndim > 1)
+
+
+def at_random(form: Delta) -> dict[str, Tensor]:
+    """Scores from a normal distribution."""
+    return {name: torch.randn_like(p) for name, p in matrices(form)}
+
+
+def by_magnitude(form: Delta) -> dict[str, Tensor]:
+    """|θ|."""
+    return {name: p.detach().abs() for name, p in matrices(form)}
+
+
+def by_flow(form: Delta, d: int) -> dict[str, Tensor]:
+    """|θ ∂R/∂θ|, R the mean output for an input of ones, with every θ replaced by |θ| (SynFlow)."""
+    named = dict(matrices(form))
+    signed = {name: p.detach().clone() for name, p in named.items()}
+    first = next(iter(named.values()))
+    with torch.enable_grad():
+        _assign(named, {name: value.abs() for name, value in signed.items()})
+        output = form(torch.ones(1, d, dtype=first.dtype, device=first.device)).mean()
+        flows = torch.autograd.grad(output, list(named.values()), allow_unused=True)
+    _assign(named, signed)
+    return {
+        name: torch.zeros_like(value) if flow is None else (value * flow).abs()
+        for (name, value), flow in zip(signed.items(), flows, strict=True)
+    }
+
+
+@torch.no_grad()
+def _assign(named: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        named[name].copy_(value)

@@ -1,0 +1,123 @@
+r"""Sparse deltas: a part of each matrix is trained (He et al. 2022, arXiv:2210.04284).
+
+    Δh = f(x; θ ⊙ m),    m a mask with the share `keep` of ones, chosen before training
+
+A modifier of any method. Each matrix of its forms keeps its numbers with the highest scores;
+vectors, such as biases, are whole. What is not kept is zero, has no gradient and no optimiser
+state, and is not saved: a file has the kept numbers, and one bit for each number of the mask.
+
+===============  ===================================================================
+`score`          the score of a number θ
+===============  ===================================================================
+``"magnitude"``  \|θ\|
+``"random"``     drawn from N(0, 1)
+``"synflow"``    \|θ ∂R/∂θ\|, R the form's mean output for an input of ones, with \|θ\| for θ
+===============  ===================================================================
+
+Where all scores of a matrix are equal, as with LoRA's B, which starts at zero, its mask is random.
+*Large-Sparse* is a wider form of as many numbers: four times the bottleneck with ``keep=0.25``.
+
+Where the sources differ. The authors' code counts its threshold over all matrices or for each one;
+here it is for each. Its flag ``--sparsity`` is the share that is *kept*, as `keep` is here; the
+paper's sparse ratio is the share that is removed. Its scores from data (SNIP, GraSP) are not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from deltakit.core.checks import check_choice
+from deltakit.core.method import (
+    CombiningMethod,
+    Method,
+    MethodWrapper,
+    Paper,
+    Placement,
+    register_method,
+)
+from deltakit.core.site import Handle
+from deltakit.errors import InvalidConfig
+from deltakit.methods.adapter import SequentialAdapter
+
+if TYPE_CHECKING:
+    from deltakit.core.delta import Delta
+
+Score = Literal["magnitude", "random", "synflow"]
+
+
+@register_method("sparse")
+@dataclass(frozen=True, kw_only=True, init=False)
+class Sparse(MethodWrapper):
+    """A method of whose matrices only a part is trained (He et al. 2022, SparseAdapter).
+
+    ``Sparse(LoRA(rank=16), keep=0.25)``. With ``keep=1`` it is the method itself.
+
+    Args:
+        method: what is pruned; a SequentialAdapter by default.
+        keep: the share of each matrix that is kept, above 0 and at most 1.
+        score: how the numbers that are kept are chosen: "magnitude", "random" or "synflow".
+
+    Raises:
+        InvalidConfig: a value out of range, or a method that puts no deltas into layers.
+    """
+
+    method: Method
+    keep: float
+    score: Score
+
+    paper: ClassVar[Paper] = Paper(
+        key="he2022sparseadapter",
+        title="SparseAdapter: An Easy Approach for Improving the Parameter-Efficiency of Adapters",
+        authors="He, Shwai and Ding, Liang and Dong, Daize and Zhang, Miao and Tao, Dacheng",
+        year=2022,
+        venue="Findings of the Association for Computational Linguistics: EMNLP",
+        arxiv="2210.04284",
+    )
+    sums_parts: ClassVar[bool] = False
+
+    def __init__(
+        self, method: Method | None = None, *, keep: float = 0.25, score: Score = "magnitude"
+    ) -> None:
+        object.__setattr__(self, "method", SequentialAdapter() if method is None else method)
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "score", score)
+        if not isinstance(self.method, Method) or isinstance(self.method, CombiningMethod):
+            raise InvalidConfig(
+                f"Sparse(method={self.method!r}): a method that puts deltas into layers, for "
+                "example LoRA()."
+            )
+        if not isinstance(keep, int | float) or isinstance(keep, bool) or not 0 < keep <= 1:
+            raise InvalidConfig(f"Sparse(keep={keep!r}): a share above 0 and at most 1.")
+        check_choice(self, ("magnitude", "random", "synflow"), score=score)
+
+    @property
+    def wrapped(self) -> tuple[Method, ...]:
+        return (self.method,)
+
+    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
+        (method,) = methods
+        return replace(self, method=method)
+
+    def placements(self) -> tuple[Placement, ...]:
+        plain = super().placements()
+        if self.keep == 1:
+            return plain
+        return tuple(replace(each, make_delta=partial(self.form, each)) for each in plain)
+
+    def form(self, placement: Placement, handle: Handle) -> Delta:
+        """The method's form at one site, pruned."""
+        from deltakit.methods.forms import sparse
+
+        scores = {
+            "magnitude": sparse.by_magnitude,
+            "random": sparse.at_random,
+            "synflow": partial(sparse.by_flow, d=placement.insertion.width(handle)),
+        }
+        return sparse.pruned(placement.make_delta(handle), self.keep, scores[self.score])
+
+    def deployed(self) -> Method:
+        """What is deployed of the method, whole where training needed a larger form."""
+        deployed = self.method.deployed()
+        return self if deployed == self.method else deployed
