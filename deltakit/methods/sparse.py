@@ -118,6 +118,6 @@ class Sparse(MethodWrapper):
         return sparse.pruned(placement.make_delta(handle), self.keep, scores[self.score])
 
     def deployed(self) -> Method:
-        """What is deployed of the method, whole where training needed a larger form."""
+        """The deployed method, whole where training needed a larger form; else the same."""
         deployed = self.method.deployed()
         return self if deployed == self.method else deployed
