@@ -110,7 +110,7 @@ class Sparse(MethodWrapper):
         """The method's form at one site, pruned."""
         from deltakit.methods.forms import sparse
 
-        scores = {
+        scores: dict[str, sparse.Scores] = {
             "magnitude": sparse.by_magnitude,
             "random": sparse.at_random,
             "synflow": partial(sparse.by_flow, d=placement.insertion.width(handle)),

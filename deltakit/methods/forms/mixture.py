@@ -4,6 +4,7 @@ import copy
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ class Experts(nn.Module):
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters."""
-        return {name: reduce(getattr, name.split("."), self.form) for name in self.names}
+        form: Any = self.form
+        return {name: reduce(getattr, name.split("."), form) for name in self.names}
 
     def all(self, x: Tensor) -> Tensor:
         """Each expert's change for every token: ``(tokens, d)`` to ``(experts, tokens, d_out)``."""

@@ -92,8 +92,18 @@ def _empty(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     return made
 
 
-@functools.cache
+_CLASSES: dict[Any, type[nn.Module]] = {}
+"""The classes that were made, by what they are made of: a form's class is one and the same."""
+
+
 def _pruned_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """The class of modules like `base` that keep a part of each of the matrices `names`."""
+    if (base, names) not in _CLASSES:
+        _CLASSES[base, names] = _new_class(base, names)
+    return _CLASSES[base, names]
+
+
+def _new_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """A class like `base` that makes its matrices `names` from what is kept of them.
 
     It has a `forward` of its own, so the base's quicker ways, which read parameters by their
