@@ -135,6 +135,15 @@ class AuxiliaryLoss(ABC):
         """The output of `forward` for these inputs, and the loss: a scalar, already weighted."""
 
 
+class SharesModule(ABC):  # noqa: B024
+    """A form that computes with a module which other forms of its delta compute with too.
+
+    The first of them has it among its child modules; the others only refer to it. So its parameters
+    are counted, saved and moved once. A form of another delta cannot stand in for this one, not
+    even with this one's own parameters.
+    """
+
+
 class DrawnInTraining(ABC):
     """A form that draws in training, so that a second pass over a batch has another answer.
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from deltakit.core.delta import Attending, AuxiliaryLoss, Combiner, compute_dtype
+from deltakit.core.delta import (
+    Attending,
+    AuxiliaryLoss,
+    Combiner,
+    SharesModule,
+    compute_dtype,
+)
 from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal
 from deltakit.runtime.passes import current_pass
@@ -146,6 +152,8 @@ def _kind(part: Node, chosen: int) -> Any:
         return chosen
     if any(isinstance(module, AuxiliaryLoss | Attending) for module in part.delta.modules()):
         return chosen  # their losses and weights are looked at, one form at a time
+    if any(isinstance(module, SharesModule) for module in part.delta.modules()):
+        return chosen
     shapes = tuple((name, p.shape, p.dtype) for name, p in part.delta.named_parameters())
     settings = tuple((type(module), _settings(module)) for module in part.delta.modules())
     kind = part.insertion, shapes, settings

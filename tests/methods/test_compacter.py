@@ -109,3 +109,22 @@ def test_two_plus_signs_are_part_of_a_name(spec: str, names: list[str]) -> None:
     parts = method.parts if isinstance(method, Sum) else (method,)
     assert [part.placement for part in parts if isinstance(part, dk.Compacter)] == names
     assert dk.parse_method(format_method(method)) == method
+
+
+def test_rows_of_two_deltas_have_what_each_shares(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("bert"), kit.make_batch()
+    for name in "ab":
+        dk.attach(model, dk.Compacter(bottleneck=4, n=2), name=name)
+    kit.randomise_deltas(model)
+    alone = []
+    for name in "ab":
+        dk.activate(model, name)
+        alone.append(kit.out(model, batch))
+    choice = ["a", "b", None][: len(batch["input_ids"])]
+    choice += ["b"] * (len(batch["input_ids"]) - len(choice))
+    dk.activate(model, dk.PerRow(choice))
+    found = kit.out(model, batch)
+    for row, name in enumerate(choice):
+        if name is not None:
+            expected = alone["ab".index(name)][row]
+            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)

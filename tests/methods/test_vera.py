@@ -117,3 +117,22 @@ def test_another_seed_is_another_delta(kit: SimpleNamespace) -> None:
 def test_bad_settings(fields: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         dk.VeRA(**fields)
+
+
+def test_rows_of_two_deltas_have_what_each_shares(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("bert"), kit.make_batch()
+    for index, name in enumerate("ab"):
+        dk.attach(model, dk.VeRA(rank=3, seed=index), name=name)
+    kit.randomise_deltas(model)
+    alone = []
+    for name in "ab":
+        dk.activate(model, name)
+        alone.append(kit.out(model, batch))
+    choice = ["a", "b", None][: len(batch["input_ids"])]
+    choice += ["b"] * (len(batch["input_ids"]) - len(choice))
+    dk.activate(model, dk.PerRow(choice))
+    found = kit.out(model, batch)
+    for row, name in enumerate(choice):
+        if name is not None:
+            expected = alone["ab".index(name)][row]
+            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltakit.core.delta import Delta
+from deltakit.core.delta import Delta, SharesModule
 from deltakit.methods.forms.adapter import ACTIVATIONS
 
 
@@ -74,7 +74,7 @@ class HypercomplexLinear(nn.Module):
         return torch.einsum("iab,icd->bdac", rule, self.blocks()).flatten(0, 1).flatten(1)
 
 
-class HypercomplexBottleneck(Delta):
+class HypercomplexBottleneck(Delta, SharesModule):
     """f(x H_down + b_down) H_up + b_up. Shapes: ``(..., d)`` to ``(..., d)``."""
 
     def __init__(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltakit.core.delta import Delta, Mergeable
+from deltakit.core.delta import Delta, Mergeable, SharesModule
 
 
 class Projections(nn.Module):
@@ -26,7 +26,7 @@ def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return drawn.to(torch.get_default_device())
 
 
-class VectorScaled(Delta, Mergeable):
+class VectorScaled(Delta, Mergeable, SharesModule):
     """λ_b ⊙ (B (λ_d ⊙ (A drop(x)))). Shapes: ``(..., d_in)`` to ``(..., d_out)``.
 
     Projections that another form owns are no child module of this one.
