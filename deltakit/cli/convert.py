@@ -29,5 +29,7 @@ def convert(src: str, dst: str, to: str, base: str | None) -> None:
     the config is read, not the weights.
     """
     import deltakit as dk
+    from deltakit.interop.formats import FORMATS
 
+    FORMATS.check_known(to)
     click.echo(dk.convert(src, dst, to=to, base=base))

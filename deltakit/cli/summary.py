@@ -15,6 +15,7 @@ def summary(model: str, method: str) -> None:
     from deltakit.models.heads import SequenceHead
     from deltakit.models.source import find_model
 
+    chosen = dk.parse_method(method)  # first: it takes no torch
     skeleton = find_model(model).skeleton(SequenceHead(outputs=2))
-    dk.attach(skeleton, dk.parse_method(method))
+    dk.attach(skeleton, chosen)
     click.echo(dk.summary(skeleton))

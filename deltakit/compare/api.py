@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.measure.hardware import this_machine
 from deltakit.compare.measure.provenance import code_version, library_versions
+from deltakit.compare.plan.draft import draft_of
 from deltakit.compare.plan.plan import CONSTANT, Cell, Plan
 from deltakit.compare.plan.request import FULL_PRECISION, request_of
-from deltakit.compare.plan.resolve import build_plan
+from deltakit.compare.plan.resolve import complete_plan
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.records.run import (
@@ -32,8 +33,8 @@ from deltakit.compare.report.summary import RowSummary, summarise
 from deltakit.compare.report.tables import table_html
 from deltakit.compare.report.write import write_reports
 from deltakit.compare.run.engines import Engine, Local, engine_for
+from deltakit.compare.run.failures import Failures
 from deltakit.compare.run.progress import Progress, Silent
-from deltakit.compare.run.queue import Failures, job_of, silence_libraries
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.stats.significance import CONFIDENCE, DRAWS, LEVEL, POWER
 from deltakit.compare.store.join_runs import join
@@ -130,15 +131,18 @@ def compare(
         DeltakitError: whatever else is wrong; nothing has been trained then.
     """
     place = engine if isinstance(engine, Engine) else engine_for(engine or Local.name, workers)
-    place.prepare()
     chosen = plan or (methods if isinstance(methods, Plan) else None)
     if chosen is None:
-        chosen = build_plan(request_of(() if methods is None else methods, settings))
+        draft = draft_of(request_of(() if methods is None else methods, settings))
+        place.prepare()
+        chosen = complete_plan(draft)
     elif settings or (plan is not None and methods is not None):
         raise InvalidConfig(
             "a plan has its methods and settings already. Leave out "
             f"{', '.join(settings) or 'the methods'}, or build another plan."
         )
+    else:
+        place.prepare()
     folder = None if out is None else Path(out)
     return run_plan(chosen, folder, progress, engine=place, failures=failures)
 
@@ -169,6 +173,8 @@ def run_plan(
     Raises:
         InvalidConfig: `out` is not this plan's.
     """
+    from deltakit.compare.run.queue import job_of, silence_libraries
+
     silence_libraries()
     progress, plan = progress or Silent(), as_begun(plan, out)
     folder = open_run(plan, out, describe(plan))

@@ -18,8 +18,8 @@ from deltakit.compare.api import report_folder, run_plan
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.result import COLUMNS
 from deltakit.compare.run import cell
+from deltakit.compare.run.failures import Failures
 from deltakit.compare.run.progress import Silent
-from deltakit.compare.run.queue import Failures
 from deltakit.compare.run.train import TrainingFailed
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.run_folder import RunFolder

@@ -4,16 +4,20 @@ The latter are None where the machine has no such counter. They hold for one mac
 the exact bytes of `deltakit.compare.measure.memory` are the same everywhere.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from deltakit.compare.records.run import Machine
+
+if TYPE_CHECKING:
+    import torch
 
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -23,6 +27,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 def this_machine() -> Machine:
     """The machine as ``run.json`` records it."""
+    import torch
+
     return Machine(
         name=name(),
         python=platform.python_version(),
@@ -36,6 +42,8 @@ def this_machine() -> Machine:
 
 def name() -> str:
     """The name that times depend on: the accelerator, or the processor and its cores."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{_processor()}, {os.cpu_count()} cores"
@@ -62,6 +70,8 @@ def device_peak(action: Callable[[], None], device: torch.device) -> int | None:
     On an accelerator what its allocator has handed out; on a CPU the process's resident memory,
     which Linux alone lets one reset.
     """
+    import torch
+
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         action()

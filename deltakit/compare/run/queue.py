@@ -27,6 +27,7 @@ from deltakit.compare.run.cell import (
 from deltakit.compare.run.context import RunContext
 from deltakit.compare.run.device_lock import DeviceBusy
 from deltakit.compare.run.distributed import run_follower
+from deltakit.compare.run.failures import Failures
 from deltakit.compare.run.progress import Lane, Silent
 from deltakit.compare.run.train import TrainingFailed
 from deltakit.compare.stats.metrics import METRICS
@@ -83,13 +84,6 @@ class Job:
         """Records that a cell failed."""
         with self.folder.lock("cell", item.cell.id).held():
             self.folder.write(item.cell, failed(item.cell, TrainingFailed(reason)), None)
-
-
-class Failures(Enum):
-    """The treatment of cells that failed in an earlier run."""
-
-    KEEP = "keep"
-    RETRY = "retry"
 
 
 def job_of(plan: Plan, folder: RunFolder, failures: Failures) -> Job:

@@ -16,8 +16,9 @@ from deltakit.compare.run import cell
 from deltakit.compare.run import queue as work
 from deltakit.compare.run.context import RunContext
 from deltakit.compare.run.device_lock import DeviceLock
+from deltakit.compare.run.failures import Failures
 from deltakit.compare.run.progress import Silent
-from deltakit.compare.run.queue import Failures, Job, Outcome, WorkItem, WorkQueue, job_of, process
+from deltakit.compare.run.queue import Job, Outcome, WorkItem, WorkQueue, job_of, process
 from deltakit.compare.store.run_folder import RunFolder, open_run
 
 
