@@ -6,6 +6,7 @@ changes its name.
 """
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -448,32 +449,40 @@ def _at_places(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def head_names(model: "PreTrainedModel") -> frozenset[str]:
     """Names of the task head's parameters: what lies outside the model's body.
 
-    The body is ``model.base_model``. A class whose base model is itself has its head beside the
-    parts of the body that transformers registers for its config. A language-modelling head is part
-    of what was pre-trained, so it belongs to the base.
+    The body is ``model.base_model``, if that is of a class that transformers registers for the
+    config. A class that has no such body as its base model has its head beside the parts of one. A
+    language-modelling head is part of what was pre-trained, so it belongs to the base.
     """
-    if model.get_output_embeddings() is not None:
+    bodies = _bodies(model)
+    if model.get_output_embeddings() is not None or _is_bare(model, bodies):
         return frozenset()
-    if model.base_model is not model:
-        inside = {id(p) for p in model.base_model.parameters()}
-        return frozenset(n for n, p in base_parameters(model).items() if id(p) not in inside)
-    parts = _body_parts(model)
-    if not any(name in parts for name, _ in model.named_children()):
-        return frozenset()
-    names = base_parameters(model)
-    return frozenset(name for name in names if name.partition(".")[0] not in parts)
+    body = model.base_model
+    found = body is not model and isinstance(body, bodies)
+    parts = frozenset[str]() if found else _parts(model, bodies)
+    if any(name in parts for name, _ in model.named_children()):
+        names = base_parameters(model)
+        return frozenset(name for name in names if name.partition(".")[0] not in parts)
+    inside = {id(p) for p in body.parameters()}
+    return frozenset(n for n, p in base_parameters(model).items() if id(p) not in inside)
 
 
-def _body_parts(model: "PreTrainedModel") -> frozenset[str]:
-    """The children and parameters of the class that transformers registers as a config's body."""
+def _bodies(model: "PreTrainedModel") -> tuple[type, ...]:
+    """The classes that transformers registers as bodies for a model's config."""
     from transformers import MODEL_MAPPING
 
     registered = MODEL_MAPPING.get(type(model.config), ())
-    bodies = registered if isinstance(registered, tuple) else (registered,)
-    if isinstance(model, bodies):
-        return frozenset()
+    return registered if isinstance(registered, tuple) else (registered,)
+
+
+def _is_bare(model: "PreTrainedModel", bodies: tuple[type, ...]) -> bool:
+    """True for a body alone; classes with a task are named for it, some bodies among them."""
+    return type(model) in bodies and not re.search("For[A-Z]", type(model).__name__)
+
+
+def _parts(model: "PreTrainedModel", bodies: tuple[type, ...]) -> frozenset[str]:
+    """The names of the children and parameters that any of the bodies has."""
     with torch.device("meta"):
-        built = [body(copy.deepcopy(model.config)) for body in bodies]
+        built = [body(copy.deepcopy(model.config)) for body in bodies if body is not type(model)]
     return frozenset(
         name.partition(".")[0]
         for body in built

@@ -1,5 +1,6 @@
 """The config of a model after a merge, so that it loads again as it was saved."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ Originals = Mapping[str, nn.Parameter | nn.Module]
 
 _WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim")
 """The names that configs have for the width of a feed-forward."""
+_SKIPPED = "llm_int8_skip_modules"
+"""The name that transformers has for linears that are plain, of any number of bits."""
 _MISSING = object()
 
 
@@ -57,8 +60,8 @@ def _changes(
     dequantised: bool,
 ) -> Iterator[ConfigChange]:
     config = model.config
-    if dequantised and "quantization_config" in vars(config) and not _is_packed(model):
-        yield ConfigChange(config, "quantization_config", _MISSING)
+    if dequantised and vars(config).get("quantization_config") is not None:
+        yield ConfigChange(config, "quantization_config", _quantisation_left(model))
     widths = _new_widths(model, originals)
     for name in _WIDTHS:
         new = {after for before, after in widths if before == _width(config, name)}
@@ -66,8 +69,19 @@ def _changes(
             yield ConfigChange(config, name, new.pop())
 
 
-def _is_packed(model: nn.Module) -> bool:
-    return any(codec_of(module) is not None for module in model.modules())
+def _quantisation_left(model: "PreTrainedModel") -> Any:
+    """How the model is quantised still: nothing is, or all but the linears that are plain now.
+
+    Where transformers is told of some that are plain, it expects all others to be quantised.
+    """
+    if not any(codec_of(module) is not None for module in model.modules()):
+        return _MISSING
+    plain = [name for name, m in model.named_modules() if type(m) is nn.Linear]
+    left = copy.deepcopy(model.config.quantization_config)
+    if isinstance(left, dict):
+        return {**left, _SKIPPED: plain}
+    vars(left)[_SKIPPED] = plain
+    return left
 
 
 def _width(config: Any, name: str) -> int | None:

@@ -238,6 +238,8 @@ def _load_own(
     wanted = {key: value for key, value in attached.own.items() if key in needed or key in given}
     if not head:
         wanted, given = needed, {key: given[key] for key in given if key in needed}
+    of_base = {key: tensor for key, tensor in given.items() if key in needed}
+    _check_keys(checkpoint, needed, of_base, _BASE_HINT)
     _check_keys(checkpoint, wanted, given, _HEAD_HINT)
     with paused(model, attachments):
         attachments.add(attached)
@@ -245,6 +247,10 @@ def _load_own(
             attached.own[key].data = tensor.to(attached.own[key].device, copy=True)
 
 
+_BASE_HINT = (
+    "It is a parameter of the base, which the delta has values for: load the delta on a model of "
+    "that size (resize_token_embeddings changes the size of a vocabulary)."
+)
 _HEAD_HINT = "To load the delta without its task head, pass head=False."
 
 

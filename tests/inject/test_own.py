@@ -347,46 +347,6 @@ def test_copies_and_pickles_own_what_they_train(
 # ------------------------------------------------------------- heads, and what no checkpoint holds
 
 
-def _with_heads() -> list[Any]:
-    import transformers as tf
-
-    mappings = (
-        tf.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        tf.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-        tf.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
-        tf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-        tf.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
-    )
-    from deltakit.testing.models import MODEL_TYPES
-
-    found = []
-    for model_type in MODEL_TYPES:
-        config = type(make_model(model_type, "bare").config)
-        for mapping in mappings:
-            classes = mapping.get(config, ())
-            for each in classes if isinstance(classes, tuple) else (classes,):
-                found.append(pytest.param(model_type, each, id=each.__name__))
-    return found
-
-
-@pytest.mark.parametrize(("model_type", "kind"), _with_heads())
-def test_the_head_of_every_registered_class_is_found(model_type: str, kind: Any) -> None:
-    from transformers import AutoModel
-
-    from deltakit.inject.attachments import head_names
-
-    config = copy.deepcopy(make_model(model_type, "bare").config)
-    config.num_labels, config.pad_token_id = 2, 0
-    with torch.device("meta"):
-        model, body = kind(config), AutoModel.from_config(config)
-    inside = {name for name, _ in body.named_parameters()}
-    head = head_names(model)
-    ends = ("classif", "score", "qa_outputs", "out_proj", "head")
-    assert any(word in name for name in head for word in ends), sorted(head)
-    strays = {name for name in head if name in inside or name.partition(".")[2] in inside}
-    assert not strays, sorted(strays)
-
-
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_what_no_checkpoint_holds_is_trained_and_saved(
     kit: SimpleNamespace, family: str, tmp_path: Any

@@ -463,6 +463,32 @@ def test_merge_and_unmerge(
     assert_held(model, before)
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("targets", [("q", "v"), "all"])
+def test_a_dequantised_model_is_saved_and_loaded(
+    kit: SimpleNamespace, kind: str, targets: Any, tmp_path: Path
+) -> None:
+    """Its config says which linears are quantised still, if any are."""
+    wide = kit.make_model("llama", "causal", hidden_size=64, intermediate_size=64)
+    wide.save_pretrained(tmp_path / "base")
+    model, batch = dk.load_base(tmp_path / "base", kind, task="causal"), kit.make_batch()
+    dk.attach(model, dk.LoRA(rank=2, targets=targets))
+    kit.randomise_deltas(model)
+    before = model.config.quantization_config
+    dk.merge(model, dequantise=True, keep=True, tolerance=float("inf"))
+    dk.unmerge(model)
+    assert model.config.quantization_config is before
+    dk.merge(model, dequantise=True, keep=True, tolerance=float("inf"))
+    expected = kit.out(model, batch)
+    dk.detach(model)
+    assert hasattr(model.config, "quantization_config") is (targets != "all")
+    model.save_pretrained(tmp_path / "merged")
+    again = type(model).from_pretrained(tmp_path / "merged", dtype=torch.bfloat16).eval()
+    assert [*map(type, again.modules())] == [*map(type, model.modules())]
+    far = (kit.out(again, batch) - expected).abs().max()
+    assert far < 0.05 * expected.abs().max()  # as far as the plain base is, saved and loaded
+
+
 def weight(module: nn.Module) -> Tensor:
     """The weight that a linear multiplies with, seen from outside."""
     dtype = torch.bfloat16

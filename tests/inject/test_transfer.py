@@ -500,3 +500,18 @@ def test_a_folder_of_the_first_schema_loads(kit: SimpleNamespace, tmp_path: Path
     fresh, batch = kit.make_model("bert", "classify"), kit.make_batch()
     dk.load(fresh, tmp_path)
     assert torch.equal(kit.out(fresh, batch), kit.out(model, batch))
+
+
+def test_a_table_of_another_size_is_not_taken_for_a_head(
+    kit: SimpleNamespace, tmp_path: Path
+) -> None:
+    model = kit.make_model("bert", "classify")
+    dk.attach(model, dk.PartialFineTuning(parameters=("*word_embeddings.weight",)))
+    dk.save(model, tmp_path)
+    other = kit.make_model("bert", "classify", vocab_size=70)
+    for head in (True, False):
+        with pytest.raises(CheckpointError, match=r"shape \(64, 16\).*resize_token") as refusal:
+            dk.load(other, tmp_path, head=head)
+        assert "head=False" not in str(refusal.value)
+    other.resize_token_embeddings(64)
+    dk.load(other, tmp_path)
