@@ -1,6 +1,5 @@
 """A method on a model: what each law is about."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,9 @@ import deltakit as dk
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError
 from deltakit.inject.attachments import base_parameters
+from deltakit.testing.copies import Template
 from deltakit.testing.models import generator, kind_of, make_inputs, make_model
-from deltakit.testing.probes import first, randomise_all, randomise_deltas
+from deltakit.testing.probes import first, randomise_all, randomise_deltas, reseed
 
 WITHIN = 1e-4
 """How far outputs may be apart that are the same but for rounding, in the size of the output."""
@@ -61,7 +61,7 @@ class Case:
             names: what to attach it as, more than once if there are several; "default" by default.
             seed: of the values that it begins with.
         """
-        torch.manual_seed(seed)
+        reseed(seed)
         if isinstance(self.method, CombiningMethod):
             for name in self.method.names:
                 dk.attach(model, self.method.member, name)
@@ -79,11 +79,11 @@ class Case:
 
     def random(self) -> Any:
         """The model with random values in all that the method trains, members too."""
-        return copy.deepcopy(self._random)
+        return self._template.copy()
 
     def pair(self) -> Any:
         """The model with the method twice, under the names of `PAIR`: all their values differ."""
-        return copy.deepcopy(self._pair)
+        return self._pair.copy()
 
     @cached_property
     def base(self) -> Tensor:
@@ -102,14 +102,18 @@ class Case:
         return model
 
     @cached_property
-    def _pair(self) -> Any:
+    def _template(self) -> Template:
+        return Template(self._random)
+
+    @cached_property
+    def _pair(self) -> Template:
         model = self.make()
         try:
             self.attach(model, *PAIR)
         except DeltakitError as error:
             raise NotApplicable(f"refused: {error}") from None
         randomise_all(model)
-        return model
+        return Template(model)
 
     def trains(self) -> None:
         """Raises `NotApplicable` if the method trains nothing here: no head, nothing else."""
@@ -126,7 +130,7 @@ def run(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 def gradients(model: Any, inputs: Mapping[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
     """The gradients of `weight` times a loss that depends on all of the output, by name."""
     model.zero_grad(set_to_none=True)
-    torch.manual_seed(0)
+    reseed(0)
     loss = loss_of(model, inputs)
     if loss.requires_grad:
         (weight * loss).backward()

@@ -31,7 +31,7 @@ from deltakit.testing.case import (
     trained,
 )
 from deltakit.testing.loops import LOOP_LAWS
-from deltakit.testing.probes import assert_same, hook_count, snapshot
+from deltakit.testing.probes import assert_same, hook_count, reseed, snapshot
 from deltakit.testing.states import STATE_LAWS
 
 Law = Callable[[Case], None]
@@ -355,7 +355,7 @@ def _train(
 ) -> None:
     model.train()
     for step in steps:
-        torch.manual_seed(step)
+        reseed(step)
         gradients(model, inputs)
         optimiser.step()
 

@@ -4,7 +4,6 @@ Biases and the weights of norms are random too: zeros and ones hide bugs. What i
 each time, as long as the environment's ``DELTAKIT_TEST_SEED`` is.
 """
 
-import copy
 import functools
 import os
 import zlib
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from deltakit.testing.copies import Template
 
 SEED = int(os.environ.get("DELTAKIT_TEST_SEED", "20240607"))
 
@@ -249,11 +250,11 @@ def make_model(family: str, kind: str = "bare", **config: Any) -> Any:
 
     ``kind`` is "bare", "classify" (3 labels), "causal" or "seq2seq", as far as the family has it.
     """
-    return copy.deepcopy(_template(family, kind, tuple(config.items())))
+    return _template(family, kind, tuple(config.items())).copy()
 
 
 @functools.cache
-def _template(family: str, kind: str, config: tuple[tuple[str, Any], ...]) -> Any:
+def _template(family: str, kind: str, config: tuple[tuple[str, Any], ...]) -> Template:
     """Building takes longer than copying, so each kind of model is built once."""
     import transformers
     from transformers import AutoConfig
@@ -273,7 +274,7 @@ def _template(family: str, kind: str, config: tuple[tuple[str, Any], ...]) -> An
     fill(model, f"{family}/{kind}")
     if (family, kind) == ("gemma3", "causal"):
         model.generation_config.suppress_tokens = [_IMAGE]  # it would need an image there
-    return model.eval()
+    return Template(model.eval())
 
 
 def make_batch(rows: int = 3, length: int = 7, *, labels: bool = False) -> dict[str, Tensor]:

@@ -10,6 +10,18 @@ from deltakit.inject.attachments import need_attachments
 from deltakit.testing.models import generator
 
 
+def reseed(seed: int) -> None:
+    """Seeds torch's generators; those of accelerators that are in use.
+
+    For one that is not in use, `torch.manual_seed` notes the whole stack of the call, which takes
+    milliseconds.
+    """
+    torch.default_generator.manual_seed(seed)
+    for device in (torch.cuda, torch.xpu):
+        if device.is_initialized():
+            device.manual_seed_all(seed)
+
+
 @torch.no_grad()
 def randomise_deltas(model: Any, label: str = "deltas", std: float = 0.2) -> None:
     """Random values for the parameters of every attached delta (the head is left alone)."""
