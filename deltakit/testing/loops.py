@@ -21,6 +21,7 @@ from deltakit.testing.case import (
     run,
     trained,
 )
+from deltakit.testing.probes import reseed
 
 Inputs = Mapping[str, Tensor]
 
@@ -55,7 +56,7 @@ def _gradients_of_both(model: Any, batches: Sequence[Inputs]) -> dict[str, Tenso
     model.zero_grad(set_to_none=True)
     losses = []
     for step, batch in enumerate(batches):
-        torch.manual_seed(step)
+        reseed(step)
         losses.append(loss_of(model, batch))
     torch.stack(losses).sum().backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -17,7 +17,7 @@ from deltakit.errors import CheckpointError, DeltakitError, IncompatibleDeltas
 from deltakit.inject.attachments import need_attachments
 from deltakit.interop.formats import FORMATS
 from deltakit.testing.case import PAIR, Case, NotApplicable, close, equal, run, trained
-from deltakit.testing.probes import randomise_all
+from deltakit.testing.probes import randomise_all, reseed
 
 Inputs = Mapping[str, Tensor]
 
@@ -202,7 +202,7 @@ def _loaded(case: Case, seed: int) -> Any:
     if not isinstance(plain, PreTrainedModel):
         raise NotApplicable("it is no model of transformers'")
     values = {k: v for k, v in plain.state_dict().items() if k not in _left_out(plain)}
-    torch.manual_seed(seed)
+    reseed(seed)
     with _quiet_loading():
         loaded = type(plain).from_pretrained(
             None, config=copy.deepcopy(plain.config), state_dict=values
