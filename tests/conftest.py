@@ -36,6 +36,8 @@ from deltakit.testing.probes import (
     snapshot,
 )
 
+pytest_plugins = ["comparison"]
+
 # The same examples each time, however long one takes.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")

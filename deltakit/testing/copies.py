@@ -1,7 +1,8 @@
 """Copies of a tiny model, made faster than `copy.deepcopy` makes them.
 
-A law needs a new model each time, and copying one takes longer than running it. Here the structure
-is pickled once, by C code, and the tensors are cloned. A model that cannot be pickled is deep-copied.
+A law needs a new model each time, and to copy one takes longer than to run it. Here the structure
+is pickled once, by C code, and the tensors are cloned. A model that cannot be pickled is copied by
+`copy.deepcopy`.
 """
 
 import copy

@@ -1,4 +1,5 @@
 import csv
+import functools
 import io
 import re
 import xml.etree.ElementTree as ElementTree
@@ -18,7 +19,7 @@ from deltakit.compare.report import cost_views as views
 from deltakit.compare.report import number_format as words
 from deltakit.compare.report.cost_views import COSTS
 from deltakit.compare.report.page import CellExtras
-from deltakit.compare.report.pareto import Point, pareto_front, pareto_plot
+from deltakit.compare.report.pareto import Plot, Point, pareto_front, pareto_plot
 from deltakit.compare.report.published import CLAIMS
 from deltakit.compare.report.summary import summarise
 from deltakit.compare.report.terminal import plain_text, terminal_table
@@ -133,10 +134,16 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
+@functools.cache
+def drawn_once(points: tuple[Point, ...], **fields: Any) -> Plot:
+    """The same points give the same bytes, which a test below says; drawing takes long."""
+    return pareto_plot(points, **fields)
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     # The folder's conftest spares the other tests the drawing.
-    monkeypatch.setattr(views, "pareto_plot", pareto_plot)
+    monkeypatch.setattr(views, "pareto_plot", lambda points, **f: drawn_once(tuple(points), **f))
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:

@@ -164,12 +164,9 @@ def test_at_the_time_to_the_target_the_score_is_the_target(
 # ------------------------------------------------------------------------------------ in a run
 
 
-@pytest.mark.parametrize("method", ["adapter", "prefix", "lora[dropout=0.3]"])
-def test_judging_on_the_way_changes_no_training(
-    method: str, asked: Callable[..., Any], tmp_path: Any
-) -> None:
+def test_judging_on_the_way_changes_no_training(asked: Callable[..., Any], tmp_path: Any) -> None:
     judged, silent = tmp_path / "judged", tmp_path / "silent"
-    request = asked(method)
+    request = asked("adapter,prefix,lora[dropout=0.3]")
     ended = run_plan(build_plan(request), judged)
     without = replace(request, protocol=replace(request.protocol, curve_points=0))
     plain = run_plan(build_plan(without), silent)
