@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from deltakit.methods.dora import DoRA
     from deltakit.methods.drop import AdapterDrop
     from deltakit.methods.fusion import AdapterFusion
+    from deltakit.methods.gated import Gated
     from deltakit.methods.ia3 import IA3
     from deltakit.methods.invertible import InvertibleAdapter
     from deltakit.methods.lora import LoRA
@@ -149,6 +150,7 @@ _HOMES = {
     "deltakit.methods.dora": ("DoRA",),
     "deltakit.methods.drop": ("AdapterDrop",),
     "deltakit.methods.fusion": ("AdapterFusion",),
+    "deltakit.methods.gated": ("Gated",),
     "deltakit.methods.ia3": ("IA3",),
     "deltakit.methods.invertible": ("InvertibleAdapter",),
     "deltakit.methods.lora": ("LoRA",),
@@ -185,6 +187,7 @@ __all__ = [
     "Family",
     "FullFineTuning",
     "FusedAdd",
+    "Gated",
     "Handle",
     "HeadOnly",
     "InitialOutput",

@@ -144,6 +144,7 @@ TRAINED = [
     ("Sparse", "bert", "sparse[method=pfeiffer[bottleneck=48]]", 12 * (2 * 9_216 + 816)),
     ("Large-Sparse", "bert", "sparse[method=pfeiffer[bottleneck=192]]", 12 * (2 * 36_864 + 960)),
     ("Sparse-odd", "bert", "sparse[keep=0.1,method=lora[rank=3]]", 24 * (230 + 230)),
+    ("UniPELT", "bert", "unipelt", 1_410_672),
     ("LoReFT-7b", "llama-7b", "loreft[rank=8]", 2_097_408),
     ("LoReFT-base", "roberta", "loreft[rank=1]", 18_444),
     ("LoReFT-large", "roberta-large", "loreft[rank=1]", 49_176),

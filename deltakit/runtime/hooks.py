@@ -166,6 +166,18 @@ class Reader(SitePort):
             current_pass().held[self.key] = _first(args, kwargs)
 
 
+class AttentionReader(SitePort):
+    """Keeps in the pass what an attention module was given, for keys and values that depend on it.
+
+    The first argument is the representation of the tokens that ask.
+    """
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> None:
+        node = self.find()
+        if node is not None and node.depends:
+            current_pass().held[self.key] = _first(args, kwargs)
+
+
 class Removable(Protocol):
     """Something on a model that can be taken off again."""
 
@@ -187,6 +199,8 @@ def install(owner: Owner, handle: Handle) -> Iterable[Removable]:
             switch = Switch(module, AttentionPort(owner, handle))
             yield switch
             yield module.register_forward_pre_hook(switch)
+            reader = AttentionReader(owner, handle)
+            yield module.register_forward_pre_hook(reader, with_kwargs=True)
         case HookKind.POSITION_IDS:
             numbers = PositionIdsPort(owner, handle)
             yield module.register_forward_pre_hook(numbers, with_kwargs=True)

@@ -117,6 +117,11 @@ class Node(ABC):
         return None
 
     @property
+    def depends(self) -> bool:
+        """At a site of positions: true if any of those that it adds depends on x."""
+        return any(Reads.INPUT in leaf.delta.reads for leaf in self.leaves)
+
+    @property
     def reads_input(self) -> bool:
         """True if any of the deltas reads x."""
         return any(
@@ -154,7 +159,8 @@ class PlacedDelta(Node):
         change = run_part(self.delta, *self.inputs(signal))
         if self.scale != 1.0:
             change = change * self.scale
-        if self.delta.reads != (Reads.SOURCE,):  # it may have been given a flat stream by tokens
+        if not isinstance(self.delta, ExtraPositions) and self.delta.reads != (Reads.SOURCE,):
+            # it may have been given a flat stream by tokens
             change = change.reshape(signal.stream.shape)
         return change.to(signal.stream.dtype)
 

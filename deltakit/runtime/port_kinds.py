@@ -74,14 +74,26 @@ class PositionsPort(Port, ABC):
         return signal
 
     def join(self, changes: Sequence[Tensor]) -> Tensor:
-        return torch.cat(tuple(changes), dim=-2)
+        return torch.cat(_alike(changes), dim=-2)
 
     def rows(self, node: Node, signal: Signal) -> Tensor:
         assert isinstance(node, PerRowNode)
         longest = max(node.lengths)
         changes = [part.change(signal, self) for part in node.parts if part.present]
-        padded = [F.pad(c, (0, 0, 0, longest - c.shape[-2])) for c in changes]
+        padded = [F.pad(c, (0, 0, 0, longest - c.shape[-2])) for c in _alike(changes)]
         stacked = torch.stack([*padded, torch.zeros_like(padded[0])], dim=-3)
         present = [index for index, part in enumerate(node.parts) if part.present]
         chosen = tuple(present.index(c) if c in present else len(present) for c in node.choice)
-        return stacked.index_select(-3, node.index(chosen, stacked.device))
+        index = node.index(chosen, stacked.device)
+        if stacked.ndim == 5:  # by row already: row i of the part that row i has
+            rows = torch.arange(len(chosen), device=stacked.device)
+            return stacked[:, rows, index]
+        return stacked.index_select(-3, index)
+
+
+def _alike(changes: Sequence[Tensor]) -> list[Tensor]:
+    """Keys and values of several deltas, all by row if some are: ``(2, rows, l, d_kv)``."""
+    rows = next((change.shape[1] for change in changes if change.ndim == 4), None)
+    if rows is None:
+        return list(changes)
+    return [c if c.ndim == 4 else c.unsqueeze(1).expand(-1, rows, -1, -1) for c in changes]
