@@ -19,12 +19,15 @@ class Location:
         path: dotted path of the module; "" is the layer itself.
         hook_kind: how the site is reached in it.
         reads: dotted path of the module whose input is x, where it is not the same module.
+        relative: dotted path, in the stack's first layer, of the module whose ``compute_bias``
+            gives the biases of relative positions; None where there are none.
         columns: the part of the module's output, where projections are fused.
     """
 
     path: str
     hook_kind: HookKind = HookKind.OUTPUT
     reads: str | None = None
+    relative: str | None = None
     columns: ColumnsOf | None = None
 
 
@@ -43,12 +46,17 @@ def norm(path: str) -> Location:
     return Location(path=path, hook_kind=HookKind.NORM)
 
 
-def attention(path: str) -> Location:
+def attention(path: str, *, relative: str | None = None) -> Location:
     """The site is the keys and values in the attention module at `path`.
 
     That module must call transformers' attention interface.
     """
-    return Location(path=path, hook_kind=HookKind.ATTENTION)
+    return Location(path=path, hook_kind=HookKind.ATTENTION, relative=relative)
+
+
+def disentangled(path: str) -> Location:
+    """The site is the keys and values in DeBERTa-v2's attention module at `path`."""
+    return Location(path=path, hook_kind=HookKind.DISENTANGLED)
 
 
 def thirds(index: int) -> ColumnsOf:

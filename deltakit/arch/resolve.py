@@ -228,6 +228,7 @@ def _stack_handles(
         for site, location in sites.items():
             module = _submodule(layer, location.path, model)
             reader = None if location.reads is None else _submodule(layer, location.reads, model)
+            biases = location.relative
             d_in, d_out = measure.of(site, location)
             columns = None if location.columns is None else location.columns(config)
             yield Handle(
@@ -239,6 +240,7 @@ def _stack_handles(
                 module=module,
                 hook_kind=location.hook_kind,
                 reader=reader,
+                relative=None if biases is None else _submodule(layers[0], biases, model),
                 activation=_activation(config, stack),
                 d_in=d_in,
                 d_out=d_out,
@@ -302,7 +304,7 @@ class _Widths:
         """What a parallel delta reads, and what is changed."""
         if location.hook_kind is HookKind.INPUT:
             return (self._projection(location)[0],) * 2
-        if location.hook_kind is HookKind.ATTENTION:
+        if location.hook_kind in (HookKind.ATTENTION, HookKind.DISENTANGLED):
             return self._stream(), self._projection(self.sites[Site.ATTN_K])[1]
         if site in LINEAR_SITES:
             return self._projection(location)

@@ -98,6 +98,13 @@ class ExtraPositions(Delta, ABC):
     length: int
 
 
+class ShiftsKeys(ABC):  # noqa: B024
+    """Extra keys that relative positions count: those of the tokens' keys begin behind them.
+
+    The queries' positions stay, so each key is farther from its own query by as many as they are.
+    """
+
+
 class Reparametrised(ABC):
     """A delta that is trained in a larger form; only the result is deployed."""
 

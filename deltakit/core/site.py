@@ -81,10 +81,21 @@ class HookKind(Enum):
     """The module is the norm of a post-LN block: h = norm(s), and a change is made to s."""
     ATTENTION = "attention"
     """The module calls the attention function: a change is keys and values beside its own."""
+    DISENTANGLED = "disentangled"
+    """The same in an attention that the module computes itself, as DeBERTa-v2's does."""
     INPUT_EMBEDS = "input_embeds"
     """The module is given the sequence of tokens: a change is positions beside its own."""
     POSITION_IDS = "position_ids"
     """The module is given the number of each token in the sequence: h is these numbers."""
+
+
+POSITION_KINDS = (
+    HookKind.ATTENTION,
+    HookKind.DISENTANGLED,
+    HookKind.INPUT_EMBEDS,
+    HookKind.POSITION_IDS,
+)
+"""The ways of reaching positions of a sequence, or their numbers, which cannot be weighed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +175,8 @@ class Handle:
         embeddings: at the sequence of tokens, the module that turns ids into vectors.
         scale: at the table of embeddings, what it multiplies its vectors by.
         linear: at a linear projection, its weight and bias.
+        relative: at keys and values, the module whose ``compute_bias`` gives the biases of relative
+            positions, as T5's; None where there are none.
         limit: at the tokens' positions, how many the model has; None without an end.
     """
 
@@ -185,6 +198,7 @@ class Handle:
     depth: int = 1
     scale: float = 1.0
     linear: BaseLinear | None = None
+    relative: nn.Module | None = None
     limit: int | None = None
 
     @property

@@ -9,7 +9,7 @@ from torch import nn
 from deltakit.arch.resolve import resolve
 from deltakit.core.delta import Delta
 from deltakit.core.method import CombiningMethod, Method, Placement, Role
-from deltakit.core.site import Handle, HookKind, Site
+from deltakit.core.site import POSITION_KINDS, Handle, Site
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, SiteNotFound
 from deltakit.inject.attachments import (
     Attached,
@@ -212,7 +212,7 @@ def _build_combiners(
     attached.members = method.names
     for key in members[0].leaves:
         handle = attachments.handles[key]
-        if handle.hook_kind in (HookKind.ATTENTION, HookKind.INPUT_EMBEDS, HookKind.POSITION_IDS):
+        if handle.hook_kind in POSITION_KINDS:
             raise IncompatibleDeltas(
                 f"{kind} weighs changes, and those at {key!r} are positions of a sequence, which "
                 f"cannot be weighed. Members with {handle.site.value!r} cannot be fused."

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from deltakit.core.composition import Composition, PerRow
-from deltakit.core.delta import Inverse
-from deltakit.core.site import Handle, HookKind
+from deltakit.core.delta import Inverse, ShiftsKeys
+from deltakit.core.site import POSITION_KINDS, Handle, HookKind, Site
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import Attachments, Merged, plain_parameters
 from deltakit.inject.build import left_out
@@ -399,11 +399,9 @@ def _check_joins(handle: Handle, node: Node) -> None:
             "or a fusion of several undoes none. Use Stack, or leave all invertible adapters but "
             "one out."
         )
-    if node.weighs and handle.hook_kind in (
-        HookKind.ATTENTION,
-        HookKind.INPUT_EMBEDS,
-        HookKind.POSITION_IDS,
-    ):
+    if handle.site is Site.ATTN_KV:
+        _check_counted(handle, node)
+    if node.weighs and handle.hook_kind in POSITION_KINDS:
         raise IncompatibleDeltas(
             f"changes at {handle.key!r} are positions of a sequence: they stand side by side and "
             "cannot be weighed. Use Stack, or leave these deltas out."
@@ -412,6 +410,17 @@ def _check_joins(handle: Handle, node: Node) -> None:
         raise IncompatibleDeltas(
             f"PerRow cannot choose at {handle.key!r}: rows of one batch would have sequences of "
             "different lengths. Use a prefix in place of a prompt, or one batch for each."
+        )
+
+
+def _check_counted(handle: Handle, node: Node) -> None:
+    """Raises unless all keys that are added are counted alike, and are as many in each row."""
+    counted = {isinstance(leaf.delta, ShiftsKeys) for leaf in node.leaves}
+    uneven = isinstance(node, PerRowNode) and len(set(node.lengths)) > 1
+    if True in counted and (uneven or False in counted):
+        raise IncompatibleDeltas(
+            f"a prefix at {handle.key!r} is counted in the positions of keys, which all rows and "
+            "deltas share (positions='counted'). Activate such deltas one by one."
         )
 
 

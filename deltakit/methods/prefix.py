@@ -19,8 +19,10 @@ of a stack share, and deployed without it: `deploy` keeps 2 l d numbers a layer.
 Where the sources differ. Keys and values enter behind the projection, the rotation and the cache,
 as in `adapters`, so no position is shifted. PEFT passes them as a cache, so its tokens' positions
 begin at l, which shortens the context by l: that is ``positions="shifted"``, h + l at the site of
-the tokens' positions. PEFT's encoder-decoder models have prefixes in the decoder's self-attention
-alone, where the paper and this have them in all three. E starts from N(0, 1) in all of them.
+the tokens' positions. In T5 the library counts the prefix in the relative positions of keys, and
+not in those of queries: that is ``positions="counted"``. PEFT's encoder-decoder models have
+prefixes in the decoder's self-attention alone, where the paper and this have them in all three. E
+starts from N(0, 1) in all of them.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from deltakit.core.checks import check_choice, check_fraction, check_whole
 from deltakit.core.method import InitialOutput, Method, Paper, Placement, Summable, register_method
 from deltakit.core.site import Handle, Insertion, Site
+from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from deltakit.core.delta import Delta
@@ -45,15 +48,20 @@ class _Network:
     trunks: dict[str, Trunk] = field(default_factory=dict)
 
     def form(self, handle: Handle) -> Delta:
-        from deltakit.methods.forms.prefix import ReparametrisedPrefix, Trunk
+        from deltakit.methods.forms.prefix import (
+            CountedReparametrisedPrefix,
+            ReparametrisedPrefix,
+            Trunk,
+        )
 
+        kind = (
+            CountedReparametrisedPrefix if _counted(self.method, handle) else ReparametrisedPrefix
+        )
         method, owner = self.method, handle.stack not in self.trunks
         assert method.bottleneck is not None
         if owner:
             self.trunks[handle.stack] = Trunk(method.length, handle.d_in, method.bottleneck)
-        return ReparametrisedPrefix(
-            self.trunks[handle.stack], handle.d_out, owner=owner, dropout=method.dropout
-        )
+        return kind(self.trunks[handle.stack], handle.d_out, owner=owner, dropout=method.dropout)
 
 
 @register_method("prefix")
@@ -65,7 +73,9 @@ class PrefixTuning(Summable):
         length: l, how many keys and values in each layer.
         bottleneck: width of the network that they are trained through; None trains them directly.
         dropout: on the keys and values, in training.
-        positions: of the tokens: "kept", or "shifted" by l, as if the prefix were tokens (PEFT).
+        positions: of the tokens: "kept", or "shifted" by l, as if the prefix were tokens (PEFT);
+            "counted" in a model with biases of relative positions (T5) has the keys, and not the
+            queries, begin at l (AdapterHub).
 
     Raises:
         InvalidConfig: a value out of range.
@@ -74,7 +84,7 @@ class PrefixTuning(Summable):
     length: int = 30
     bottleneck: int | None = 512
     dropout: float = 0.0
-    positions: Literal["kept", "shifted"] = "kept"
+    positions: Literal["kept", "shifted", "counted"] = "kept"
 
     paper: ClassVar[Paper] = Paper(
         key="li2021prefix",
@@ -90,7 +100,7 @@ class PrefixTuning(Summable):
     def __post_init__(self) -> None:
         check_whole(self, length=self.length)
         check_fraction(self, dropout=self.dropout)
-        check_choice(self, ("kept", "shifted"), positions=self.positions)
+        check_choice(self, ("kept", "shifted", "counted"), positions=self.positions)
         if self.bottleneck is not None:
             check_whole(self, bottleneck=self.bottleneck)
 
@@ -100,13 +110,14 @@ class PrefixTuning(Summable):
         shift = Placement(
             site=Site.POSITION_IDS, make_delta=self.shift, insertion=Insertion.SEQUENTIAL
         )
-        return (prefix,) if self.positions == "kept" else (prefix, shift)
+        return (prefix, shift) if self.positions == "shifted" else (prefix,)
 
     def form(self, handle: Handle) -> Delta:
         """The plain keys and values of one layer."""
-        from deltakit.methods.forms.prefix import Prefix
+        from deltakit.methods.forms.prefix import CountedPrefix, Prefix
 
-        return Prefix(self.length, handle.d_out, dropout=self.dropout)
+        kind = CountedPrefix if _counted(self, handle) else Prefix
+        return kind(self.length, handle.d_out, dropout=self.dropout)
 
     def shift(self, handle: Handle) -> Delta:
         """The number that is added to the tokens' positions."""
@@ -123,3 +134,13 @@ class PrefixTuning(Summable):
         if self.bottleneck is None:
             return replace(self, length=width)
         return replace(self, bottleneck=width)
+
+
+def _counted(method: PrefixTuning, handle: Handle) -> bool:
+    """Whether relative positions count the prefix. Raises `InvalidConfig` where there are none."""
+    if method.positions == "counted" and handle.relative is None and handle.stack != "cross":
+        raise InvalidConfig(
+            "PrefixTuning(positions='counted'): this model has no biases of relative positions "
+            "that could count the prefix. Take 'kept' or 'shifted'."
+        )
+    return method.positions == "counted"

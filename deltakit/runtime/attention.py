@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltakit.core.delta import Reparametrised
+from deltakit.core.delta import Reparametrised, ShiftsKeys
+from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, Signal
-from deltakit.runtime.passes import current_pass
+from deltakit.runtime.passes import Owner, current_pass
 from deltakit.runtime.port_kinds import PositionsPort, SitePort
 
 _SLOT = "_deltakit_attention"
@@ -28,6 +29,29 @@ _ORIGINALS = ("sdpa", "eager")
 
 class AttentionPort(SitePort, PositionsPort):
     """The change is ``(2, l, d_kv)``, or ``(2, rows, l, d_kv)``: keys and values."""
+
+    def __init__(self, owner: Owner, handle: Handle) -> None:
+        super().__init__(owner, handle)
+        self.relative: Any = handle.relative
+        self.stack = handle.stack
+
+    def bias(self, node: Node, given: Tensor, length: int) -> Tensor:
+        """The biases of relative positions, with columns for the delta's keys in front.
+
+        They are zero, unless the delta's keys are counted.
+        """
+        if not any(isinstance(leaf.delta, ShiftsKeys) for leaf in node.leaves):
+            return F.pad(given, (length, 0))
+        if self.relative is None:  # attention across has no biases
+            return F.pad(given, (length, 0))
+        queries, keys = given.shape[-2:]
+        wide: Tensor = self.relative.compute_bias(
+            queries,
+            keys + length,
+            device=given.device,
+            past_seen_tokens=current_pass().past(self.stack),
+        )
+        return wide.to(given.dtype)
 
     def memory(self, node: Node, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """The delta's ``(2, rows, heads, l, width)``, and which of it each row sees (or None)."""
@@ -80,7 +104,7 @@ class _Attend:
             mask = self._all_seen(query, key)
         if kwargs.get("position_bias") is not None:
             bias = kwargs["position_bias"][..., : key.shape[2]]
-            kwargs["position_bias"] = F.pad(bias, (length, 0))
+            kwargs["position_bias"] = port.bias(node, bias, length)
         output, weights = attend(
             module,
             query,

@@ -15,6 +15,7 @@ from deltakit.core.site import Handle, HookKind
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.attention import AttentionPort, Switch
 from deltakit.runtime.batch_rows import PerRowNode
+from deltakit.runtime.disentangled import DisentangledPort, Replaced
 from deltakit.runtime.nodes import Node, Signal
 from deltakit.runtime.passes import NOTHING, Owner, current_pass
 from deltakit.runtime.port_kinds import AddingPort, SitePort
@@ -201,6 +202,11 @@ def install(owner: Owner, handle: Handle) -> Iterable[Removable]:
             yield module.register_forward_pre_hook(switch)
             reader = AttentionReader(owner, handle)
             yield module.register_forward_pre_hook(reader, with_kwargs=True)
+        case HookKind.DISENTANGLED:
+            port = DisentangledPort(owner, handle)
+            yield Replaced(port)
+            yield module.register_forward_pre_hook(port.begin, with_kwargs=True)
+            yield module.register_forward_hook(port.end)
         case HookKind.POSITION_IDS:
             numbers = PositionIdsPort(owner, handle)
             yield module.register_forward_pre_hook(numbers, with_kwargs=True)

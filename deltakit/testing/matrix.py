@@ -41,6 +41,7 @@ _SPECS: dict[str, str] = {
     "prefix": "prefix[length=3,bottleneck=4]",
     "prefix[bottleneck=none]": "prefix[length=3,bottleneck=none]",
     "prefix[positions=shifted]": "prefix[length=3,bottleneck=4,positions=shifted]",
+    "prefix[positions=counted]": "prefix[length=3,bottleneck=4,positions=counted]",
     "prompt": "prompt[length=3]",
     "mam": "mam[length=3,prefix_bottleneck=4,bottleneck=3]",
     "adapterdrop": "adapterdrop[first=1,method=pfeiffer[bottleneck=3]]",

@@ -178,7 +178,9 @@ def check_attention_function(model: Any, inputs: Inputs) -> None:
     calls = _attention_calls(model, inputs)
     layers = list(by_layer(model))
     if not calls:
-        assert all(Site.ATTN_KV not in layer for layer in layers), "attn.kv calls no such function"
+        found = [layer[Site.ATTN_KV] for layer in layers if Site.ATTN_KV in layer]
+        own = all(handle.hook_kind is HookKind.DISENTANGLED for handle in found)
+        assert own, "attn.kv calls no such function"
         raise NotApplicable("the model computes its attention itself")
     for layer in layers:
         assert Site.ATTN_KV in layer, f"{_name(layer)} calls the attention function: add attn.kv"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import deltakit as dk
 from deltakit.core.spec import format_method
-from deltakit.errors import DeltakitError, InvalidConfig, UnknownName
+from deltakit.errors import DeltakitError, IncompatibleDeltas, InvalidConfig, UnknownName
 from deltakit.inject.switch import paused
 from deltakit.methods.forms.prefix import Trunk
 
@@ -408,3 +408,65 @@ def test_settings(setting: dict[str, Any]) -> None:
     (name,) = setting
     with pytest.raises(InvalidConfig, match=f"PrefixTuning\\({name}="):
         dk.PrefixTuning(**setting)
+
+
+# ------------------------------------------------------------------- counted in relative positions
+
+
+def counted(kit: SimpleNamespace, **more: Any) -> Any:
+    """A T5 that generates, with a prefix which relative positions count."""
+    import transformers
+
+    config = kit.make_model("t5").config
+    torch.manual_seed(5)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    dk.attach(model, dk.PrefixTuning(length=3, bottleneck=None, positions="counted", **more))
+    return model
+
+
+def test_keys_and_not_queries_begin_behind_a_counted_prefix(kit: SimpleNamespace) -> None:
+    """The bias of token j for query i is that of the distance j + l - i."""
+    model, seen = counted(kit), {}
+    block = model.encoder.block[0].layer[0].SelfAttention
+
+    def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        seen["weights"] = output[2]
+
+    hook = block.register_forward_hook(note, with_kwargs=True)
+    batch = dict(kit.make_batch())
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        states = model.encoder.dropout(model.encoder.embed_tokens(batch["input_ids"]))
+        states = model.encoder.block[0].layer[0].layer_norm(states)
+        model.encoder(**batch)
+        hook.remove()
+        n, heads = states.shape[1], block.n_heads
+        q, k = (p(states).unflatten(-1, (heads, -1)).transpose(1, 2) for p in (block.q, block.k))
+        memory = dict(model.deltakit.get("default").tensors())["encoder.0.attn.kv.memory"][0]
+        own = memory.unflatten(-1, (heads, -1)).transpose(0, 1).expand(len(q), -1, -1, -1)
+        scores = q @ torch.cat([own, k], 2).mT + block.compute_bias(n, n + 3)
+        mask = torch.nn.functional.pad(batch["attention_mask"], (3, 0), value=1)
+        scores = scores.masked_fill(mask[:, None, None] == 0, float("-inf"))
+        wanted = scores.softmax(-1)[..., 3:]
+    torch.testing.assert_close(seen["weights"], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_counted_prefix_is_generated_with_as_without_a_cache(kit: SimpleNamespace) -> None:
+    model, batch = counted(kit), dict(kit.make_batch())
+    options = {"max_new_tokens": 5, "do_sample": False, "min_new_tokens": 5}
+    one, other = (model.generate(**batch, use_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(one, other)
+
+
+def test_where_a_prefix_cannot_be_counted(kit: SimpleNamespace) -> None:
+    with pytest.raises(InvalidConfig, match="no biases of relative positions"):
+        dk.attach(kit.make_model("bert"), dk.PrefixTuning(positions="counted"))
+    model = counted(kit)
+    dk.attach(model, dk.PrefixTuning(length=2, bottleneck=None), name="kept")
+    dk.attach(model, dk.PrefixTuning(length=2, positions="counted"), name="shorter")
+    with pytest.raises(IncompatibleDeltas, match="counted in the positions of keys"):
+        dk.activate(model, dk.Stack("default", "kept"))
+    with pytest.raises(IncompatibleDeltas, match="counted in the positions of keys"):
+        dk.activate(model, dk.PerRow(["default", "shorter"]))
+    with pytest.raises(IncompatibleDeltas, match="counted in the positions of keys"):
+        dk.activate(model, dk.PerRow(["default", None]))

@@ -1,4 +1,4 @@
-"""DeBERTa-v2 and v3, post-LN. It computes its attention itself: nothing joins keys and values.
+"""DeBERTa-v2 and v3, post-LN. It computes its attention itself, where keys and values are joined.
 
 Its queries and keys project the relative positions too, where the model shares those weights: a
 delta at attn.q or attn.k then changes both, as a change of the weights would, and x is read where
@@ -10,6 +10,7 @@ from deltakit.arch.family import (
     Family,
     LayerStack,
     Tokens,
+    disentangled,
     input_of,
     norm,
     output,
@@ -32,6 +33,7 @@ register_family(
                     Site.ATTN_V: output("attention.self.value_proj"),
                     Site.ATTN_MID: input_of("attention.output.dense"),
                     Site.ATTN_O: output("attention.output.dense"),
+                    Site.ATTN_KV: disentangled("attention.self"),
                     Site.ATTN_OUT: output("attention.output.dropout", reads="attention.self"),
                     Site.FFN_UP: output("intermediate.dense"),
                     Site.FFN_MID: input_of("output.dense"),

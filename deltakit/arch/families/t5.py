@@ -17,21 +17,22 @@ from deltakit.arch.family import (
 from deltakit.core.site import Site
 
 
-def _attention(path: str, dropout: str) -> dict[Site, Location]:
+def _attention(path: str, dropout: str, relative: str | None = None) -> dict[Site, Location]:
     return {
         Site.ATTN_Q: output(f"{path}.q"),
         Site.ATTN_K: output(f"{path}.k"),
         Site.ATTN_V: output(f"{path}.v"),
         Site.ATTN_MID: input_of(f"{path}.o"),
         Site.ATTN_O: output(f"{path}.o"),
-        Site.ATTN_KV: attention(path),
+        Site.ATTN_KV: attention(path, relative=relative),
         Site.ATTN_OUT: output(dropout, reads=f"{path}.q"),
     }
 
 
 def _sites(ffn: str) -> Callable[[Any], Mapping[Site, Location]]:
     def sites(config: Any) -> Mapping[Site, Location]:
-        path = f"{ffn}.DenseReluDense"
+        path, own = f"{ffn}.DenseReluDense", "layer.0.SelfAttention"
+        one = config.model_type != "umt5"  # which has biases in every layer
         gated = {
             Site.FFN_GATE: output(f"{path}.wi_0"),
             Site.FFN_UP: output(f"{path}.wi_1"),
@@ -39,7 +40,7 @@ def _sites(ffn: str) -> Callable[[Any], Mapping[Site, Location]]:
         plain = {Site.FFN_UP: output(f"{path}.wi")}
         first = gated if config.is_gated_act else plain
         return {
-            **_attention("layer.0.SelfAttention", "layer.0.dropout"),
+            **_attention(own, "layer.0.dropout", relative=own if one else None),
             **first,
             Site.FFN_MID: input_of(f"{path}.wo"),
             Site.FFN_DOWN: output(f"{path}.wo"),

@@ -4,7 +4,7 @@ Only what golden files of the library check is here; another model type is refus
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deltakit.arch.resolve import resolve
@@ -47,7 +47,7 @@ class Layout:
         dropout: the config's key for the dropout of attention, which fusions take over.
         modules: the library's paths of modules in a layer, by transformers' of today, where it has
             renamed them.
-        no_prefix: why the library's prefixes are not what deltakit computes, if they are not.
+        counted: whether relative positions count the library's prefixes.
         invertible: path of what holds the invertible adapters, in the base model; None where the
             library has none.
     """
@@ -57,7 +57,7 @@ class Layout:
     output: Site = Site.FFN_DOWN
     dropout: str | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
-    no_prefix: str | None = None
+    counted: bool = False
     invertible: str | None = "invertible_adapters"
 
 
@@ -88,19 +88,25 @@ LAYOUTS: dict[str, Layout] = {
     "t5": Layout(
         stacks={
             "encoder": StackLayout(
-                layers="encoder.block", attention="layer.0", feedforward="layer.1"
+                layers="encoder.block",
+                attention="layer.0",
+                feedforward="layer.1",
+                prefix="encoder_prefix",
             ),
             "decoder": StackLayout(
                 layers="decoder.block", attention="layer.0", feedforward="layer.2", behind="encoder"
             ),
             "cross": StackLayout(
-                layers="decoder.block", attention="layer.1", feedforward=None, behind="encoder"
+                layers="decoder.block",
+                attention="layer.1",
+                feedforward=None,
+                prefix="cross_prefix",
+                behind="encoder",
             ),
         },
         dropout="dropout_rate",
         invertible="encoder.invertible_adapters",
-        no_prefix="AdapterHub's library lets T5's prefixes shift the relative positions of tokens, "
-        "which deltakit does not",
+        counted=True,
     ),
     "bart": Layout(
         stacks={
@@ -117,10 +123,7 @@ LAYOUTS: dict[str, Layout] = {
         dropout="attention_dropout",
         invertible="encoder.invertible_adapters",
     ),
-    "deberta-v2": replace(
-        _BERT,
-        no_prefix="DeBERTa computes its attention itself, without a place for keys and values",
-    ),
+    "deberta-v2": _BERT,
     "vit": Layout(
         stacks={
             "encoder": StackLayout(layers="encoder.layer", feedforward="output.output_adapters")

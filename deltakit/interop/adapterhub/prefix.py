@@ -2,11 +2,12 @@
 
 Its attention is wrong with a prefix on decoders under SDPA (slots are masked out, or tokens do not
 see themselves), and on DistilBERT where a batch is padded. What it computes with eager attention is
-its formula, which deltakit computes in either; except in T5, see `Layout.no_prefix`.
+its formula, which deltakit computes in either. In T5 its layers share the biases of relative
+positions, which are lost where a layer has no prefix and another has one.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from deltakit.core.site import Handle, Site
 from deltakit.errors import CheckpointError
@@ -40,7 +41,6 @@ _TRUNK = {
 
 def read(settings: Settings, host: Host) -> tuple[Term, ...]:
     """The method of one config."""
-    _check(host)
     settings.only("use_gating", False, "deltakit has no gates")
     flat = settings.flag("flat")
     if not flat:
@@ -51,14 +51,16 @@ def read(settings: Settings, host: Host) -> tuple[Term, ...]:
         length=settings.whole("prefix_length"),
         bottleneck=None if flat else settings.whole("bottleneck_size"),
         dropout=settings.number("dropout"),
+        positions=_positions(host),
     )
+    if host.layout.counted:
+        settings.only("leave_out", [], "the library loses the relative positions of T5 there")
     omitted = host.omitted(settings.layers("leave_out"), settings.origin)
     return (Term(method=method, omitted=omitted, stacks=stacks),)
 
 
 def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     """The config of one method."""
-    _check(host)
     (term,) = terms
     method = term.method
     assert isinstance(method, PrefixTuning)
@@ -67,11 +69,16 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
             "prefixes without those of the decoder's own attention have no words in AdapterHub's "
             "format. Save it as format='deltakit'."
         )
-    if method.positions != "kept":
+    if method.positions != _positions(host):
         raise CheckpointError(
             f"PrefixTuning(positions={method.positions!r}) has no words in AdapterHub's format: "
-            "its library leaves the tokens' positions alone. Save it as format='deltakit' or "
-            "'peft'."
+            f"in this {host.kind} its library has positions={_positions(host)!r}. Save it as "
+            "format='deltakit' or 'peft'."
+        )
+    if host.layout.counted and term.omitted:
+        raise CheckpointError(
+            "AdapterHub's library loses the relative positions of a T5 that has prefixes in some "
+            "layers alone. Save it as format='deltakit'."
         )
     return {
         **DEFAULTS,
@@ -84,12 +91,8 @@ def write(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     }
 
 
-def _check(host: Host) -> None:
-    if host.layout.no_prefix is not None:
-        raise CheckpointError(
-            f"{host.layout.no_prefix}, so prefixes of this {host.kind} "
-            "are neither read nor written."
-        )
+def _positions(host: Host) -> Literal["kept", "counted"]:
+    return "counted" if host.layout.counted else "kept"
 
 
 def links(term: Term, host: Host, name: str) -> Iterator[Link]:

@@ -1,12 +1,12 @@
 """The keys and values of prefix tuning, and the networks that make them in training."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltakit.core.delta import Delta, ExtraPositions, Reparametrised
+from deltakit.core.delta import Delta, ExtraPositions, Reparametrised, ShiftsKeys
 
 
 class Prefix(ExtraPositions):
@@ -20,6 +20,10 @@ class Prefix(ExtraPositions):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(self.memory, self.dropout, self.training) if self.dropout else self.memory
+
+
+class CountedPrefix(Prefix, ShiftsKeys):
+    """The same, counted in relative positions."""
 
 
 class Trunk(nn.Module):
@@ -51,6 +55,9 @@ class ReparametrisedPrefix(ExtraPositions, Reparametrised):
     The first layer of a stack has the trunk among its modules; the others refer to it. On a CPU,
     the result of an evaluation is kept, with the values it was made from.
     """
+
+    plain: ClassVar[type[Prefix]] = Prefix
+    """What it is deployed as."""
 
     def __init__(self, trunk: Trunk, d_kv: int, *, owner: bool, dropout: float = 0.0) -> None:
         super().__init__()
@@ -89,9 +96,15 @@ class ReparametrisedPrefix(ExtraPositions, Reparametrised):
         with torch.no_grad():
             memory = self._memory().contiguous()
         with torch.device(memory.device):
-            plain = Prefix(self.length, memory.shape[-1], dropout=self.dropout).to(memory.dtype)
+            plain = self.plain(self.length, memory.shape[-1], dropout=self.dropout).to(memory.dtype)
         plain.memory.data = memory
         return plain
+
+
+class CountedReparametrisedPrefix(ReparametrisedPrefix, ShiftsKeys):
+    """The same, counted in relative positions."""
+
+    plain = CountedPrefix
 
 
 class Shift(Delta):
