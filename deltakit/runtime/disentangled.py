@@ -72,7 +72,7 @@ class DisentangledPort(AttentionPort):
         return output[0], output[1][..., given.length :]
 
     def running(self) -> _Given | None:
-        """What the run of the module that has begun adds."""
+        """The keys and values of the run that has begun, or None."""
         held: _Given | None = current_pass().held.get(self.key)
         return held
 
