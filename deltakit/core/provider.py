@@ -115,6 +115,10 @@ class ExternalMethod(Method, ABC):
         made: AdaptedModel = LazyTarget(self.adapted_by).load()(model, self)
         return made
 
+    def added_positions(self) -> int:
+        """The number of places in a table of positions that it takes from the text."""
+        return 0
+
     def placements(self) -> tuple[Placement, ...]:
         """Refuses: the library has placements of its own, which deltakit's hooks do not make.
 

@@ -48,12 +48,9 @@ def _first_position(table: nn.Embedding) -> int:
 
 
 def added_positions(method: Method, handles: Iterable[Handle]) -> int:
-    """The number of places in the table of positions that a method takes from the text.
-
-    That of a method of another library is not known, and counts as zero.
-    """
+    """The number of places in the table of positions that a method takes from the text."""
     if isinstance(method, ExternalMethod):
-        return 0
+        return method.added_positions()
     inputs = [handle for handle in handles if handle.site in (Site.TOKENS, Site.POSITION_IDS)]
     return sum(
         _places(handle.site, placement.make_delta(handle))
@@ -82,14 +79,24 @@ def cut_length(asked: int, limit: int, model: str) -> tuple[int, tuple[str, ...]
     return limit, (note,)
 
 
-def check_shapes(shapes: Iterable[str], limit: int, model: str) -> None:
-    """Raises `InvalidConfig` for a shape of --latency that the model cannot read."""
-    for text in shapes:
-        if shape_of(text).tokens > limit:
-            raise InvalidConfig(
-                f"--latency {text}: model {model!r} takes {limit} tokens at most. Give "
-                "shorter texts."
-            )
+def readable_shapes(
+    shapes: tuple[str, ...], limit: int, model: str, usual: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The shapes of --latency that the model reads, and a note on those that it does not.
+
+    Raises:
+        InvalidConfig: the model cannot read one, and they are not the `usual` ones of a profile.
+    """
+    long = [text for text in shapes if shape_of(text).tokens > limit]
+    if not long:
+        return shapes, ()
+    if not usual:
+        raise InvalidConfig(
+            f"--latency {long[0]}: model {model!r} takes {limit} tokens at most. Give shorter "
+            "texts."
+        )
+    note = f"latency is not timed at {', '.join(long)}: {model} reads {limit} tokens at most."
+    return tuple(text for text in shapes if text not in long), (note,)
 
 
 def check_tokens(

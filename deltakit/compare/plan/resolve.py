@@ -17,10 +17,10 @@ from deltakit.compare.plan.draft import Draft, draft_of, roles_of
 from deltakit.compare.plan.limits import (
     added_positions,
     check_answers,
-    check_shapes,
     check_tokens,
     cut_length,
     longest_input,
+    readable_shapes,
 )
 from deltakit.compare.plan.lr_search import rates
 from deltakit.compare.plan.match_params import described, matched, matched_label
@@ -33,7 +33,7 @@ from deltakit.compare.plan.plan import (
     attach_all,
     given_folder,
 )
-from deltakit.compare.plan.request import Request
+from deltakit.compare.plan.request import PROFILES, Request
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.core.method import CombiningMethod, Method, Role
@@ -77,7 +77,7 @@ def complete_plan(draft: Draft) -> Plan:
         tasks=tasks,
         cells=cells,
         roles=roles_of(request, methods),
-        notes=(*_notes(methods, bases), *sizes, *lengths),
+        notes=(*_notes(methods, bases), *sizes, *(f"{target.name}: {each}" for each in lengths)),
         imports=draft.imports,
     )
     try_out(plan)
@@ -126,11 +126,13 @@ def _readable(
             f"model {model.name!r} reads {limit + extra} positions, and a prompt takes {extra} of "
             "them. Shorten the prompt."
         )
-    check_shapes(request.latency, limit, model.name)
+    usual = request.latency in {each.latency for each in PROFILES.values()}
+    latency, left_out = readable_shapes(request.latency, limit, model.name, usual)
     length, notes = cut_length(request.budget.max_length, limit, model.name)
     check_answers(tasks, tokenizer, length)
     budget = dataclasses.replace(request.budget, max_length=length)
-    return dataclasses.replace(request, budget=budget), notes
+    request = dataclasses.replace(request, budget=budget, latency=latency)
+    return request, (*notes, *left_out)
 
 
 def _matched(

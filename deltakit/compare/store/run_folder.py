@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -217,8 +218,9 @@ def open_run(plan: Plan, out: Path | None, run: RunRecord) -> RunFolder:
 
     Raises:
         InvalidConfig: `out` belongs to another plan, was measured by another protocol, or holds
-            something else.
+            something else; or the cache cannot be written.
     """
+    check_cache()
     folder = RunFolder(out or _default_folder(plan))
     check_ours(folder.path)
     with folder.files_lock.held():
@@ -280,6 +282,20 @@ def _default_folder(plan: Plan) -> Path:
     runs = Path("runs")
     earlier = sorted(p.parent for p in runs.glob(f"*-{plan.id}/{RUN}"))
     return earlier[-1] if earlier else runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.id}"
+
+
+def check_cache() -> None:
+    """Raises `InvalidConfig` where the user's cache, which has the locks, cannot be written."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidConfig(
+            f"the cache {str(folder)!r} cannot be written: {error.strerror}. Set DELTAKIT_CACHE to "
+            "a folder that can be."
+        ) from None
 
 
 def shared_deltas() -> "DeltaStore":

@@ -118,6 +118,10 @@ class PeftTuner(ExternalMethod):
         settings = {**dict(self.settings), **changes}
         return dataclasses.replace(self, settings=settings_of(settings))
 
+    def added_positions(self) -> int:
+        config = self.config()
+        return (config.num_virtual_tokens or 0) if config.is_prompt_learning else 0
+
     def _config_class(self) -> Any:
         tuners = _tuners()
         tuner = self._alias[0]

@@ -9,10 +9,10 @@ from datasets import Dataset
 import deltakit as dk
 from deltakit.compare.plan.limits import (
     added_positions,
-    check_shapes,
     check_tokens,
     cut_length,
     longest_input,
+    readable_shapes,
 )
 from deltakit.errors import InvalidConfig
 
@@ -45,7 +45,10 @@ def test_texts_are_cut_to_it_with_a_note() -> None:
     length, (note,) = cut_length(64, 40, "m")
     assert length == 40 and "cut to 40 tokens" in note and "--max-length 64" in note
     with pytest.raises(InvalidConfig, match="--latency 8x64.* 40 tokens at most"):
-        check_shapes(["1x40", "8x64"], 40, "m")
+        readable_shapes(("1x40", "8x64"), 40, "m", usual=False)
+    kept, (note,) = readable_shapes(("1x40", "8x64"), 40, "m", usual=True)
+    assert kept == ("1x40",)
+    assert note == "latency is not timed at 8x64: m reads 40 tokens at most."
 
 
 class Words:
@@ -126,3 +129,10 @@ def test_positions_of_a_prompt_count(kit: SimpleNamespace, method: str, position
     assert longest_input(model, LONG, positions) == 40 - positions
     rotated = kit.make_model("llama")
     assert longest_input(rotated, LONG, positions) == 10**30
+
+
+def test_virtual_tokens_of_another_library_are_counted(kit: SimpleNamespace) -> None:
+    pytest.importorskip("peft")
+    handles = dk.resolve(kit.make_model("bert"))
+    for spec, places in (("peft:prompt_tuning[num_virtual_tokens=7]", 7), ("peft:lora[r=2]", 0)):
+        assert added_positions(dk.parse_method(spec), handles) == places

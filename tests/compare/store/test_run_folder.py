@@ -253,3 +253,13 @@ def test_a_note_is_added_once(plan: Plan, tmp_path: Path) -> None:
     assert after == dataclasses.replace(
         before, notes=(*before.notes, "it has no pooler", "it is small")
     )
+
+
+def test_a_cache_that_cannot_be_written_is_told_first(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DELTAKIT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InvalidConfig, match="the cache .* cannot be written: .*DELTAKIT_CACHE"):
+        open_run(plan, tmp_path / "run", describe(plan))
+    assert not (tmp_path / "run").exists()

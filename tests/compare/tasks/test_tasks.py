@@ -716,6 +716,19 @@ def test_subsample_without_bounds_changes_nothing(tmp_path: Path) -> None:
     assert (same.fingerprint, same.notes) == (data.fingerprint, data.notes)
 
 
+def test_what_is_shared_with_train_is_counted_in_what_is_left(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", rows(100))
+    write(tmp_path / "validation.csv", rows(20))
+    write(tmp_path / "test.csv", rows(40))
+    small = subsample(load_folder(tmp_path), max_train=30, max_eval=15)
+    left = len(set(texts(small.test)) & set(texts(small.train)))
+    assert 0 < left < 15
+    note = (
+        f"test: {left} of the 15 examples that are left have a text that is in the 30 of train too."
+    )
+    assert note in small.notes
+
+
 def test_subsample_keeps_every_class(tmp_path: Path) -> None:
     data = load_folder(write(tmp_path / "data.csv", rows(60, classes="abcdef")))
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.tasks.task import TaskData
@@ -40,7 +41,35 @@ def subsample(
         for split in bounds
         if len(smaller[split]) < len(whole[split])
     ]
+    if notes:
+        notes += _still_shared(whole, smaller)
     return dataclasses.replace(data, **smaller, notes=(*data.notes, *notes))
+
+
+def _still_shared(
+    whole: Mapping[str, "Dataset"], smaller: Mapping[str, "Dataset"]
+) -> Iterator[str]:
+    """A note for each evaluation split that shares texts with train, on what is left of both."""
+    for split in ("validation", "test"):
+        if not _shared(whole["train"], whole[split]):
+            continue
+        left = _shared(smaller["train"], smaller[split])
+        yield (
+            f"{split}: {left:,} of the {len(smaller[split]):,} examples that are left have a text "
+            f"that is in the {len(smaller['train']):,} of train too."
+        )
+
+
+def _shared(train: "Dataset", split: "Dataset") -> int:
+    seen = set(_inputs(train))
+    return sum(each in seen for each in _inputs(split))
+
+
+def _inputs(split: "Dataset") -> list[str]:
+    """All of each example but its label."""
+    names = [name for name in split.column_names if name != "label"]
+    columns = split[:]
+    return [repr(row) for row in zip(*(columns[name] for name in names), strict=True)]
 
 
 def _first_shuffled(dataset: "Dataset", bound: int | None, seed: int) -> "Dataset":
