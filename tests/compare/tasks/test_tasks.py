@@ -359,7 +359,7 @@ def test_a_class_that_carving_would_use_up(tmp_path: Path) -> None:
         ("train.csv", b'text,label\na,1\n"torn,0\n', "line 3: unexpected end of data"),
         ("train.csv", b"text,label\na,1\nb\n", "line 3 has 1 cells where the header has 2"),
         ("train.csv", b"text,label\ngreat, film,1\n", "line 2 has 3 cells"),
-        ("train.csv", b"text,label\n\xa3,1\n", "can't decode byte 0xa3"),
+        ("train.csv", b"text,label\n\xa3,1\n", "byte 0xa3 at 11 is not in UTF-8"),
         (
             "train.jsonl",
             b'{"text": "a", "label": 1}\n{"text": "b", "la',
@@ -745,3 +745,38 @@ def test_subsample_bounds_are_positive(tmp_path: Path, bounds: dict[str, int]) -
     data = load_folder(write(tmp_path / "data.csv", rows(50)))
     with pytest.raises(InvalidConfig, match="must be a whole number above zero"):
         subsample(data, **bounds)
+
+
+@pytest.mark.parametrize("separator", [None, ","])
+@pytest.mark.parametrize("joined", [";", "|"])
+def test_labels_that_are_joined_otherwise_are_told(
+    tmp_path: Path, joined: str, separator: str | None
+) -> None:
+    names = ("anger", "joy", f"anger{joined}joy")
+    lines = "".join(f"text {n},{names[n % 3]}\n" for n in range(90))
+    file = tmp_path / "data.csv"
+    file.write_text(f"text,label\n{lines}", encoding="utf-8")
+    notes = load_task(str(file), ColumnNames(separator=separator)).notes
+    assert any(f"1 of 3 labels are others joined by '{joined}'" in note for note in notes)
+    right = load_task(str(file), ColumnNames(separator=joined))
+    assert right.labels == ("anger", "joy") and not any("joined" in note for note in right.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "text,label\nm\u00e9,a\n".encode("cp1252"),
+            "byte 0xe9 at 12 is not in UTF-8. .* iconv -f",
+        ),
+        ("text,label\nx,a\n".encode("utf-16"), "byte 0xff at 0 is not in UTF-8"),
+        (b"text;label\na, b;x\n", "the header 'text;label' one; .* separated by ';'. Save the"),
+    ],
+)
+def test_a_file_of_another_encoding_or_delimiter(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "data.csv"
+    file.write_bytes(content)
+    with pytest.raises(InvalidConfig, match=message):
+        load_task(str(file))

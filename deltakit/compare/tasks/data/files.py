@@ -37,6 +37,12 @@ def read_columns(path: Path) -> Columns:
         )
     try:
         return reader(path)
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(
+            f"file {str(path)!r} cannot be read: byte {error.object[error.start]:#04x} at "
+            f"{error.start} is not in UTF-8. Convert it, for example by: "
+            f"iconv -f cp1252 -t utf-8 {path.name} > utf8-{path.name}"
+        ) from error
     except (OSError, ValueError) as error:
         # json's, pyarrow's and the decoder's errors are all OSError or ValueError.
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
@@ -79,6 +85,12 @@ def _fitted(row: list[str], header: Sequence[str], line: int) -> list[str]:
         return row[:width]
     if len(row) < width and not any(header[len(row) :]):
         return [*row, *[""] * (width - len(row))]
+    other = next((each for each in ";\t|" if width == 1 and each in header[0]), None)
+    if len(row) != width and other is not None:
+        raise ValueError(
+            f"line {line} has {len(row)} cells and the header {header[0]!r} one; the cells may be "
+            f"separated by {other!r}. Save the file with commas between them"
+        )
     if len(row) != width:
         raise ValueError(
             f"line {line} has {len(row)} cells where the header has {width}. A cell that holds the "

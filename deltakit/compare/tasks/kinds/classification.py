@@ -48,6 +48,7 @@ class Classification(SequenceKind):
         return ParsedLabels(
             cls(classes=classes),
             {split: _examples(rows, names[split], classes) for split, rows in splits.items()},
+            notes_on_joined(classes),
         )
 
     @property
@@ -98,6 +99,24 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     if all(_WHOLE.fullmatch(name) for name in found):
         return tuple(sorted(found, key=lambda name: (int(name), name)))  # 1 and 01 are two
     return tuple(sorted(found))
+
+
+def notes_on_joined(classes: Sequence[str]) -> tuple[str, ...]:
+    """A note where classes look like several others that are joined by a separator."""
+    for separator in ",;|":
+        joined = [name for name in classes if _is_joined(name, separator, classes)]
+        if joined:
+            return (
+                f"{len(joined):,} of {len(classes):,} labels are others joined by {separator!r}, "
+                f"such as {short_repr(joined[0])}. If a text can have several labels, give "
+                f"--label-separator {separator!r}.",
+            )
+    return ()
+
+
+def _is_joined(name: str, separator: str, classes: Sequence[str]) -> bool:
+    parts = [part.strip() for part in name.split(separator)]
+    return len(parts) > 1 and all(part in classes for part in parts)
 
 
 def _names(rows: RawSplit) -> list[str]:
