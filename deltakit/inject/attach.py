@@ -179,14 +179,11 @@ def detach(model: "PreTrainedModel", name: str | None = None) -> None:
         DeltakitError: nothing is attached.
     """
     attachments = need_attachments(model)
-    names = list(reversed(attachments.attached)) if name is None else [name]
-    for each in names:
-        attachments.get(each)
+    names = list(attachments.attached) if name is None else [attachments.get(name).name]
     if attachments.active is not None and set(names) & set(attachments.active.names):
         keep_merged(attachments)
     with paused(model, attachments):
-        for each in names:
-            attachments.remove(each)
+        attachments.remove(*names)
     if not attachments.attached:
         if attachments.program is not None:
             attachments.program.remove()

@@ -267,6 +267,8 @@ class Attachments(nn.Module):
         self.nodes: dict[Composition, dict[str, Node]] = {}
         """What compositions do at the handles, until what is attached changes."""
         self.merged: Merged | None = None
+        self.owners_at: dict[tuple[str, tuple[str, ...]], set[str]] = {}
+        """The deltas with a parameter of their own, by its name and by all names of its places."""
         self.base = UnsavedTree()
         """The base's parameters whose places deltas have taken."""
         self.config_labels: tuple[dict[int, str], dict[str, int]] | None = None
@@ -305,22 +307,28 @@ class Attachments(nn.Module):
         self._modules.pop(child_name(attached.name), None)
         self.add_module(child_name(attached.name), group.train(self.training))
         self.attached[attached.name] = attached
+        for place in attached.aliases.items():
+            self.owners_at.setdefault(place, set()).add(attached.name)
 
-    def remove(self, name: str) -> None:
-        """Removes a delta.
+    def remove(self, *names: str) -> None:
+        """Removes deltas.
 
         Raises:
             UnknownName: none has the name.
-            IncompatibleDeltas: another delta is composed of it.
+            IncompatibleDeltas: another delta, which stays, is composed of it.
         """
-        self.get(name)
-        users = [a.name for a in self.attached.values() if name in a.members]
-        if users:
-            raise IncompatibleDeltas(
-                f"{name!r} is a member of {', '.join(map(repr, users))}; detach that first."
-            )
-        delattr(self, child_name(name))
-        del self.attached[name]
+        leaving = {self.get(name).name for name in names}
+        staying = [a for a in self.attached.values() if a.members and a.name not in leaving]
+        for name in names if staying else ():
+            users = [repr(each.name) for each in staying if name in each.members]
+            if users:
+                raise IncompatibleDeltas(
+                    f"{name!r} is a member of {', '.join(users)}; detach that first."
+                )
+        for name in names:
+            delattr(self, child_name(name))
+            for place in self.attached.pop(name).aliases.items():
+                self.owners_at[place].discard(name)
 
     def get_extra_state(self) -> Tensor:
         """The deltas' description in a state dict, which `load` reads from a checkpoint."""

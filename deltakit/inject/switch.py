@@ -333,16 +333,15 @@ def own_parameters(
     owners = {} if composition is None or plain else attachments.owners(composition.names)
     base = attachments.base.tensors()
     found: dict[nn.Module, dict[str, nn.Parameter]] = {}
-    for attached in attachments.attached.values():
-        for name, aliases in attached.aliases.items():
-            for alias in aliases:
-                module = submodule(model, alias.rpartition(".")[0])
-                if module is None:
-                    continue
-                place = Place(module, alias.rpartition(".")[2])
-                own = owners[name].own[name] if name in owners else None
-                wanted = own if own is not None else base.get(name, place.parameter)
-                found.setdefault(module, {})[place.name] = wanted
+    for (name, aliases), having in attachments.owners_at.items():
+        for alias in aliases if having else ():
+            module = submodule(model, alias.rpartition(".")[0])
+            if module is None:
+                continue
+            place = Place(module, alias.rpartition(".")[2])
+            own = owners[name].own[name] if name in owners else None
+            wanted = own if own is not None else base.get(name, place.parameter)
+            found.setdefault(module, {})[place.name] = wanted
     return found
 
 
