@@ -1,6 +1,6 @@
 """A batch whose rows use different deltas."""
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -9,20 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from deltakit.core.delta import (
-    Attending,
-    AuxiliaryLoss,
-    Combiner,
-    SharesModule,
-    compute_dtype,
-)
+from deltakit.core.delta import Attending, AuxiliaryLoss, Combiner, Reads, SharesModule
 from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal
 from deltakit.runtime.passes import current_pass
 from deltakit.runtime.row_counts import fitted
 from deltakit.runtime.twins import twin
 
-Grouping = tuple[tuple[Node, ...], tuple[int, ...]]
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """Rows that are computed together.
+
+    Attributes:
+        rows: their indices.
+        parts: a part for each row, or one for each run of rows that follow one another.
+        whole: whether they are all rows of the batch, in order.
+    """
+
+    rows: tuple[int, ...]
+    parts: tuple[Node, ...]
+    whole: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,26 +38,51 @@ class PerRowNode(Node):
 
     parts: tuple[Node, ...]
     choice: tuple[int | None, ...]
-    _groups: dict[Any, list[Grouping]] = field(default_factory=dict)
+    gated: bool = field(init=False)
+    _leaves: tuple[PlacedDelta, ...] = field(init=False)
+    _groups: dict[Any, list[RowGroup]] = field(default_factory=dict)
     _indices: dict[Any, Tensor] = field(default_factory=dict)
+    _scales: dict[Any, Tensor] = field(default_factory=dict)
     _parameters: dict[Any, list[dict[str, Tensor]]] = field(default_factory=dict)
     _fitted: dict[int, "PerRowNode"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        leaves = tuple(leaf for part in self.parts for leaf in part.leaves)
+        object.__setattr__(self, "_leaves", leaves)
+        object.__setattr__(self, "gated", any(leaf.gate is not None for leaf in leaves))
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         return port.rows(self, signal)
 
-    def groups(self) -> list[Grouping]:
-        """Parts that are computed together, and the rows that they are for, a part each."""
-        present = tuple(part.present for part in self.parts)
+    def applied(self, signal: Signal, port: Port) -> Tensor:
+        return port.add_rows(self, signal)
+
+    def groups(self) -> list[RowGroup]:
+        """The rows that are computed together, of the parts that take part in this pass."""
+        present = tuple(part.present for part in self.parts) if self.gated else ()
         if present not in self._groups:
             found: dict[Any, list[int]] = {}
             for row, chosen in enumerate(self.choice):
-                if chosen is not None and present[chosen]:
+                if chosen is not None and (not present or present[chosen]):
                     found.setdefault(_kind(self.parts[chosen], chosen), []).append(row)
-            self._groups[present] = [
-                (tuple(self._part(row) for row in rows), tuple(rows)) for rows in found.values()
-            ]
+            self._groups[present] = [self._group(tuple(rows)) for rows in found.values()]
         return self._groups[present]
+
+    def _group(self, rows: tuple[int, ...]) -> RowGroup:
+        chosen = [self.choice[row] for row in rows]
+        parts = tuple(self.parts[each] for each in chosen if each is not None)
+        runs = [len(tuple(run)) for _, run in itertools.groupby(chosen)]
+        if len(set(runs)) == 1:
+            parts = parts[:: runs[0]]
+        return RowGroup(rows=rows, parts=parts, whole=rows == tuple(range(len(self.choice))))
+
+    def scales(self, leaves: tuple[PlacedDelta, ...], like: Tensor) -> Tensor:
+        """The leaves' scales, ``(leaves,)``, of the dtype and device of `like`."""
+        key = (leaves, like.dtype, like.device)
+        if key not in self._scales:
+            scales = [leaf.scale for leaf in leaves]
+            self._scales[key] = torch.tensor(scales, dtype=like.dtype, device=like.device)
+        return self._scales[key]
 
     def index(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
         """`rows` as a tensor, made once."""
@@ -58,6 +90,13 @@ class PerRowNode(Node):
         if key not in self._indices:
             self._indices[key] = torch.tensor(rows, device=device)
         return self._indices[key]
+
+    def take(self, tensor: Tensor, group: RowGroup) -> Tensor:
+        """A group's rows of a tensor, without a copy where they follow one another."""
+        first, last = group.rows[0], group.rows[-1]
+        if last - first + 1 == len(group.rows):
+            return tensor[first : last + 1]
+        return tensor.index_select(0, self.index(group.rows, tensor.device))
 
     def fitted(self, rows: int) -> "PerRowNode":
         """The node with an entry for each of the rows that a module is given."""
@@ -97,14 +136,13 @@ class PerRowNode(Node):
             return None
         return torch.arange(longest, device=device) < self.index(self.lengths, device)[:, None]
 
-    def _part(self, row: int) -> Node:
-        chosen = self.choice[row]
-        assert chosen is not None
-        return self.parts[chosen]
-
     @property
     def leaves(self) -> tuple[PlacedDelta, ...]:
-        return tuple(leaf for part in self.parts for leaf in part.leaves)
+        return self._leaves
+
+    @property
+    def present(self) -> bool:
+        return not self.gated or super().present
 
     @property
     def combiners(self) -> tuple[Combiner, ...]:
@@ -115,27 +153,55 @@ class PerRowNode(Node):
         return any(part.weighs for part in self.parts)
 
 
-def change_of_rows(node: PerRowNode, parts: tuple[Node, ...], signal: Signal, port: Port) -> Tensor:
-    """Δh where row i of `signal` uses ``parts[i]``; all parts are of one kind."""
-    first = parts[0]
-    if all(part is first for part in parts):
+def change_of_rows(node: PerRowNode, group: RowGroup, signal: Signal, port: Port) -> Tensor:
+    """Δh of a group's rows, given the signal of all rows."""
+    first = group.parts[0]
+    if not isinstance(first, PlacedDelta) or first.delta.reads != (Reads.SOURCE,):
+        signal = signal if group.whole else _rows_of(signal, node, group)
+        return _of_parts(node, group, signal, port)
+    (x,) = first.inputs(signal)  # what the other rows are given is not read
+    x = x if group.whole else node.take(x, group)
+    return _of_inputs(node, group, x).to(signal.stream.dtype)
+
+
+def _of_parts(node: PerRowNode, group: RowGroup, signal: Signal, port: Port) -> Tensor:
+    first = group.parts[0]
+    if len(group.parts) == 1 or not isinstance(first, PlacedDelta):
         return first.change(signal, port)
-    leaves = tuple(part for part in parts if isinstance(part, PlacedDelta))
-    inputs = leaves[0].inputs(signal)
-    change = grouped(leaves, node.stacked(leaves), *inputs)
-    return change.to(signal.stream.dtype)
+    return _of_inputs(node, group, *first.inputs(signal)).to(signal.stream.dtype)
 
 
-def grouped(
-    leaves: Sequence[PlacedDelta], parameters: dict[str, Tensor], x: Tensor, *more: Tensor
+def _of_inputs(node: PerRowNode, group: RowGroup, *inputs: Tensor) -> Tensor:
+    leaves = tuple(part for part in group.parts if isinstance(part, PlacedDelta))
+    if len(leaves) == 1:
+        return leaves[0].of(*inputs)
+    return _grouped(node, leaves, len(group.rows) // len(leaves), *inputs)
+
+
+def _rows_of(signal: Signal, node: PerRowNode, group: RowGroup) -> Signal:
+    """A group's rows of a signal; what is one tensor there stays one."""
+    taken = {id(tensor): node.take(tensor, group) for tensor in signal[:3]}
+    x, h, stream = (taken[id(tensor)] for tensor in signal[:3])
+    return Signal(x, h, stream, node.index(group.rows, stream.device))
+
+
+def _grouped(
+    node: PerRowNode, leaves: tuple[PlacedDelta, ...], each: int, x: Tensor, *more: Tensor
 ) -> Tensor:
-    """``s_i · f_i(x[i], ...)`` for forms of one class and shape, as batched matrix products."""
+    """``s_i · f_i(x[i], ...)`` for forms of one class and shape, as batched matrix products.
+
+    A form has `each` rows that follow one another.
+    """
     first = leaves[0]
-    dtype = compute_dtype(first.delta) or x.dtype  # x may be ids
-    scale = torch.tensor([leaf.scale for leaf in leaves], dtype=dtype, device=x.device)
     if first.by_row is not None and x.ndim == 3:
-        return first.by_row.by_row(parameters, x, scale.view(-1, 1, 1))
-    change = vmap(partial(_call, first.delta), randomness="different")(parameters, x, *more)
+        runs = x if each == 1 else x.reshape(len(leaves), -1, x.shape[-1])
+        scale = node.scales(leaves, x).view(-1, 1, 1)
+        change = first.by_row.by_row(node.stacked(leaves), runs, scale)
+        return change if each == 1 else change.view(*x.shape[:-1], -1)
+    leaves = tuple(leaf for leaf in leaves for _ in range(each))
+    called = vmap(partial(_call, first.delta), randomness="different")
+    change = called(node.stacked(leaves), x, *more)
+    scale = node.scales(leaves, change)
     return change * scale.view(-1, *(1,) * (change.ndim - 1))
 
 

@@ -112,6 +112,9 @@ class PositionIdsPort(SitePort, AddingPort):
         each = signal.stream.expand(rows if signal.stream.shape[0] == 1 else -1, -1)
         return super().rows(node, Signal(each, each, each))
 
+    def add_rows(self, node: Node, signal: Signal) -> Tensor:
+        return signal.stream + self.rows(node, signal)
+
     def _check(self, numbers: Tensor) -> None:
         """Raises `IncompatibleDeltas` for a number that the model does not know.
 

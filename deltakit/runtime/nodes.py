@@ -67,6 +67,10 @@ class Port(ABC):
     def rows(self, node: "Node", signal: Signal) -> Tensor:
         """The change where each row has its own (`deltakit.runtime.batch_rows.PerRowNode`)."""
 
+    def add_rows(self, node: "Node", signal: Signal) -> Tensor:
+        """The stream with the change of `rows` added to it."""
+        return signal.stream + self.rows(node, signal)
+
 
 class Node(ABC):
     """An active composition at one site."""
@@ -156,13 +160,16 @@ class PlacedDelta(Node):
 
     def change(self, signal: Signal, port: Port) -> Tensor:
         del port
-        change = run_part(self.delta, *self.inputs(signal))
-        if self.scale != 1.0:
-            change = change * self.scale
+        change = self.of(*self.inputs(signal))
         if not isinstance(self.delta, ExtraPositions) and self.delta.reads != (Reads.SOURCE,):
             # it may have been given a flat stream by tokens
             change = change.reshape(signal.stream.shape)
         return change.to(signal.stream.dtype)
+
+    def of(self, *inputs: Tensor) -> Tensor:
+        """``s · f(inputs)``, in the form's dtype."""
+        change = run_part(self.delta, *inputs)
+        return change if self.scale == 1.0 else change * self.scale
 
     def applied(self, signal: Signal, port: Port) -> Tensor:
         stream, source = signal.stream, self.source(signal)

@@ -34,32 +34,31 @@ class AddingPort(Port, ABC):
         return sum(changes[1:], changes[0])
 
     def rows(self, node: Node, signal: Signal) -> Tensor:
-        assert isinstance(node, PerRowNode)
-        counts = current_pass().rows
-        rows = len(node.choice) if counts is None else counts.whole()
-        flat = signal.stream.ndim == 2 and signal.stream.shape[0] > rows
-        if flat:  # some models run their feed-forward on (rows · tokens, d)
-            signal = Signal(*(t.unflatten(0, (rows, -1)) for t in signal[:3]))
-        change = self._by_row(node.fitted(signal.stream.shape[0]), signal)
-        return change.flatten(0, 1) if flat else change
+        return _with_rows(node, signal, torch.zeros_like(signal.stream), self)
 
-    def _by_row(self, node: PerRowNode, signal: Signal) -> Tensor:
-        groups = node.groups()
-        if len(groups) == 1 and len(groups[0][1]) == len(node.choice):
-            return change_of_rows(node, groups[0][0], signal, self)
-        total = torch.zeros_like(signal.stream)
-        for parts, rows in groups:
-            index = node.index(rows, total.device)
-            change = change_of_rows(node, parts, _rows_of(signal, index), self)
-            total = total.index_copy(0, index, change)
-        return total
+    def add_rows(self, node: Node, signal: Signal) -> Tensor:
+        """The stream with the change of `rows` added to it; rows without a delta are not read."""
+        return _with_rows(node, signal, signal.stream, self)
 
 
-def _rows_of(signal: Signal, index: Tensor) -> Signal:
-    """Some rows of a signal; what is one tensor there stays one."""
-    taken = {id(tensor): tensor.index_select(0, index) for tensor in signal[:3]}
-    x, h, stream = (taken[id(tensor)] for tensor in signal[:3])
-    return Signal(x, h, stream, index)
+def _with_rows(node: Node, signal: Signal, total: Tensor, port: Port) -> Tensor:
+    """`total`, of the shape of the stream, with the rows' changes added to it."""
+    assert isinstance(node, PerRowNode)
+    counts = current_pass().rows
+    rows = len(node.choice) if counts is None else counts.whole()
+    if total.ndim == 2 and total.shape[0] > rows:
+        # Some models run their feed-forward on (rows · tokens, d).
+        split = Signal(*(t.unflatten(0, (rows, -1)) for t in signal[:3]))
+        return _with_rows(node, split, total.unflatten(0, (rows, -1)), port).flatten(0, 1)
+    node, given = node.fitted(total.shape[0]), total
+    for group in node.groups():
+        change = change_of_rows(node, group, signal, port)
+        if group.whole:
+            return total + change
+        index = node.index(group.rows, total.device)
+        add = total.index_add if total is given else total.index_add_  # its own from then on
+        total = add(0, index, change)
+    return total
 
 
 class PositionsPort(Port, ABC):

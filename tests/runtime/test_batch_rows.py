@@ -242,3 +242,65 @@ def test_positions_cannot_be_weighed(kit: SimpleNamespace, names: tuple[str, str
     with pytest.raises(IncompatibleDeltas, match="'attn.kv' cannot be fused"):
         dk.attach(model, dk.AdapterFusion("short"), name="fused")
     assert torch.equal(kit.out(model, batch), before)
+
+
+# ------------------------------------------------------------------------- many rows, and few
+
+
+def with_ranks(kit: SimpleNamespace, family: str, ranks: list[int]) -> Any:
+    model = kit.make_model(family)
+    for index, rank in enumerate(ranks):
+        dk.attach(model, dk.LoRA(rank=rank), name=f"d{index}")
+    kit.randomise_deltas(model)
+    return model
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_64_loras_of_different_ranks(kit: SimpleNamespace, tokens: int) -> None:
+    model = with_ranks(kit, "llama", [1 + index % 5 for index in range(64)])
+    ids = torch.randint(1, 30, (64, tokens))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    rows = [f"d{(7 * index) % 64}" for index in range(64)]
+    dk.activate(model, dk.PerRow(rows))
+    (node, *_) = active_nodes(model.deltakit).values()
+    assert isinstance(node, PerRowNode) and len(node.groups()) == 5
+    found = kit.out(model, batch)
+    torch.testing.assert_close(found, alone(kit, model, batch, rows), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "products"),
+    [
+        (["d0", "d0", "d1", "d1"], [2]),
+        (["d0", "d1", "d0", "d1"], [4]),
+        (["d0", "d0", "d0", "d1"], [4]),
+        ([None, "d0", "d0", "d1"], [3]),
+        (["d1", "d1", None, None], [1]),
+        ([None, None, "d0", "d2"], [1, 1]),
+        (["d2", None, "d2", "d0"], [1, 1]),
+    ],
+)
+def test_runs_of_one_delta_are_one_product(
+    kit: SimpleNamespace, rows: list[Any], products: list[int]
+) -> None:
+    model, batch = with_ranks(kit, "bert", [2, 2, 3]), kit.make_batch()
+    batch = {name: value.repeat(2, 1)[:4] for name, value in batch.items()}
+    dk.activate(model, dk.PerRow(rows))
+    (node, *_) = active_nodes(model.deltakit).values()
+    assert isinstance(node, PerRowNode)
+    found, counts = kit.out(model, batch), [len(group.parts) for group in node.groups()]
+    assert sorted(counts) == sorted(products)
+    torch.testing.assert_close(found, alone(kit, model, batch, rows), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_without_a_delta_are_not_read(kit: SimpleNamespace) -> None:
+    model, batch = with_ranks(kit, "bert", [2]), kit.make_batch()
+    dk.activate(model, dk.PerRow([None, "d0", None][: len(batch["input_ids"])]))
+    seen: list[int] = []
+    for attached in model.deltakit.attached.values():
+        for leaves in attached.leaves.values():
+            leaves[0].delta.register_forward_pre_hook(
+                lambda module, args: seen.append(args[0].shape[0])
+            )
+    kit.out(model, batch)
+    assert seen and set(seen) == {1}
