@@ -12,6 +12,7 @@ missing or left over, or an output differs by more than 1e-5.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ FAMILIES = (
     "gpt2",
     "t5",
     "bart",
+    "vit",
 )
-PRE_LN = ("llama", "mistral", "gpt2", "t5")
+PRE_LN = ("llama", "mistral", "gpt2", "t5", "vit")
 ENCODER_DECODERS = ("t5", "bart")
-NO_PREFIXES = ("t5", "deberta-v2")
+MASKED = ("llama", "mistral", "gpt2")
+"""Where the library computes something else for padding, which is left out of the comparison."""
 T5_BODY = ("transformer.shared", "transformer.encoder", "transformer.decoder")
 """What the library takes for the head of T5ForSequenceClassification, beside the head."""
 SETUPS = ("fusion", "stack", "stack of fusion", "stack on fusion")
@@ -73,12 +76,20 @@ def methods(family: str) -> dict[str, Any]:
     if family in ENCODER_DECODERS:
         houlsby = dk.SequentialAdapter(placement="houlsby", reduction=4)
         found["houlsby, not across"] = dk.AdapterDrop(houlsby, stacks="cross")
-    if family not in NO_PREFIXES:
-        found["prefix"] = dk.PrefixTuning(length=3, bottleneck=5)
-        found["prefix, flat"] = dk.PrefixTuning(length=3, bottleneck=None)
+    if family != "vit":
+        bottleneck = dk.SequentialAdapter(reduction=4)
+        found["invertible"] = dk.InvertibleAdapter(reduction=3)
+        found["invertible + pfeiffer"] = dk.InvertibleAdapter() + bottleneck
+    positions: Any = {"positions": "counted"} if family == "t5" else {}
+    found["prefix"] = dk.PrefixTuning(length=3, bottleneck=5, **positions)
+    found["prefix, flat"] = dk.PrefixTuning(length=3, bottleneck=None, **positions)
+    if family in ENCODER_DECODERS:
+        decoder = dk.AdapterDrop(found["prefix"], stacks=("encoder", "cross"))
+        found["prefix, decoder alone"] = decoder
+    if family != "t5":
         found["prefix, by layer"] = dk.AdapterDrop(dk.PrefixTuning(length=3), layers=0)
-        if family not in PRE_LN:
-            found["MAM"] = dk.MAM(length=3, prefix_bottleneck=5, bottleneck=4)
+    if family not in PRE_LN:
+        found["MAM"] = dk.MAM(length=3, prefix_bottleneck=5, bottleneck=4)
     return {**found, **dict.fromkeys(SETUPS), "head": None}
 
 
@@ -108,6 +119,18 @@ def randomise_head(model: Any) -> None:
         model.get_parameter(key).data.normal_(0, 0.3)
 
 
+def former(key: str, family: str) -> str:
+    """A parameter of a ViT by its name in the library's transformers."""
+    from deltakit.interop.adapterhub.layout import LAYOUTS
+
+    found = re.fullmatch(r"(.*\b|)layers\.(\d+)\.(.+)\.(\w+)", key)
+    if family != "vit" or found is None:
+        return key
+    start, layer, module, last = found.groups()
+    module = LAYOUTS[family].modules.get(module, module)
+    return f"{start}encoder.layer.{layer}.{module}.{last}"
+
+
 def write(folder: Path) -> None:
     import deltakit as dk
     from deltakit.testing.models import CONFIGS, make_inputs, make_model
@@ -117,7 +140,8 @@ def write(folder: Path) -> None:
         for name, method in methods(family).items():
             kind = "classify" if name == "head" else "bare"
             model, inputs = make_model(family, kind), make_inputs(family, kind)
-            base = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            state = model.state_dict().items()
+            base = {former(key, family): tensor.clone() for key, tensor in state}
             plain = output(model, inputs)
             what = attached(model, name, method)
             randomise_deltas(model)
@@ -184,7 +208,7 @@ def check(folder: Path) -> None:
         model = fresh(family, expected)
         load(model, path.parent / "saved")
         difference = (output(model.eval(), expected["inputs"]) - expected["output"]).abs()
-        if family in PRE_LN and family != "t5" and difference.ndim == 3:
+        if family in MASKED and difference.ndim == 3:
             difference = difference * expected["inputs"]["attention_mask"].unsqueeze(-1)
         worst.setdefault(name, {})[family] = float(difference.max())
     print(json.dumps({"limit": LIMIT, "deviations": worst}, indent=1))
