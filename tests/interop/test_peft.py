@@ -136,6 +136,10 @@ FROM_PEFT = [
     *((family, {}, lora(target_modules=names)) for family, names in (
         ("bert", ["word_embeddings", "query"]), ("gpt2", ["wte"]), ("qwen2", "model.embed_tokens"),
         ("llama", ["embed_tokens", "q_proj"]), ("t5", ["embed_tokens"]))),
+    *((family, {}, lora(use_dora=True, target_modules=EVERY_LINEAR.get(family, "all-linear")))
+      for family in ("bert", "distilbert", "llama", "gpt2", "t5", "phi3", "gpt_neox")),
+    ("bert", {}, lora(use_dora=True, use_rslora=True, rank_pattern={"key": 5}, lora_dropout=0.25,
+                      target_modules=["query", "key"], modules_to_save=["classifier"])),
     *((family, {}, IA3Config()) for family in ("bert", "roberta", "llama", "gpt2", "qwen2", "t5",
                                                "mistral", "bart", "mt5", "gpt_neox")),
     ("distilbert", {}, IA3Config(target_modules=["k_lin", "v_lin", "lin2"],
@@ -223,6 +227,10 @@ TO_PEFT = [
       ("vit", "whisper", "clip", "electra", "bart", "albert", "mpnet", "opt")),
     *((family, dk.LoRA(rank=2, targets=("embed", "q"))) for family in ("bert", "gpt2", "llama")),
     ("qwen2", dk.AdapterDrop(dk.LoRA(rank=3, targets=("v", "embed")), first=1)),
+    *((family, dk.DoRA(rank=2)) for family in ("bert", "roberta", "llama", "qwen2", "t5")),
+    ("llama", dk.AdapterDrop(dk.DoRA(rank=2, rslora=True, targets="all"), first=1)),
+    ("gpt2", dk.DoRA(rank=2, alpha=3, targets=("q", "k", "v", "up"))),
+    ("bert", dk.DoRA(rank=2, targets="q") + dk.DoRA(rank=3, targets=("v", "down"))),
     ("mt5", dk.IA3(feedforward="pre_activation")),
     ("gpt2", dk.IA3(feedforward="pre_activation")),
     ("gpt2", dk.IA3(targets=("attn.v", "attn.mid"))),
@@ -265,6 +273,20 @@ def test_ours_become_theirs_and_ours_again(family: str, method: Method, tmp_path
     assert method_of(again, "mine") == method
     equal(to_checkpoint(again, "mine").tensors, to_checkpoint(model, "mine").tensors)
     assert torch.equal(out(again, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("gpt2", dk.DoRA(rank=2)),
+        ("bert", dk.DoRA(rank=2, targets="q") + dk.DoRA(rank=2, targets="q")),
+    ],
+)
+def test_a_length_of_each_output_is_needed(family: str, method: Method, tmp_path: Path) -> None:
+    model = attached(method, family, kind_of(family))
+    with pytest.raises(CheckpointError, match="one change and one length for every output"):
+        dk.save(model, tmp_path / "new", format="peft")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_prefix_leaves_its_network_behind(tmp_path: Path) -> None:
@@ -715,7 +737,8 @@ def copy(sample: Path, tmp_path: Path) -> Path:
         ({"enable_lora": [True, False, True]}, "unknown key 'enable_lora'"),
         ({"use_rslroa": 0}, "unknown key 'use_rslroa'. Did you mean 'use_rslora'"),
         ({"use_rslroa": True}, "unknown key 'use_rslroa'. Did you mean 'use_rslora'"),
-        ({"use_dora": True}, "use_dora is True; DoRA .*a row peft:dora.* cannot be loaded"),
+        ({"use_dora": True}, "lacks '.*lora_magnitude_vector'"),
+        ({"use_dora": "yes"}, "use_dora is 'yes'; it must be a bool"),
         ({"init_lora_weights": "loftq"}, "only starts that leave the base's weights alone"),
         ({"lora_bias": True}, "lora_bias is True; a bias of B cannot be loaded"),
         ({"layer_replication": [[0, 2]]}, "a model of repeated layers cannot be loaded"),
@@ -808,7 +831,8 @@ def test_a_config_without_a_type_is_not_pefts(copy: Path) -> None:
         ("t5", lora(target_modules=r".*decoder.*\.(q|v)"), "'attn.q' is targeted in layer 0 of one "
          "stack, and not in that of 'encoder'; deltakit puts a method into the same layers"),
         ("llama", lora(target_modules=["q_proj", "lm_head"]), "targets 'lm_head' .Linear., w"),
-        ("llama", lora(use_dora=True), "use_dora is True"),
+        ("llama", lora(use_dora=True, target_modules=["embed_tokens"]),
+         "use_dora is True; DoRA of the embeddings"),
         ("gpt2", lora(modules_to_save=["lm_head"], task_type="CAUSAL_LM"),
          "not one value for all of 'transformer.wte.weight', 'lm_head.weight', which are one p"),
         ("llama", AdaLoraConfig(total_step=9), "deltakit loads LORA, IA3"),

@@ -28,6 +28,7 @@ from deltakit.interop.peft.base import Base, same, terms
 from deltakit.interop.peft.config import FILE, Config, about
 from deltakit.interop.peft.former_names import renamed
 from deltakit.interop.peft.saved_modules import own_tensors
+from deltakit.methods.dora import DoRA
 from deltakit.methods.ia3 import IA3
 from deltakit.methods.lora import LoRA
 from deltakit.methods.prefix import PrefixTuning
@@ -46,6 +47,7 @@ _READERS: Mapping[str, Callable[[Folder], Adapter]] = {
 }
 _WRITERS: Mapping[type[Method], Callable[[Adapter, Base], Written]] = {
     LoRA: lora.write,
+    DoRA: lora.write,
     IA3: ia3.write,
     PrefixTuning: prompts.write_prefix,
     PromptTuning: prompts.write_prompt,
@@ -54,7 +56,7 @@ _WRITERS: Mapping[type[Method], Callable[[Adapter, Base], Written]] = {
 
 @register_format("peft")
 class Peft(Format):
-    """LoRA and (IA)³ at any of our sites, with task heads and biases."""
+    """LoRA, DoRA and (IA)³ at any of our sites, with task heads and biases."""
 
     title = "PEFT"
     markers = f"{FILE} with peft_type, and {WEIGHTS}"

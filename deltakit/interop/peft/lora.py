@@ -1,15 +1,16 @@
-"""LoRA: PEFT has one A and one B for each module, and one dropout for all of them.
+"""LoRA and DoRA: PEFT has one A and one B for each module, and one dropout for all of them.
 
 Where projections are fused in one module, each of our sites has matrices of its own. Reading gives
 every site the A and its rows of B. Writing keeps an A that all of them share; other ones are put on
-top of each other, with B's blocks side by side and zeros between, so the ranks add up.
+top of each other, with B's blocks side by side and zeros between, so the ranks add up. DoRA's
+lengths are of all outputs of a module, row by row, so each site has those of its rows.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from deltakit.interop.peft.config import Config
 from deltakit.interop.peft.defaults import LORA
 from deltakit.interop.peft.saved_modules import Own, own_of, own_words
 from deltakit.interop.peft.targets import by_pattern, patterns, spelled, targeted
+from deltakit.methods.dora import DoRA
 from deltakit.methods.lora import LoRA
 
 KNOWN = (
@@ -47,6 +49,7 @@ KNOWN = (
     "rank_pattern",
     "alpha_pattern",
     "use_rslora",
+    "use_dora",
     "init_lora_weights",
     "bias",
     "modules_to_save",
@@ -61,7 +64,6 @@ KNOWN = (
     "qalora_group_size",
 )
 VARIANTS = {
-    "use_dora": "DoRA (`deltakit compare` trains it as a row peft:dora)",
     "use_qalora": "QALoRA",
     "use_bdlora": "BD-LoRA",
     "alora_invocation_tokens": "Activated LoRA",
@@ -81,7 +83,8 @@ HARMLESS = (True, False, "gaussian", "eva", "orthogonal")
 _STRAIGHT = (nn.Linear, nn.Embedding)
 """What has no transposed weight, as transformers' Conv1D does."""
 N = TypeVar("N", int, float)
-Spots = Sequence[Spot[LoRA]]
+Low = LoRA | DoRA
+Spots = Sequence[Spot[Any]]
 Matrices = tuple[Tensor, Tensor]
 """A and B."""
 
@@ -93,6 +96,8 @@ class Pair:
     A: Tensor
     B: Tensor
     alpha: float
+    magnitude: Tensor | None = None
+    """DoRA's, ``(out,)``."""
 
     @property
     def rank(self) -> int:
@@ -101,7 +106,9 @@ class Pair:
 
     def equals(self, other: "Pair") -> bool:
         """True if it is the same, bit for bit."""
-        return self.alpha == other.alpha and same(self.A, other.A) and same(self.B, other.B)
+        alike = self.alpha == other.alpha and same(self.A, other.A) and same(self.B, other.B)
+        one, two = self.magnitude, other.magnitude
+        return alike and (one is two if one is None or two is None else same(one, two))
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -126,11 +133,13 @@ def read(folder: Folder) -> Adapter:
         key_A, key_B = _keys(path, base)
         d_in, d_out = widths(base.modules[path])
         shapes |= {key_A: (ranks[path], d_in), key_B: (d_out, ranks[path])}
+        shapes |= {_length_key(path): (d_out,)} if _is_dora(config, path, base) else {}
     values, own = folder.take(shapes, _own_of(config, base, paths))
     pairs = {}
     for path in paths:
         A, B = (values[key] for key in _keys(path, base))
-        pairs[path] = Pair(A=A, B=B, alpha=alphas[path])
+        length = values.get(_length_key(path))
+        pairs[path] = Pair(A=A, B=B, alpha=alphas[path], magnitude=length)
     usual = _usual(config)
     return folder.adapter(
         own, partial(_plain, pairs, usual, base), partial(_apart, pairs, usual, base)
@@ -141,6 +150,18 @@ def _keys(path: str, base: Base) -> tuple[str, str]:
     """Of A and B."""
     name, end = ("lora_embedding_", "") if path in base.tables else ("lora_", ".weight")
     return f"{TUNED}{path}.{name}A{end}", f"{TUNED}{path}.{name}B{end}"
+
+
+def _length_key(path: str) -> str:
+    return f"{TUNED}{path}.lora_magnitude_vector"
+
+
+def _is_dora(config: Config, path: str, base: Base) -> bool:
+    """Whether the weight's length is apart. Raises `CheckpointError` for a table of embeddings."""
+    dora = config.flag("use_dora")
+    if dora and path in base.tables:
+        raise config.refusal("use_dora", f"DoRA of the embeddings {path!r} cannot be loaded.")
+    return dora
 
 
 def _own_of(config: Config, base: Base, paths: Sequence[str]) -> Own:
@@ -164,17 +185,18 @@ def _check_start(config: Config) -> None:
         )
 
 
-def _usual(config: Config) -> LoRA:
+def _usual(config: Config) -> Low:
     """What all modules of a config have in common."""
     start = config.values.get("init_lora_weights", True)
-    return LoRA(
+    kind = DoRA if config.flag("use_dora") else LoRA
+    return kind(
         dropout=config.number("lora_dropout", 0.0),
         rslora=config.flag("use_rslora"),
         initialisation="gaussian" if start == "gaussian" else "kaiming",
     )
 
 
-def _plain(pairs: Mapping[str, Pair], usual: LoRA, base: Base) -> tuple[Method, ...]:
+def _plain(pairs: Mapping[str, Pair], usual: Low, base: Base) -> tuple[Method, ...]:
     settings = {
         handle.key: replace(usual, rank=pair.rank, alpha=pair.alpha)
         for path, pair in pairs.items()
@@ -187,20 +209,22 @@ def _words(sites: Sequence[Site]) -> tuple[str, ...]:
     return tuple(site.value for site in sites)
 
 
-def _apart(pairs: Mapping[str, Pair], usual: LoRA, base: Base, method: Method) -> Values | None:
+def _apart(pairs: Mapping[str, Pair], usual: Low, base: Base, method: Method) -> Values | None:
     """The tensors of a method, if its deltas give these pairs."""
-    placed = spots(method, base, LoRA)
+    placed = spots(method, base, type(usual))
     loras = [spot.term for group in placed.values() for spot in group]
     alike = {(lora.dropout, _is_stable(loras)) for lora in loras} == {(usual.dropout, usual.rslora)}
     if not alike or placed.keys() != pairs.keys():
         return None
     found: dict[str, Tensor] = {}
     for path, group in placed.items():
-        parts = _split(pairs[path], group)
-        if not parts or not pairs[path].equals(_joined(group, parts, usual.rslora)):
+        parts, lengths = _split(pairs[path], group), _lengths(pairs[path], group)
+        if not parts or not pairs[path].equals(_joined(group, parts, usual.rslora, lengths)):
             return None
         for spot, (A, B) in zip(group, parts, strict=True):
             found |= {f"{spot.key}.lora_A": A, f"{spot.key}.lora_B": B}
+        for spot, length in zip(group, lengths, strict=False):
+            found[f"{spot.key}.magnitude"] = length
     return found
 
 
@@ -216,6 +240,13 @@ def _split(pair: Pair, group: Spots) -> list[Matrices]:
     return []
 
 
+def _lengths(pair: Pair, group: Spots) -> list[Tensor]:
+    """Each site's lengths; empty for LoRA."""
+    if pair.magnitude is None:
+        return []
+    return [copied(part_of(spot.handle, pair.magnitude)) for spot in group]
+
+
 # ------------------------------------------------------------------------------------------ writing
 
 
@@ -223,9 +254,10 @@ def write(adapter: Adapter, base: Base) -> Written:
     """The config and the tensors of LoRA at any sites, in any layers, of any ranks and scales.
 
     Raises:
-        CheckpointError: two dropouts, or two scales at one module.
+        CheckpointError: two dropouts, or two scales at one module; DoRA of some outputs of one.
     """
-    loras = [term for term, _ in terms(adapter.method) if isinstance(term, LoRA)]
+    loras: list[Low] = [t for t, _ in terms(adapter.method) if isinstance(t, LoRA | DoRA)]
+    kind = type(loras[0])
     if len({lora.dropout for lora in loras}) > 1:
         raise CheckpointError(
             f"PEFT has one lora_dropout for all modules; {adapter.name!r} has "
@@ -233,14 +265,17 @@ def write(adapter: Adapter, base: Base) -> Written:
         )
     stable = _is_stable(loras)
     pairs = {}
-    for path, group in spots(adapter.method, base, LoRA).items():
+    for path, group in spots(adapter.method, base, kind).items():
         _check_scale(path, group)
         keys = [(f"{spot.key}.lora_A", f"{spot.key}.lora_B") for spot in group]
         parts = [(adapter.tensors[A], adapter.tensors[B]) for A, B in keys]
-        pairs[path] = _joined(group, parts, stable)
+        lengths = [adapter.tensors[f"{spot.key}.magnitude"] for spot in group if kind is DoRA]
+        _check_whole(path, group, lengths)
+        pairs[path] = _joined(group, parts, stable, lengths)
     tensors: dict[str, Tensor] = {}
     for path, pair in pairs.items():
         tensors |= dict(zip(_keys(path, base), (pair.A, pair.B), strict=True))
+        tensors |= {} if pair.magnitude is None else {_length_key(path): pair.magnitude}
     targets = spelled(tuple(pairs), base.modules)
     ranks = {path: pair.rank for path, pair in pairs.items()}
     alphas = {path: pair.alpha for path, pair in pairs.items()}
@@ -252,6 +287,7 @@ def write(adapter: Adapter, base: Base) -> Written:
         "alpha_pattern": _exceptions(alphas),
         "lora_dropout": loras[0].dropout,
         "use_rslora": stable,
+        "use_dora": kind is DoRA,
         "init_lora_weights": "gaussian" if loras[0].initialisation == "gaussian" else True,
         "target_modules": list(targets.modules),
         "layers_to_transform": list(targets.layers) or None,
@@ -261,7 +297,9 @@ def write(adapter: Adapter, base: Base) -> Written:
     return Written(config=config, tensors=tensors, targeted=pairs)
 
 
-def _joined(group: Spots, parts: Sequence[Matrices], stable: bool) -> Pair:
+def _joined(
+    group: Spots, parts: Sequence[Matrices], stable: bool, lengths: Sequence[Tensor]
+) -> Pair:
     """One A and one B for what the sites of one module have."""
     As, Bs = zip(*parts, strict=True)
     shared = _is_spread(group) and all(same(A, As[0]) for A in As)
@@ -272,7 +310,22 @@ def _joined(group: Spots, parts: Sequence[Matrices], stable: bool) -> Pair:
         block = slice(start, start + part.shape[1])
         B[:, block] = with_part(spot.handle, B[:, block].T, part.T).T
         start = 0 if shared else block.stop
-    return Pair(A=A, B=B, alpha=_alpha(group[0].term, len(A), stable))
+    magnitude = None
+    if lengths:
+        magnitude = lengths[0].new_zeros(len(B))
+        for spot, length in zip(group, lengths, strict=True):
+            magnitude = with_part(spot.handle, magnitude, length)
+    return Pair(A=A, B=B, alpha=_alpha(group[0].term, len(A), stable), magnitude=magnitude)
+
+
+def _check_whole(path: str, group: Spots, lengths: Sequence[Tensor]) -> None:
+    """DoRA has a length for each output of a module, and one change of its direction."""
+    outputs = sum(len(length) for length in lengths)
+    if lengths and (not _is_spread(group) or outputs != widths(group[0].handle.module)[1]):
+        raise CheckpointError(
+            f"PEFT's DoRA has one change and one length for every output of {path!r}, and this "
+            "delta is at some of them, or twice. Save it as format='deltakit'."
+        )
 
 
 def _check_scale(path: str, group: Spots) -> None:
@@ -289,15 +342,15 @@ def _is_spread(group: Spots) -> bool:
     return len({spot.handle.key for spot in group}) == len(group)
 
 
-def _is_stable(loras: Sequence[LoRA]) -> bool:
+def _is_stable(loras: Sequence[Low]) -> bool:
     return all(lora.rslora for lora in loras)
 
 
-def _scale(lora: LoRA) -> float:
+def _scale(lora: Low) -> float:
     return lora.alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
 
 
-def _alpha(lora: LoRA, rank: int, stable: bool) -> float:
+def _alpha(lora: Low, rank: int, stable: bool) -> float:
     """The alpha that gives the scale at another rank."""
     if (lora.rank, lora.rslora) == (rank, stable):
         return lora.alpha
