@@ -152,10 +152,15 @@ def our_words(tensors: Tensors) -> dict[str, Any]:
     return words
 
 
-def safetensors_keys(path: Path) -> tuple[str, ...]:
-    """The keys of a safetensors file, without its weights; none for other files."""
+def tensor_keys(path: Path) -> tuple[str, ...]:
+    """The keys of a file of tensors, without its weights; none for a file of another kind."""
     from safetensors import SafetensorError, safe_open
 
+    if path.suffix != ".safetensors":
+        try:
+            return tuple(_pickled(path, mmap=True))
+        except (CheckpointError, OSError):
+            return ()
     try:
         with safe_open(path, framework="pt") as file:
             return tuple(file.keys())
@@ -163,11 +168,15 @@ def safetensors_keys(path: Path) -> tuple[str, ...]:
         return ()
 
 
-def some_safetensors(path: Path, wanted: Set[str]) -> Tensors:
+def some_tensors(path: Path, wanted: Set[str]) -> Tensors:
     """The `wanted` tensors of a file. Raises `CheckpointError` as `read_tensors`."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing.")
-    found = _safetensors(path, wanted)
+    if path.suffix == ".safetensors":
+        found = _safetensors(path, wanted)
+    else:
+        every = _pickled(path, mmap=True)
+        found = Tensors(path, {key: t.clone() for key, t in every.items() if key in wanted})
     _check_finite(found)
     return found
 
@@ -198,9 +207,10 @@ def _safetensors(path: Path, wanted: Set[str] | None = None) -> Tensors:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
 
 
-def _pickled(path: Path) -> Tensors:
+def _pickled(path: Path, *, mmap: bool = False) -> Tensors:
+    """The tensors of a file of torch's. With `mmap` those that are not looked at are not read."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(

@@ -89,8 +89,28 @@ def recognise(folder: Path) -> Format:
     if folder.is_dir():
         markers = "; ".join(f"{FORMATS.get(n).title}: {FORMATS.get(n).markers}" for n in FORMATS)
         inner = [path.name for path in sorted(folder.iterdir()) if formats_in(path)]
+        shards = _shards(folder)
+        if shards:
+            raise CheckpointError(f"{folder} {shards}")
         what = f"holds no delta{_pointer(inner)}. Looked for: {markers}"
     raise CheckpointError(f"{folder} {what}.")
+
+
+def _shards(folder: Path) -> str:
+    """What to do with a model's weights in shards, which are pickles that nothing here runs."""
+    if any(path.is_dir() for path in folder.glob("pytorch_model_fsdp_*")):
+        return (
+            "holds the shards of FSDP, whose index is a pickle that may run code, so it is not "
+            "read. Run `accelerate merge-weights` on its pytorch_model_fsdp_0, and load the folder "
+            "that it writes; or train with the state dict type FULL_STATE_DICT."
+        )
+    if any(path.is_dir() for path in folder.glob("global_step*")):
+        return (
+            "holds the shards of DeepSpeed, which are pickles that may run code, so they are not "
+            "read. Run the zero_to_fp32.py in it, attach the delta as it was trained, and give "
+            "model.load_state_dict what the script writes, with strict=False."
+        )
+    return ""
 
 
 def _pointer(inner: list[str]) -> str:

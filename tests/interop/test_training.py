@@ -159,3 +159,77 @@ def test_a_state_dict_round_trip() -> None:
     assert not any(other.load_state_dict(state))
     dk.detach(model)
     assert EXTRA not in model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model_fsdp.bin"])
+def test_a_file_of_torchs(name: str, tmp_path: Path) -> None:
+    model = attached()
+    dk.activate(model, "a")
+    torch.save(model.state_dict(), tmp_path / name)
+    again = make_model("bert", "classify")
+    dk.load(again, tmp_path)
+    assert torch.equal(out(again, INPUTS), out(model, INPUTS))
+
+
+def test_files_of_torchs_with_an_index(tmp_path: Path) -> None:
+    model = attached()
+    dk.activate(model, "a")
+    state = dict(model.state_dict())
+    files = {key: f"pytorch_model-0000{1 + index % 2}.bin" for index, key in enumerate(state)}
+    for file in set(files.values()):
+        torch.save({key: state[key] for key in state if files[key] == file}, tmp_path / file)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    again = make_model("bert", "classify")
+    dk.load(again, tmp_path)
+    assert torch.equal(out(again, INPUTS), out(model, INPUTS))
+
+
+class Opens:
+    """Something that runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+def test_nothing_in_a_file_of_torchs_is_run(tmp_path: Path) -> None:
+    torch.save({EXTRA: Opens(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="holds no delta"):
+        dk.load(make_model("bert", "classify"), tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("pytorch_model_fsdp_0", "shards of FSDP.*accelerate merge-weights"),
+        ("global_step2", "shards of DeepSpeed.*zero_to_fp32.py"),
+    ],
+)
+def test_shards_are_refused(folder: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        dk.load(make_model("bert", "classify"), tmp_path)
+    assert "\n" not in str(caught.value)
+    model = attached()
+    model.save_pretrained(tmp_path)  # a whole state dict beside the shards is read
+    dk.load(make_model("bert", "classify"), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+def test_what_the_refusal_of_shards_advises(tmp_path: Path) -> None:
+    """Merged by accelerate, the shards of a distributed checkpoint are a folder that loads."""
+    from accelerate.utils import merge_fsdp_weights
+    from torch.distributed.checkpoint import save
+
+    model = attached()
+    dk.activate(model, "a")
+    shards = tmp_path / "pytorch_model_fsdp_0"
+    save({"model": model.state_dict()}, checkpoint_id=shards, no_dist=True)
+    merge_fsdp_weights(str(shards), str(tmp_path / "merged"))
+    again = make_model("bert", "classify")
+    dk.load(again, tmp_path / "merged")
+    assert torch.equal(out(again, INPUTS), out(model, INPUTS))

@@ -1,8 +1,9 @@
 """The checkpoints that training loops save: a model's weights, with those of its deltas among them.
 
 transformers' `Trainer` and ``model.save_pretrained`` write ``model.safetensors``, or several files
-and an index. The state dict holds a description of the attached deltas, so `load` gives the active
-ones. The base's weights in the folder are not read.
+and an index; older versions and FSDP's whole state dicts are files of torch's, of which only
+tensors are read. The state dict holds a description of the attached deltas, so `load` gives the
+active ones. The base's weights in the folder are not read.
 """
 
 from pathlib import Path
@@ -17,23 +18,23 @@ from deltakit.inject.attach import check_name
 from deltakit.inject.attachments import CHILD, EXTRA, child_key, child_name
 from deltakit.inject.description import from_tensor
 from deltakit.inject.transfer import base_of
-from deltakit.interop.files import Tensors, read_json, safetensors_keys, some_safetensors
+from deltakit.interop.files import Tensors, read_json, some_tensors, tensor_keys
 from deltakit.interop.formats import Format, register_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 @register_format("training")
 class TrainingCheckpoint(Format):
-    """``model.safetensors`` with ``deltakit.`` keys, or the index of several such files."""
+    """``model.safetensors`` with ``deltakit.`` keys, the index of several, or torch's files."""
 
     title = "a training loop"
-    markers = f"{WEIGHTS} or {INDEX}, saved while deltas were attached"
+    markers = f"{WEIGHTS[0]} or {INDEXES[0]}, saved while deltas were attached"
 
     def recognises(self, folder: Path) -> bool:
         return EXTRA in _files_by_key(folder)
@@ -53,13 +54,14 @@ class TrainingCheckpoint(Format):
 
 
 def _files_by_key(folder: Path) -> dict[str, Path]:
-    """The file of each tensor of the model; nothing where the folder has no safetensors."""
-    if (folder / INDEX).is_file():
-        table = read_json(folder / INDEX).get("weight_map")
-        names = table if isinstance(table, dict) else {}
-        return {key: folder / Path(str(name)).name for key, name in names.items()}
-    path = folder / WEIGHTS
-    return dict.fromkeys(safetensors_keys(path), path) if path.is_file() else {}
+    """The file of each tensor of the model; nothing where the folder has no such file."""
+    for index in INDEXES:
+        if (folder / index).is_file():
+            table = read_json(folder / index).get("weight_map")
+            names = table if isinstance(table, dict) else {}
+            return {key: folder / Path(str(name)).name for key, name in names.items()}
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    return {} if path is None else dict.fromkeys(tensor_keys(path), path)
 
 
 def _check_model(folder: Path, model: "PreTrainedModel") -> None:
@@ -76,7 +78,7 @@ def _read(folder: Path, files: dict[str, Path]) -> Tensors:
     tensors: dict[str, Tensor] = {}
     for path in dict.fromkeys(files.values()):
         wanted = {key for key in files if files[key] == path}
-        tensors |= dict(some_safetensors(path, wanted).items())
+        tensors |= dict(some_tensors(path, wanted).items())
     return Tensors(folder, tensors)
 
 

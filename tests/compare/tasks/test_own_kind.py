@@ -23,6 +23,7 @@ from deltakit.compare.tasks.data.splits import Examples, carve
 from deltakit.compare.tasks.kinds import KINDS, Kind, Outputs, ParsedLabels, register_kind
 from deltakit.compare.tasks.kinds.base import padded
 from deltakit.compare.tasks.kinds.classification import in_order
+from deltakit.compare.tasks.sources.hub import _name as named_class
 from deltakit.compare.tasks.sources.hub import hub_task
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
@@ -371,6 +372,16 @@ def test_the_hubs_class_names_are_those_of_the_kinds_own_label_column() -> None:
     assert data.test["label"] == [1, 0, 1, 0, 1, 0]
     assert len(data.train) + len(data.validation) == 19
     assert any("1 rows without an input or a label were left out" in note for note in data.notes)
+
+
+def test_a_hidden_class_among_several_hides_them_all() -> None:
+    """-1 is no class: from the end of the names it would be the last one."""
+    names = ("O", "GOOD", "BAD")
+    assert named_class([2, 0], names) == ["BAD", "O"]
+    assert named_class([2, -1], names) is None
+    assert named_class([None], names) is None
+    assert named_class(-1, names) is None and named_class(1, names) == "GOOD"
+    assert named_class([], names) == []
 
 
 def test_the_hubs_tags_are_named() -> None:

@@ -159,8 +159,10 @@ def _named(dataset: "Dataset", label: str | None) -> Columns:
 
 
 def _name(value: Any, names: tuple[str, ...]) -> Any:
+    """The name of a class, or of each of several; None where one of them is hidden."""
     if isinstance(value, list):
-        return [names[each] for each in value]
+        found = [_name(each, names) for each in value]
+        return None if None in found else found
     return None if value is None or value < 0 else names[value]
 
 
