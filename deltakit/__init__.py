@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.infer import infer_family
     from deltakit.arch.resolve import resolve
+    from deltakit.choose.api import Choice, choose
     from deltakit.compare.api import Results, compare
     from deltakit.compare.stats.metrics import register_metric
     from deltakit.compare.tasks.kinds import register_kind
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from deltakit.inject.summary import summary
     from deltakit.interop.convert import convert
     from deltakit.interop.folders import load, save
-    from deltakit.interop.formats import register_format
     from deltakit.methods.adapter import SequentialAdapter
     from deltakit.methods.baselines import FullFineTuning, HeadOnly
     from deltakit.methods.bitfit import BitFit
@@ -90,14 +90,15 @@ if TYPE_CHECKING:
     from deltakit.methods.prompt import PromptTuning
     from deltakit.methods.sparse import Sparse
     from deltakit.methods.vera import VeRA
-    from deltakit.models.weights import load_base, register_weight_format
+    from deltakit.models.weights import load_base
 
 _HOMES = {
+    "deltakit.choose.api": ("Choice",),
     "deltakit.compare.api": ("Results",),
     "deltakit.compare.stats.metrics": ("register_metric",),
     "deltakit.compare.tasks.kinds": ("register_kind",),
     "deltakit.compare.tasks.task": ("register_task",),
-    "deltakit.models.weights": ("load_base", "register_weight_format"),
+    "deltakit.models.weights": ("load_base",),
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.infer": ("infer_family",),
     "deltakit.arch.resolve": ("resolve",),
@@ -144,7 +145,6 @@ _HOMES = {
     "deltakit.inject.summary": ("summary",),
     "deltakit.interop.convert": ("convert",),
     "deltakit.interop.folders": ("load", "save"),
-    "deltakit.interop.formats": ("register_format",),
     "deltakit.methods.adapter": ("SequentialAdapter",),
     "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
     "deltakit.methods.bitfit": ("BitFit",),
@@ -177,6 +177,7 @@ __all__ = [
     "Attending",
     "AuxiliaryLoss",
     "BitFit",
+    "Choice",
     "Combiner",
     "Compacter",
     "Composition",
@@ -234,6 +235,7 @@ __all__ = [
     "__version__",
     "activate",
     "attach",
+    "choose",
     "compare",
     "convert",
     "deploy",
@@ -248,12 +250,10 @@ __all__ = [
     "parse_method",
     "prune",
     "register_family",
-    "register_format",
     "register_kind",
     "register_method",
     "register_metric",
     "register_task",
-    "register_weight_format",
     "resolve",
     "save",
     "step_callbacks",
@@ -276,13 +276,13 @@ _RENAMED = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compare":
-        return importlib.import_module("deltakit.compare")  # a package that can be called
+    if name in ("choose", "compare"):
+        return importlib.import_module(f"deltakit.{name}")  # packages that can be called
     if name in _RENAMED:
         return _renamed(name)
     if name not in _HOME_OF:
         raise AttributeError(f"module 'deltakit' has no attribute {name!r}")
-    # What is shipped is registered first, so that a user who takes its name is told at once.
+    # Every method by name: parse_method and load need the whole registries, not one file of them.
     importlib.import_module("deltakit.methods")
     importlib.import_module("deltakit.interop")
     return getattr(importlib.import_module(_HOME_OF[name]), name)

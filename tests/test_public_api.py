@@ -11,7 +11,7 @@ import deltakit as dk
 
 PUBLIC = [
     "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Attending", "AuxiliaryLoss", "BitFit",
-    "Combiner", "Compacter", "Composition", "CustomSum", "Delta", "DeltakitError", "DoRA",
+    "Choice", "Combiner", "Compacter", "Composition", "CustomSum", "Delta", "DeltakitError", "DoRA",
     "ExtraPositions", "FFNUnits", "Family", "FullFineTuning", "FusedAdd", "Gated", "Handle",
     "HeadOnly", "InitialOutput", "Insertion", "InvertibleAdapter", "LayerStack", "LoRA", "LoReFT",
     "Location", "Mean", "MergeReport", "Mergeable", "MergesAsFFN", "Method", "MethodWrapper",
@@ -19,11 +19,10 @@ PUBLIC = [
     "PerRow", "Placement", "PrefixTuning", "PromptTuning", "Reads", "ReadsEnd", "Regularised",
     "Reparametrised", "Results", "RewritesWeight", "Scaling", "SequentialAdapter", "Site", "Sparse",
     "SparselyActive", "Stack", "StepCallback", "Summable", "TrainingStep", "VeRA", "__version__",
-    "activate", "attach", "compare", "convert", "deploy", "detach", "disabled", "drop",
+    "activate", "attach", "choose", "compare", "convert", "deploy", "detach", "disabled", "drop",
     "fusion_attention", "infer_family", "load", "load_base", "merge", "parse_method", "prune",
-    "register_family", "register_format", "register_kind", "register_method", "register_metric",
-    "register_task", "register_weight_format", "resolve", "save", "step_callbacks", "summary",
-    "task_arithmetic", "unmerge", "using",
+    "register_family", "register_kind", "register_method", "register_metric", "register_task",
+    "resolve", "save", "step_callbacks", "summary", "task_arithmetic", "unmerge", "using",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 
@@ -77,7 +76,7 @@ def test_unknown_attribute() -> None:
 
 def test_no_name_is_a_subpackage() -> None:
     inside = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert inside & set(PUBLIC) == {"compare"}  # a package that can be called
+    assert inside & set(PUBLIC) == {"choose", "compare"}  # packages that can be called
 
 
 def test_importing_the_package_is_cheap() -> None:

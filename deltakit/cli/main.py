@@ -6,6 +6,7 @@ import click
 
 from deltakit import __version__
 from deltakit._files import unwritable
+from deltakit.cli.choose import choose
 from deltakit.cli.cite import cite
 from deltakit.cli.compare import compare
 from deltakit.cli.completion import completion
@@ -35,6 +36,7 @@ def cli() -> None:
 
 for _command in (
     compare,
+    choose,
     plan,
     report,
     methods,

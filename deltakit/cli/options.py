@@ -123,6 +123,11 @@ def import_option(function: F) -> F:
     return _IMPORT(expose_value=False)(function)
 
 
+def import_files(function: F) -> F:
+    """Gives a command the option ``--import``, with its value as the argument ``imports``."""
+    return _IMPORT()(function)
+
+
 _OPTIONS = (
     click.option(
         "--config",

@@ -18,6 +18,7 @@ from deltakit.choose.decide.halving import (
     Verdict,
     caution_after,
     judge,
+    most_kept,
     rank_correlation,
     scores_of,
 )
@@ -124,16 +125,17 @@ def run_bracket(
         watch.rung_begins(rung, facts)
         started = clock.spent
         readings = _climb(alive, rung, before, clock, journal, watch)
-        room = len(alive)
-        if at + 1 < len(ladder.rungs):
-            room = clock.room(alive, ladder.rungs[at + 1], rung.steps, at + 1, len(ladder.rungs))
         scores, earlier = scores_of(readings, metric), scores
         correlation = rank_correlation(earlier, scores)
+        room = most = len(alive)
+        if at + 1 < len(ladder.rungs):
+            room = clock.room(alive, ladder.rungs[at + 1], rung.steps, at + 1, len(ladder.rungs))
+            most = most_kept(len(alive), correlation)
         verdicts = judge(
             facts,
             readings,
             metric,
-            capacity=max(room, 1),
+            capacity=max(min(room, most), 1),
             margin=margin,
             caution=caution_after(rung.number, correlation),
             keep_families=rung.number == 1,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from deltakit.choose.decide.halving import MARGIN
 from deltakit.compare.records.result import Predictions, Scores
 from deltakit.compare.stats.metrics import Direction, Metric
-from deltakit.compare.stats.significance import LEVEL, Evidence
+from deltakit.compare.stats.significance import CONFIDENCE, LEVEL, Evidence
+from deltakit.compare.stats.t_plus_normal import TPlusNormal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,3 +198,25 @@ def pooled(first: Predictions, second: Predictions) -> Predictions:
         scores=scores,
         classes=first.classes,
     )
+
+
+def score_interval(
+    finalists: Mapping[str, Sequence[Predictions]], name: str, metric: Metric
+) -> tuple[float, float, float]:
+    """The mean score of a finalist with its 95 % interval: mean, lower end, upper end.
+
+    The interval is over seeds and examples. The variance between seeds is that of all finalists.
+    """
+    import numpy as np
+
+    rows = [metric.evidence(seeds) for seeds in finalists.values()]
+    at = list(finalists).index(name)
+    variances, freedom = _seed_variance(rows)
+    examples = _example_covariance(rows)[at, at]
+    error = TPlusNormal(
+        student=float(np.sqrt(variances[at])),
+        normal=float(np.sqrt(max(examples, 0.0))),
+        df=max(freedom, 1),
+    )
+    middle, half = float(rows[at].scores.mean()), error.quantile((1 + CONFIDENCE) / 2)
+    return middle, middle - half, middle + half

@@ -7,6 +7,7 @@ with another reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -35,7 +36,7 @@ class Fate(Enum):
 
     KEPT = "goes on"
     BEATEN = "worse"
-    NO_BUDGET = "not trained on: no budget"
+    NO_BUDGET = "no room to go on"
     FAILED = "failed"
 
 
@@ -192,6 +193,17 @@ def rank_correlation(before: Mapping[str, float], after: Mapping[str, float]) ->
     return float(spearmanr(one, other).statistic)
 
 
+def most_kept(arms: int, correlation: float | None) -> int:
+    """The most arms that go on, whatever room there is: half, or three quarters at low trust.
+
+    Args:
+        arms: how many were in the rung.
+        correlation: that of this rung and the one before it, where there is one.
+    """
+    low = correlation is not None and correlation < LOW_CORRELATION
+    return max(FEWEST, math.ceil(arms * (0.75 if low else 0.5)))
+
+
 def caution_after(rung: int, correlation: float | None) -> float:
     """The factor on the detectable difference at the end of a rung.
 
@@ -219,3 +231,13 @@ def finalists(
         best_rate.setdefault(by_name[verdict.arm].candidate, verdict)
     candidates = dict.fromkeys(by_name[v.arm].candidate for v in ranked)
     return tuple(by_name[best_rate[each].arm] for each in list(candidates)[:most])
+
+
+def best_of_the_worse(
+    arms: Sequence[ArmFacts], verdicts: Sequence[Verdict]
+) -> tuple[ArmFacts, ...]:
+    """The arm that is least behind, where the floor beat all of them; none without a score."""
+    by_name = {arm.name: arm for arm in arms}
+    scored = [verdict for verdict in verdicts if verdict.behind is not None]
+    ranked = sorted(scored, key=lambda verdict: verdict.behind or 0.0)
+    return tuple(by_name[verdict.arm] for verdict in ranked[:1])

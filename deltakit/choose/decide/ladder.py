@@ -161,7 +161,7 @@ def plan_ladder(
         if steps >= want:
             return _ladder(arms, field, depth, steps, planned, costs, floor)
     _, field, depth = list(_fallbacks(arms, full_steps))[-1]
-    least = _total(field, FEWEST_STEPS, depth, costs, floor) / RESERVE
+    least = total_seconds(field, FEWEST_STEPS, depth, costs, floor) / RESERVE
     raise TooSmall(least)
 
 
@@ -205,9 +205,10 @@ def one_each(arms: Sequence[ArmFacts]) -> tuple[ArmFacts, ...]:
     return tuple(arm for arm in arms if heads[arm.family] is arm)
 
 
-def _total(
+def total_seconds(
     arms: Sequence[ArmFacts], steps: int, depth: Depth, costs: Costs, floor: ArmFacts | None
 ) -> float:
+    """The predicted time of all rungs and of the finals."""
     rungs = rungs_of(steps, costs.validation_rows)
     return bracket_seconds(arms, rungs) + finals_seconds(arms, steps, depth, costs, floor)
 
@@ -224,7 +225,7 @@ def _most_steps(
     low, high = 0, most + 1
     while high - low > 1:
         middle = (low + high) // 2
-        if _total(arms, middle, depth, costs, floor) <= seconds:
+        if total_seconds(arms, middle, depth, costs, floor) <= seconds:
             low = middle
         else:
             high = middle

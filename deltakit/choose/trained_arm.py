@@ -1,0 +1,200 @@
+"""Arms that are trained: each goes on from where it stopped, bit for bit.
+
+The learning rate warms up and stays constant after that (Hägele et al. 2024 call it the schedule
+whose end need not be known), so that a shorter training is the first part of a longer one. Each
+step draws its dropout from its own number, and its examples from the epoch's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import deltakit as dk
+from deltakit._files import atomic_path
+from deltakit.choose.bench import Bench
+from deltakit.choose.candidates import Candidate
+from deltakit.choose.decide.arms import ArmFacts, Reading, Rung
+from deltakit.compare.run.predict import predict
+from deltakit.compare.run.train import TrainingFailed
+from deltakit.core.provider import AdaptedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MEGABATCH = 8
+"""Batches among which texts are sorted by length."""
+
+CLIP = 1.0
+"""The largest norm of all gradients together."""
+
+
+@dataclass(kw_only=True)
+class TrainedArm:
+    """A candidate at one learning rate.
+
+    Attributes:
+        facts: the facts that are known before it is trained.
+        candidate: what is trained.
+        bench: base and data.
+        folder: where it is stored between rungs.
+        warmup: steps in which the rate rises.
+        total: steps of the last rung.
+    """
+
+    facts: ArmFacts
+    candidate: Candidate
+    bench: Bench
+    folder: Path
+    warmup: int
+    total: int
+
+    def advance(self, rung: Rung) -> Reading:
+        """Trains until the rung's number of steps, and predicts its validation examples."""
+        started = time.perf_counter()
+        adapted = self.bench.adapted(self.candidate.method, self.candidate.base, self.bench.seed)
+        try:
+            self._train(adapted, rung)
+        except TrainingFailed as error:
+            seconds = time.perf_counter() - started
+            return Reading(steps=rung.steps, seconds=seconds, predictions=None, reason=str(error))
+        task = self.bench.plan.task
+        rows = self.bench.encoded("validation").select(range(rung.rows))
+        made = predict(adapted.model, rows, task.kind, self.bench.context.tokenizer)
+        return Reading(steps=rung.steps, seconds=time.perf_counter() - started, predictions=made)
+
+    def _train(self, adapted: AdaptedModel, rung: Rung) -> None:
+        model = adapted.model
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not trained:
+            return
+        optimizer = torch.optim.AdamW(trained.values(), lr=self.facts.lr, weight_decay=0.0)
+        between = dk.step_callbacks(model)
+        # What a method's callbacks remember between steps is not stored: it starts again.
+        done = 0 if between.bound else self._restored(model, trained, optimizer, rung)
+        model.train()
+        batches = batch_order(self.bench, self.total)
+        for step, batch in enumerate(batches):
+            if step >= rung.steps:
+                break
+            if step >= done:
+                between_steps = (between.before_update, between.after_update)
+                self._step(model, batch, optimizer, step, between_steps)
+        if not between.bound:
+            self._store(model, trained, optimizer, rung.steps)
+
+    def _step(
+        self, model: Any, rows: Sequence[int], optimizer: Any, step: int, between: Any
+    ) -> None:
+        torch.manual_seed(self.bench.seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = self.facts.lr * min(1.0, (step + 1) / self.warmup)
+        train, context = self.bench.rows("train"), self.bench.context
+        batch = self.bench.plan.task.kind.collate([train[row] for row in rows], context.tokenizer)
+        loss = model(**{key: value.to(context.device) for key, value in batch.items()}).loss
+        if not math.isfinite(loss.item()):
+            raise TrainingFailed(f"the loss is {loss.item()} at step {step + 1}")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], CLIP)
+        before, after = between
+        before(step, self.total)
+        optimizer.step()
+        after(step, self.total)
+        optimizer.zero_grad()
+
+    def state_file(self, steps: int) -> Path:
+        """The file of the arm after a number of steps."""
+        return self.folder / f"{steps}.safetensors"
+
+    def _restored(
+        self, model: nn.Module, trained: dict[str, nn.Parameter], optimizer: Any, rung: Rung
+    ) -> int:
+        """Takes the arm up where it stopped. Returns how many steps it has taken."""
+        from safetensors.torch import load_file
+
+        stored = [int(path.stem) for path in self.folder.glob("[0-9]*.safetensors")]
+        done = max((steps for steps in stored if steps <= rung.steps), default=0)
+        if not done:
+            return 0
+        state = load_file(self.state_file(done))
+        buffers = dict(model.named_buffers())
+        with torch.no_grad():
+            for key, value in state.items():
+                kind, _, name = key.partition(":")
+                if kind == "parameter":
+                    trained[name].copy_(value)
+                elif kind == "buffer":
+                    buffers[name].copy_(value)
+        for name, parameter in trained.items():
+            moments = {
+                key: state[f"{key}:{name}"].to(parameter.device)
+                for key in ("exp_avg", "exp_avg_sq")
+                if f"{key}:{name}" in state
+            }
+            if moments:
+                steps = state[f"step:{name}"]
+                optimizer.state[parameter] = {"step": steps, **moments}
+        return done
+
+    def _store(
+        self, model: nn.Module, trained: dict[str, nn.Parameter], optimizer: Any, steps: int
+    ) -> None:
+        """Stores the arm whole, then removes its earlier states."""
+        from safetensors.torch import save_file
+
+        with atomic_path(self.state_file(steps)) as temporary:
+            save_file(dict(_state(model, trained, optimizer)), temporary)
+        for path in self.folder.glob("[0-9]*.safetensors"):
+            if int(path.stem) < steps:
+                path.unlink(missing_ok=True)
+
+
+def _state(
+    model: nn.Module, trained: dict[str, nn.Parameter], optimizer: Any
+) -> Iterator[tuple[str, Tensor]]:
+    """Everything that training changes, by kind and name; copies, since names may share memory."""
+    for name, parameter in trained.items():
+        yield f"parameter:{name}", parameter.detach().cpu().clone()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{key}:{name}", value.detach().cpu().clone()
+    for name, buffer in model.named_buffers():
+        if name.startswith("deltakit."):
+            yield f"buffer:{name}", buffer.detach().cpu().clone()
+
+
+def batch_order(bench: Bench, steps: int) -> Iterator[list[int]]:
+    """The training rows of each step: every epoch in another order, texts of like length together.
+
+    It is the same for all arms, and a shorter training has the first part of it.
+    """
+    size = bench.plan.request.budget.batch_size
+    kind, rows = bench.plan.task.kind, bench.rows("train")
+    lengths = [kind.size(row) for row in rows]
+    left = steps
+    for epoch in range(steps):
+        if left <= 0:
+            return
+        batches = shuffled_batches(lengths, size, f"{bench.seed}-{epoch}")
+        yield from batches[:left]
+        left -= len(batches)
+
+
+def shuffled_batches(lengths: Sequence[int], size: int, seed: str) -> list[list[int]]:
+    """One epoch's batches: a shuffle, sorted by length within `MEGABATCH` batches."""
+    generator = random.Random(seed)
+    order = list(range(len(lengths)))
+    generator.shuffle(order)
+    span = MEGABATCH * size
+    batches: list[list[int]] = []
+    for first in range(0, len(order), span):
+        near = sorted(order[first : first + span], key=lambda row: -lengths[row])
+        batches += [near[at : at + size] for at in range(0, len(near), size)]
+    generator.shuffle(batches)
+    return batches

@@ -1,0 +1,103 @@
+"""A whole choice on a tiny model: its answer, its files, and how it goes on when it was killed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import deltakit as dk
+from deltakit.choose import finals
+from deltakit.choose.journal import Journal
+from deltakit.compare.records.protocol import Protocol
+from deltakit.errors import InvalidConfig
+
+KEYS = [
+    "method", "lr", "base", "score", "score_low", "score_high", "metric", "task", "constraints",
+    "probability", "cost_share", "delta",
+]  # fmt: skip
+"""The keys of ``choice.json`` that programs rely on, in their order."""
+
+
+class Killed(BaseException):
+    """The process was killed."""
+
+
+def choose(bert: Path, reviews: Path, **settings: object) -> "dk.Choice":
+    settings = {"minutes": 60, "methods": "lora[rank=4,alpha=8]", "epochs": 1, **settings}
+    return dk.choose(
+        str(reviews), model=str(bert), batch_size=32, max_length=16, out="choice", **settings
+    )
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = Protocol(
+        step_repeats=1,
+        step_warmup=0,
+        latency_repeats_b1=1,
+        latency_repeats_b8=1,
+        latency_warmup=0,
+        shape_repeats=1,
+        handling_repeats=1,
+        inspected_texts=1,
+        inspected_repeats=1,
+        curve_points=0,
+    )
+    monkeypatch.setattr(finals, "PROTOCOL", once)
+    monkeypatch.setattr("deltakit.choose.api.SHORTEST", 27)
+
+
+def test_too_small_a_budget_is_told_before_it_starts(bert: Path, reviews: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"--minutes 0\.001 is too small .* would do"):
+        choose(bert, reviews, minutes=0.001)
+    assert not list(Path("choice").glob("arms/*"))
+
+
+def test_infeasible_constraints_are_one_line(bert: Path, reviews: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"Nearest: lora\[rank=4,alpha=8\] on fp32 trains"):
+        choose(bert, reviews, max_params=5)
+
+
+@pytest.mark.slow
+def test_a_choice_that_was_killed_ends_as_one_that_was_not(
+    bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = choose(bert, reviews)
+    content = json.loads(Path("choice/choice.json").read_text())
+    assert list(content)[: len(KEYS)] == KEYS
+    assert content["method"] in ("lora[rank=4,alpha=8]", "head")
+    assert content["score_low"] <= content["score"] <= content["score_high"]
+    assert 0 <= content["probability"] <= 1 and content["cost_share"] > 0
+    page = Path("choice/report.html").read_text()
+    assert page.index("test examples that no choice has seen") < page.index("<h2>")
+    namespace: dict[str, object] = {}
+    exec(whole.python, namespace)  # the five lines
+    assert len(whole.python.splitlines()) == 5
+    assert whole.command.startswith("deltakit compare --methods")
+
+    Path("choice").rename("undisturbed")
+    times = json.loads(Path("undisturbed/times.json").read_text())
+    keep, left = Journal.keep, 0
+
+    def dying(self: Journal, arm: str, rung: int, reading: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        keep(self, arm, rung, reading)  # type: ignore[arg-type]
+
+    for moment in (0, 3, 8):
+        monkeypatch.setattr(Journal, "keep", dying)
+        left = moment
+        if not Path("choice/times.json").exists():
+            Path("choice").mkdir()
+            for name in ("request.json", "times.json"):
+                Path("choice", name).write_text(Path("undisturbed", name).read_text())
+        with pytest.raises(Killed):
+            choose(bert, reviews)
+    monkeypatch.setattr(Journal, "keep", keep)
+    again = choose(bert, reviews)
+    assert json.loads(Path("choice/times.json").read_text()) == times
+    assert (again.method, again.lr, again.base) == (whole.method, whole.lr, whole.base)
+    assert again.record["score"] == whole.record["score"]
+    assert again.probability == whole.probability

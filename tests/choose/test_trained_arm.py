@@ -1,0 +1,149 @@
+"""Trained arms: a training that was stopped goes on bit for bit."""
+
+from pathlib import Path
+
+import pytest
+
+from deltakit.choose.arm_facts import arm_facts
+from deltakit.choose.bench import Bench, abilities_of, facts_of, measured_facts
+from deltakit.choose.candidates import Candidate, candidates_of, read_field
+from deltakit.choose.constraints import constraints_of
+from deltakit.choose.decide.arms import Reading, Rung
+from deltakit.choose.journal import Journal
+from deltakit.choose.request import choice_request
+from deltakit.choose.trained_arm import TrainedArm, shuffled_batches
+from deltakit.compare.plan.resolve import build_plan
+from deltakit.compare.run.context import RunContext
+from deltakit.compare.run.progress import Silent
+from deltakit.compare.store.run_folder import RunFolder
+from deltakit.errors import InvalidConfig
+
+TIMES = {"step": 0.01, "row": 0.001, "fixed": 0.01}
+
+
+@pytest.fixture(scope="module")
+def bench(bert: Path, reviews: Path) -> Bench:
+    asked = choice_request(
+        {"task": str(reviews), "model": str(bert), "batch_size": 16, "max_length": 16}
+    )
+    plan = build_plan(asked.compared)
+    folder = RunFolder(Path("unused"))
+    context = RunContext(plan=plan, folder=folder, progress=Silent())
+    return Bench(plan=plan, context=context, seed=7)
+
+
+def candidates(bench: Bench, *specs: str) -> tuple[Candidate, ...]:
+    skeleton = bench.plan.model.skeleton(bench.plan.task.kind.head)
+    found, misfits = candidates_of(read_field(specs), list(bench.bases.values()), skeleton)
+    assert not misfits
+    return found
+
+
+def arm(bench: Bench, spec: str, folder: Path, lr: float = 1e-2) -> TrainedArm:
+    (candidate,) = candidates(bench, spec)
+    return TrainedArm(
+        facts=arm_facts(candidate, lr, TIMES),
+        candidate=candidate,
+        bench=bench,
+        folder=folder,
+        warmup=2,
+        total=9,
+    )
+
+
+def rung(steps: int) -> Rung:
+    return Rung(number=1, steps=steps, rows=32)
+
+
+@pytest.mark.parametrize(
+    "spec", ["lora[rank=2,alpha=4]", "bitfit", "prefix[length=3,bottleneck=4]"]
+)
+def test_an_arm_goes_on_bit_for_bit(bench: Bench, tmp_path: Path, spec: str) -> None:
+    whole = arm(bench, spec, tmp_path / "whole").advance(rung(9)).predictions
+    for steps in (3, 9):  # a new process each time
+        parts = arm(bench, spec, tmp_path / "parts").advance(rung(steps)).predictions
+    assert parts == whole
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["9.safetensors"]
+    assert (tmp_path / "parts/9.safetensors").read_bytes() == (
+        tmp_path / "whole/9.safetensors"
+    ).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_is_a_result(bench: Bench, tmp_path: Path) -> None:
+    reading = arm(bench, "lora[rank=2,alpha=4]", tmp_path, lr=1e30).advance(rung(9))
+    assert reading.predictions is None and "the loss is" in (reading.reason or "")
+
+
+def test_a_reading_comes_back_whole(bench: Bench, tmp_path: Path) -> None:
+    reading = arm(bench, "bitfit", tmp_path / "arm").advance(rung(2))
+    journal = Journal(tmp_path / "choice")
+    journal.keep("bitfit on fp32 at 0.01", 1, reading)
+    assert journal.reading("bitfit on fp32 at 0.01", 1) == reading
+    assert journal.reading("bitfit on fp32 at 0.01", 2) is None
+    lost = Reading(steps=2, seconds=1.5, predictions=None, reason="why")
+    journal.keep("x", 1, lost)
+    assert journal.reading("x", 1) == lost
+
+
+def test_a_folder_of_another_choice_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "choice")
+    journal.open("one", {})
+    journal.open("one", {})
+    with pytest.raises(InvalidConfig, match="another choice"):
+        journal.open("two", {})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    with pytest.raises(InvalidConfig, match=r"no request\.json"):
+        Journal(tmp_path / "other").open("one", {})
+
+
+def test_batches_hold_every_row_once_and_texts_of_like_length() -> None:
+    lengths = [at % 40 for at in range(1000)]
+    batches = shuffled_batches(lengths, 10, "0")
+    assert sorted(row for batch in batches for row in batch) == list(range(1000))
+    spread = [max(lengths[r] for r in b) - min(lengths[r] for r in b) for b in batches]
+    assert sum(spread) / len(spread) < 8
+    assert batches == shuffled_batches(lengths, 10, "0") != shuffled_batches(lengths, 10, "1")
+
+
+def test_sizes_and_rates_of_a_field(bench: Bench) -> None:
+    found = candidates(bench, "lora", "lora[rank=3]", "ia3")
+    by_family = {family: [c for c in found if c.family == family] for family in ("lora", "ia3")}
+    trained = [each.counts.trained_params for each in by_family["lora"]]
+    assert len(trained) == 3 and trained[1] < trained[0] < trained[2]
+    assert len(by_family["ia3"]) == 1
+    assert [c.label for c in found if c.family == "lora[rank=3]"] == ["lora[rank=3]"]
+    own, low, high = by_family["lora"][0].rates
+    assert low < own < high and own == by_family["lora"][0].method.learning_rate
+
+
+def test_facts_are_measured_where_a_constraint_asks(bench: Bench) -> None:
+    (lora,) = candidates(bench, "lora[rank=2,alpha=4]")
+    facts = facts_of(lora, bench.base_params)
+    asked = constraints_of({"max_latency": 9, "max_memory": "1GB", "max_infer_memory": "1GB"})
+    found = measured_facts(bench, lora, facts, asked)
+    assert found.latency and found.train_peak_bytes and found.infer_peak_bytes
+    assert found.train_peak_bytes > found.infer_peak_bytes > 0
+    assert facts.latency is None
+
+
+def test_abilities_are_tried(bench: Bench) -> None:
+    lora, prefix = candidates(bench, "lora[rank=2,alpha=4]", "prefix[length=3,bottleneck=4]")
+    able = {
+        each.family: abilities_of(bench.adapted(each.method, each.base, 0), each.method)
+        for each in (lora, prefix)
+    }
+    assert {"merge", "compose", "peft"} <= set(able[lora.family])
+    assert "merge" not in able[prefix.family]
+
+
+def test_times_are_measured_once(bench: Bench, tmp_path: Path) -> None:
+    from deltakit.choose.arm_facts import FLOOR, measure_field
+
+    journal = Journal(tmp_path)
+    found = candidates(bench, "lora[rank=2,alpha=4]")
+    field = measure_field(bench, found, journal, 0.0)
+    assert {arm.family for arm in field.facts} == {"lora[rank=2,alpha=4]", FLOOR}
+    assert all(arm.step_seconds > 0 for arm in field.facts)
+    again = measure_field(bench, found, journal, 0.0)
+    assert again.facts == field.facts and again.setup_seconds == field.setup_seconds
