@@ -10,8 +10,30 @@ from deltakit.cli.options import plan_options, request
 
 @click.command()
 @plan_options
-def plan(**options: Any) -> None:
+@click.option(
+    "--memory",
+    is_flag=True,
+    help="The bytes that each row needs, from the model's config alone, which --model may name.",
+)
+@click.option(
+    "--gradient-checkpointing/--no-gradient-checkpointing",
+    default=None,
+    help="With --memory: with or without it alone. [both]",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --memory: bytes, for programs.")
+def plan(memory: bool, gradient_checkpointing: bool | None, as_json: bool, **options: Any) -> None:
     """Show what `deltakit compare` with the same options would run, and what each row trains."""
+    if memory:
+        from deltakit.cli.memory import show_memory
+
+        show_memory(request(options), gradient_checkpointing, as_json)
+    elif as_json or gradient_checkpointing is not None:
+        raise click.UsageError("--json and --gradient-checkpointing are for --memory; add it.")
+    else:
+        _show_cells(options)
+
+
+def _show_cells(options: dict[str, Any]) -> None:
     import copy
 
     from tabulate import tabulate

