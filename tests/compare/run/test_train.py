@@ -13,6 +13,7 @@ from deltakit.compare.records.training import TrainingRecord
 from deltakit.compare.run.progress import Silent
 from deltakit.compare.run.train import TrainingFailed, steps_of, train
 from deltakit.compare.tasks import ColumnNames, load_task
+from deltakit.compare.tasks.kinds import Classification
 from deltakit.errors import DeltakitError
 from deltakit.models.source import BaseChoice, find_model
 
@@ -109,6 +110,24 @@ def test_equal_seeds_give_equal_weights(go: Callable[..., Any]) -> None:
 def test_another_seed_shuffles_otherwise(go: Callable[..., Any]) -> None:
     (_, one), (_, two) = go(dk.FullFineTuning()), go(dk.FullFineTuning(), seed=1)
     assert one.losses != two.losses
+
+
+def test_every_method_sees_the_same_batches(
+    go: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[tuple[int, ...]]] = []
+    collate = Classification.collate
+
+    def watched(kind: Any, rows: Any, tokenizer: Any) -> Any:
+        seen.append([tuple(row["input_ids"]) for row in rows])
+        return collate(kind, rows, tokenizer)
+
+    monkeypatch.setattr(Classification, "collate", watched)
+    go(dk.HeadOnly())
+    first = list(seen)
+    seen.clear()
+    go(dk.LoRA())
+    assert seen == first
 
 
 def test_nothing_is_left_on_disk(go: Callable[..., Any], tmp_path: Any) -> None:
