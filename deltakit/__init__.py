@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from deltakit.inject.summary import summary
     from deltakit.interop.convert import convert
     from deltakit.interop.folders import load, save
+    from deltakit.interop.formats import register_format
     from deltakit.methods.adapter import SequentialAdapter
     from deltakit.methods.baselines import FullFineTuning, HeadOnly
     from deltakit.methods.bitfit import BitFit
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
     from deltakit.methods.prompt import PromptTuning
     from deltakit.methods.sparse import Sparse
     from deltakit.methods.vera import VeRA
-    from deltakit.models.weights import load_base
+    from deltakit.models.weights import load_base, register_weight_format
 
 _HOMES = {
     "deltakit.choose.api": ("Choice",),
@@ -98,7 +99,7 @@ _HOMES = {
     "deltakit.compare.stats.metrics": ("register_metric",),
     "deltakit.compare.tasks.kinds": ("register_kind",),
     "deltakit.compare.tasks.task": ("register_task",),
-    "deltakit.models.weights": ("load_base",),
+    "deltakit.models.weights": ("load_base", "register_weight_format"),
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.infer": ("infer_family",),
     "deltakit.arch.resolve": ("resolve",),
@@ -145,6 +146,7 @@ _HOMES = {
     "deltakit.inject.summary": ("summary",),
     "deltakit.interop.convert": ("convert",),
     "deltakit.interop.folders": ("load", "save"),
+    "deltakit.interop.formats": ("register_format",),
     "deltakit.methods.adapter": ("SequentialAdapter",),
     "deltakit.methods.baselines": ("FullFineTuning", "HeadOnly"),
     "deltakit.methods.bitfit": ("BitFit",),
@@ -250,10 +252,12 @@ __all__ = [
     "parse_method",
     "prune",
     "register_family",
+    "register_format",
     "register_kind",
     "register_method",
     "register_metric",
     "register_task",
+    "register_weight_format",
     "resolve",
     "save",
     "step_callbacks",
@@ -282,7 +286,7 @@ def __getattr__(name: str) -> Any:
         return _renamed(name)
     if name not in _HOME_OF:
         raise AttributeError(f"module 'deltakit' has no attribute {name!r}")
-    # Every method by name: parse_method and load need the whole registries, not one file of them.
+    # What is shipped is registered first, so that a user who takes its name is told at once.
     importlib.import_module("deltakit.methods")
     importlib.import_module("deltakit.interop")
     return getattr(importlib.import_module(_HOME_OF[name]), name)

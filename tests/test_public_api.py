@@ -21,8 +21,9 @@ PUBLIC = [
     "SparselyActive", "Stack", "StepCallback", "Summable", "TrainingStep", "VeRA", "__version__",
     "activate", "attach", "choose", "compare", "convert", "deploy", "detach", "disabled", "drop",
     "fusion_attention", "infer_family", "load", "load_base", "merge", "parse_method", "prune",
-    "register_family", "register_kind", "register_method", "register_metric", "register_task",
-    "resolve", "save", "step_callbacks", "summary", "task_arithmetic", "unmerge", "using",
+    "register_family", "register_format", "register_kind", "register_method", "register_metric",
+    "register_task", "register_weight_format", "resolve", "save", "step_callbacks", "summary",
+    "task_arithmetic", "unmerge", "using",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

@@ -2,17 +2,24 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import deltakit as dk
 from deltakit import _plugins
 from deltakit._plugins import PluginWarning
 from deltakit._registry import Registry
 from deltakit.compare.run.engines import ENGINES
-from deltakit.compare.tasks.kinds import KINDS, register_kind
+from deltakit.compare.stats.metrics import METRICS, CorpusMetric
+from deltakit.compare.tasks.kinds import KINDS, Classification, register_kind
 from deltakit.compare.tasks.task import TASKS
 from deltakit.errors import InvalidConfig, NameInUse, UnknownName
+from deltakit.interop.formats import FORMATS, Format
+from deltakit.models.weights import WEIGHT_FORMATS, Floating
 
 SHAPES = """
 from test_registry_shapes import SHAPES
@@ -80,6 +87,102 @@ def test_the_decorator_names_the_class_and_refuses_a_second_one(shapes: Registry
 
     with pytest.raises(InvalidConfig, match=r'@register_shape\("mine"\)'):
         shapes.register(Flat)  # type: ignore[arg-type]
+
+
+def defined(home: str, name: str = "Flat") -> type:
+    """A class as a cell of a notebook defines it, or as a module does."""
+    return type(name, (), {"__module__": home, "name": ""})
+
+
+def test_a_cell_that_is_run_again_replaces_what_it_registered(shapes: Registry[type]) -> None:
+    first, second = defined("__main__"), defined("__main__")
+    shapes.register("flat")(first)
+    shapes.register("flat")(second)
+    assert shapes.get("flat") is second
+    with pytest.raises(NameInUse, match="shape 'flat' is already"):
+        shapes.register("flat")(defined("__main__", "Other"))
+    with pytest.raises(NameInUse, match="shape 'flat' is already"):
+        shapes.register("flat")(defined("a_module"))
+    assert shapes.get("flat") is second
+
+
+def test_a_module_does_not_replace_what_it_registered(shapes: Registry[type]) -> None:
+    shapes.register("flat")(defined("a_module"))
+    with pytest.raises(NameInUse, match="shape 'flat' is already"):
+        shapes.register("flat")(defined("a_module"))
+
+
+CELL = """
+import dataclasses
+
+@dk.register_method("noted", rank={rank})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noted(dk.LoRA):
+    pass
+
+@dk.register_metric("noted_score", kinds=("classification",))
+def noted_score(labels, predicted):
+    return {rank}.0
+
+@dk.register_kind("noted_kind")
+class NotedKind(Classification):
+    pass
+"""
+
+
+@pytest.mark.usefixtures("forgets_imports")
+def test_a_notebook_defines_a_method_a_metric_and_a_kind_again() -> None:
+    for rank in (1, 2):
+        cell = {"__name__": "__main__", "dk": dk, "Classification": Classification}
+        exec(CELL.format(rank=rank), cell)
+        assert dk.parse_method("noted") == cell["Noted"](rank=rank)
+        assert KINDS.get("noted_kind") is cell["NotedKind"]
+        metric = METRICS.get("noted_score")
+        assert isinstance(metric, CorpusMetric) and metric.compute is cell["noted_score"]
+    with pytest.raises(NameInUse, match="method 'lora' is already"):
+        exec(CELL.format(rank=1).replace('"noted"', '"lora"'), cell)
+
+
+def test_an_instance_is_made_of_a_class(shapes: Registry[object]) -> None:
+    @shapes.register_instance("square", name="square", side=2)
+    @dataclass
+    class Square:
+        name: str
+        side: int
+
+    assert shapes.get("square") == Square(name="square", side=2)
+
+
+def test_a_name_is_checked_without_loading_the_thing(
+    tmp_path: Path, shapes: Registry[type]
+) -> None:
+    (tmp_path / "shapes_unread.py").write_text("raise AssertionError\n")
+    shapes.add_lazy("round", "shapes_unread:Round")
+    shapes.check_known("round")
+    with pytest.raises(UnknownName, match="unknown shape 'rond'. Did you mean 'round'"):
+        shapes.check_known("rond")
+
+
+def test_formats_and_weights_of_a_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (FORMATS, WEIGHT_FORMATS):
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
+
+    @dk.register_format("mine")
+    class Mine(Format):
+        title, markers = "mine", "mine.json"
+
+        def recognises(self, folder: Path) -> bool:
+            return (folder / "mine.json").is_file()
+
+        def read(self, folder: Path, model: Any) -> Any: ...
+
+        def write(self, folder: Path, checkpoint: Any, model: Any) -> None: ...
+
+    assert isinstance(FORMATS.get("mine"), Mine)
+    half = dk.register_weight_format("fp16", compute_dtype="float16")(Floating)
+    assert half is Floating and WEIGHT_FORMATS.get("fp16").dtype is torch.float16
+    with pytest.raises(NameInUse, match="base 'fp32' is already"):
+        dk.register_weight_format("fp32", compute_dtype="float16")(Floating)
 
 
 def test_plugins_are_found_when_a_name_is_not_known(tmp_path: Path, shapes: Registry[type]) -> None:

@@ -57,8 +57,8 @@ def _metrics() -> Iterator[Entry]:
 def _models() -> Iterator[Entry]:
     from deltakit.models.shipped import SHIPPED
 
-    for name in sorted(SHIPPED):
-        yield {"name": name, "package": SHIPPED[name].package.replace("_", "-")}
+    for name, model in SHIPPED.items():
+        yield {"name": name, "package": model.package.replace("_", "-")}
 
 
 def _families() -> Iterator[Entry]:

@@ -1,6 +1,7 @@
 """Building a delta: from a method and a model's handles to the modules that are attached."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ from deltakit.inject.attachments import (
     head_names,
     parameter_names,
 )
-from deltakit.inject.places import runs_on, stored_value
+from deltakit.inject.places import OffloadedLinear, is_offloaded, runs_on, stored_value, weights_of
 from deltakit.models.quantised import codec_of
 from deltakit.runtime.nodes import PlacedDelta
 from deltakit.runtime.passes import LayerDrop
@@ -53,9 +54,9 @@ def build(
     """
     attached = Attached(name=name, method=method)
     if isinstance(method, CombiningMethod):
-        _build_combiners(attachments, method, attached, dtype)
+        _build_combiners(model, attachments, attached, dtype)
     else:
-        _build_leaves(attachments, method, attached, dtype)
+        _build_leaves(model, attachments, attached, dtype)
     _build_own(model, attachments, attached, dtype)
     trains_base = attached.own.keys() - attached.head - attached.fresh
     if method.role is Role.METHOD and not attached.sites() and not trains_base:
@@ -91,14 +92,14 @@ def trained_dtype(base: torch.dtype) -> torch.dtype:
 
 
 def _build_leaves(
-    attachments: Attachments, method: Method, attached: Attached, dtype: torch.dtype | None
+    model: nn.Module, attachments: Attachments, attached: Attached, dtype: torch.dtype | None
 ) -> None:
     gates: dict[int, LayerDrop] = {}
-    for placement in method.placements():
+    for placement in attached.method.placements():
         for handle in _handles(attachments, placement):
             up_to = placement.drop_up_to if handle.in_a_layer else 0
             leaf = PlacedDelta(
-                _make(placement, handle, dtype),
+                _make(model, placement, handle, dtype),
                 placement.insertion,
                 placement.scale,
                 gate=gates.setdefault(up_to, LayerDrop(up_to)) if up_to else None,
@@ -182,15 +183,20 @@ def _why(site: Site) -> str:
             return ""
 
 
-def _make(placement: Placement, handle: Handle, dtype: torch.dtype | None) -> Delta:
-    with torch.device(runs_on(handle.module, handle.device)):
+def _make(
+    model: nn.Module, placement: Placement, handle: Handle, dtype: torch.dtype | None
+) -> Delta:
+    if handle.linear is not None and is_offloaded(handle.module):
+        handle = replace(handle, linear=OffloadedLinear(handle.path))
+    with torch.device(runs_on(model, handle)), weights_of(handle.embeddings):
         return placement.make_delta(handle).to(dtype or trained_dtype(handle.dtype))
 
 
 def _build_combiners(
-    attachments: Attachments, method: CombiningMethod, attached: Attached, dtype: torch.dtype | None
+    model: nn.Module, attachments: Attachments, attached: Attached, dtype: torch.dtype | None
 ) -> None:
-    kind = type(method).__name__
+    method, kind = attached.method, type(attached.method).__name__
+    assert isinstance(method, CombiningMethod)
     if not method.names:
         raise InvalidConfig(
             f"{kind} needs the names of attached deltas, for example {kind}('imdb', 'news'). "
@@ -217,7 +223,7 @@ def _build_combiners(
                 f"{kind} weighs changes, and those at {key!r} are positions of a sequence, which "
                 f"cannot be weighed. Members with {handle.site.value!r} cannot be fused."
             )
-        with torch.device(runs_on(handle.module, handle.device)):
+        with torch.device(runs_on(model, handle)):
             combiner = method.combiner(handle, method.names)
         attached.combiners[key] = combiner.to(dtype or trained_dtype(handle.dtype))
 

@@ -1,5 +1,6 @@
 """The places of the base's parameters: what is in them, and what is put there in its stead."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.arch.resolve import fit_linear
+from deltakit.core.site import BaseLinear, Handle
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import CHILD, Attached, Attachments, Displaced
 from deltakit.runtime.own_values import Place, can_run_with, install_own_values
@@ -21,21 +23,59 @@ def place_of(model: nn.Module, name: str) -> Place:
 def stored_value(model: nn.Module, name: str) -> Tensor:
     """The value of the parameter `name`, fetched from where an offloaded one is kept."""
     place = place_of(model, name)
-    if not is_offloaded(place.module):
-        return place.parameter.detach()
+    with weights_of(place.module):
+        value = place.parameter.detach()
+        return value.clone() if is_offloaded(place.module) else value
+
+
+@contextlib.contextmanager
+def weights_of(module: nn.Module | None) -> Iterator[None]:
+    """Inside, an offloaded module's weights are where it runs."""
+    if module is None or not is_offloaded(module):
+        yield
+        return
     from accelerate.utils import align_module_device
 
-    with align_module_device(
-        place.module, vars(vars(place.module)["_hf_hook"])["execution_device"]
-    ):
-        return place.parameter.detach().clone()
+    with align_module_device(module, vars(vars(module)["_hf_hook"])["execution_device"]):
+        yield
 
 
-def runs_on(module: nn.Module, device: torch.device) -> torch.device:
-    """The device that a module runs on: of an offloaded one, that to which accelerate moves it."""
-    if not is_offloaded(module):
-        return device
-    return torch.device(vars(vars(module)["_hf_hook"])["execution_device"])
+def runs_on(model: nn.Module, handle: Handle) -> torch.device:
+    """The device that a site runs on: of an offloaded one, that to which accelerate moves it.
+
+    A module without weights runs where the nearest offloaded one inside or around it does.
+    """
+    if handle.device.type != "meta" and not is_offloaded(handle.module):
+        return handle.device
+    for around in _around(model, handle):
+        for module in around.modules():
+            if is_offloaded(module):
+                return torch.device(vars(vars(module)["_hf_hook"])["execution_device"])
+    return handle.device
+
+
+def _around(model: nn.Module, handle: Handle) -> Iterator[nn.Module]:
+    """The site's module and those that it is in, from the inside."""
+    yield handle.module
+    path = handle.path
+    while path:
+        path = path.rpartition(".")[0]
+        yield model.get_submodule(path)
+
+
+class OffloadedLinear(BaseLinear):
+    """A linear whose weight accelerate keeps elsewhere until it runs, so no form can read it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def weight(self) -> Tensor:
+        raise IncompatibleDeltas(
+            f"the weight of {self.path!r} is offloaded, and this method computes with it. Load the "
+            "base without offloading, or choose a method that leaves weights alone, such as LoRA."
+        )
+
+    bias = weight
 
 
 def is_offloaded(module: nn.Module) -> bool:

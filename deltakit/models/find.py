@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltakit._network import model_answers
-from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest, unknown
+from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest
 from deltakit.models.shipped import SHIPPED
 from deltakit.models.weights import HEAD_CLASSES
 
@@ -73,17 +73,12 @@ def location_of(name: str) -> str:
         UnknownName: nothing can have that name.
     """
     if name in SHIPPED:
-        return str(SHIPPED[name].folder(name))
+        return str(SHIPPED.get(name).folder(name))
     if _is_here(name):
         return name
     meant = "/" not in name and nearest(name, SHIPPED)  # the Hub's first models have no owner
     if name.startswith((".", "/", "~")) or meant:
-        raise unknown(
-            "model",
-            name,
-            SHIPPED,
-            hint="Or give a local folder that exists, or a Hub name such as 'owner/model'.",
-        )
+        SHIPPED.check_known(name)
     return name
 
 

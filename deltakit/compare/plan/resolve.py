@@ -126,7 +126,7 @@ def _readable(
             f"model {model.name!r} reads {limit + extra} positions, and a prompt takes {extra} of "
             "them. Shorten the prompt."
         )
-    usual = request.latency in {each.latency for each in PROFILES.values()}
+    usual = request.latency in {each.latency for _, each in PROFILES.items()}
     latency, left_out = readable_shapes(request.latency, limit, model.name, usual)
     length, notes = cut_length(request.budget.max_length, limit, model.name)
     check_answers(tasks, tokenizer, length)

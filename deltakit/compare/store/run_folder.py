@@ -198,7 +198,7 @@ def as_begun(plan: Plan, out: Path | None) -> Plan:
         out: where, as `open_run` takes it.
     """
     path = out or _default_folder(plan)
-    defaults = [Protocol.from_dict(profile.measured) for profile in PROFILES.values()]
+    defaults = [Protocol.from_dict(profile.measured) for _, profile in PROFILES.items()]
     if not (path / RUN).is_file() or plan.request.protocol not in defaults:
         return plan
     before = RunFolder(path).run_record()

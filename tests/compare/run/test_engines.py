@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from deltakit import _imports
 from deltakit.compare.api import run_plan
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.run import engines
 from deltakit.compare.run.engines import ENGINES, Local, Processes, Ray, engine_for
 from deltakit.compare.run.engines.processes import _devices
 from deltakit.compare.run.engines.ray import _room
+from deltakit.core.method import CLASSES, METHODS
 from deltakit.errors import InvalidConfig, MissingExtra, NameInUse, UnknownName
 
 
@@ -145,6 +147,52 @@ def test_cells_on_a_cluster(
     assert not ended.failures and cluster.started == 1 + len(plan.cells)
     assert [row.score for row in ended.results] == [row.score for row in here.results]
     assert ended.predictions == here.predictions
+
+
+MINE = """
+from dataclasses import dataclass
+
+import deltakit as dk
+
+
+@dk.register_method("narrow", rank=1)
+@dataclass(frozen=True, kw_only=True)
+class Narrow(dk.LoRA):
+    pass
+"""
+
+
+class FreshProcesses(Cluster):
+    """A cluster whose tasks know nothing that this process has imported."""
+
+    def start(self, work: Callable[..., Any], *given: Any) -> Any:
+        known = dict(_imports._LOADED)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_imports, "_LOADED", {})
+            for registry, name in ((METHODS, "narrow"), (CLASSES, "Narrow")):
+                others = {key: value for key, value in registry._things.items() if key != name}
+                patch.setattr(registry, "_things", others)
+            for module in known:
+                patch.delitem(sys.modules, module)
+            started = super().start(work, *given)
+            for module in known:
+                sys.modules.pop(module, None)
+        return started
+
+
+@pytest.mark.slow  # three trainings
+@pytest.mark.usefixtures("forgets_imports")
+def test_a_cluster_knows_what_users_files_register(
+    asked: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    monkeypatch.setitem(sys.modules, "ray", FreshProcesses())
+    plan = build_plan(asked("narrow", imports=(str(file),), epochs=1.0))
+    file.unlink()  # a machine of the cluster need not have it
+    ended = run_plan(plan, tmp_path / "there", engine=Ray())
+    assert not ended.failures
+    assert {row.method for row in ended.results} >= {"narrow", "head"}
 
 
 @pytest.mark.slow
