@@ -1,7 +1,6 @@
 """Building a delta: from a method and a model's handles to the modules that are attached."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +21,7 @@ from deltakit.inject.attachments import (
     head_names,
     parameter_names,
 )
-from deltakit.inject.places import OffloadedLinear, is_offloaded, runs_on, stored_value, weights_of
+from deltakit.inject.places import runs_on, stored_value, weights_of, with_readable_weight
 from deltakit.models.quantised import codec_of
 from deltakit.runtime.nodes import PlacedDelta
 from deltakit.runtime.passes import LayerDrop
@@ -186,8 +185,7 @@ def _why(site: Site) -> str:
 def _make(
     model: nn.Module, placement: Placement, handle: Handle, dtype: torch.dtype | None
 ) -> Delta:
-    if handle.linear is not None and is_offloaded(handle.module):
-        handle = replace(handle, linear=OffloadedLinear(handle.path))
+    handle = with_readable_weight(handle)
     with torch.device(runs_on(model, handle)), weights_of(handle.embeddings):
         return placement.make_delta(handle).to(dtype or trained_dtype(handle.dtype))
 

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 Originals = Mapping[str, nn.Parameter | nn.Module]
 """What was in the places of merged values, by name."""
 
-_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim")
-"""The names that configs have for the width of a feed-forward."""
+_WIDTHS = {
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff"), ""),
+    "encoder_ffn_dim": "encoder",
+    "decoder_ffn_dim": "decoder",
+}
+"""The names that configs have for the width of a feed-forward, and whose it is if not all's."""
 _SKIPPED = "llm_int8_skip_modules"
 """The name that transformers has for linears that are plain, of any number of bits."""
 _MISSING = object()
@@ -63,10 +67,19 @@ def _changes(
     if dequantised and vars(config).get("quantization_config") is not None:
         yield ConfigChange(config, "quantization_config", _quantisation_left(model))
     widths = _new_widths(model, originals)
-    for name in _WIDTHS:
-        new = {after for before, after in widths if before == _width(config, name)}
-        if len(new) == 1 and len(widths) == config.num_hidden_layers:
+    for name, part in _WIDTHS.items():
+        inside = [each for path, *each in widths if not part or part in path.split(".")]
+        new = {after for before, after in inside if before == _width(config, name)}
+        if len(new) == 1 and len(inside) == _depth(config, part):
             yield ConfigChange(config, name, new.pop())
+
+
+def _depth(config: Any, part: str) -> int | None:
+    """The number of layers, of all stacks or of one."""
+    if part:
+        return vars(config).get(f"{part}_layers")
+    decoder = vars(config).get("num_decoder_layers") if config.is_encoder_decoder else None
+    return int(config.num_hidden_layers) + (decoder or 0)
 
 
 def _quantisation_left(model: "PreTrainedModel") -> Any:
@@ -92,8 +105,8 @@ def _width(config: Any, name: str) -> int | None:
     return said if isinstance(said, int) else None
 
 
-def _new_widths(model: nn.Module, originals: Originals) -> list[tuple[int, int]]:
-    """The widths before and after of the projections that have more outputs now."""
+def _new_widths(model: nn.Module, originals: Originals) -> list[tuple[str, int, int]]:
+    """The paths, and the widths before and after, of projections that have more outputs now."""
     found = []
     for name, original in originals.items():
         path, _, last = name.rpartition(".")
@@ -102,7 +115,7 @@ def _new_widths(model: nn.Module, originals: Originals) -> list[tuple[int, int]]
             before, after = original.shape, module.get_parameter(last).shape
             axis = 0 if isinstance(module, nn.Linear) else 1
             if after[axis] > before[axis]:
-                found.append((before[axis], after[axis]))
+                found.append((path, before[axis], after[axis]))
     return found
 
 

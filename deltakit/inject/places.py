@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from deltakit.arch.resolve import fit_linear
 from deltakit.core.site import BaseLinear, Handle
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.attachments import CHILD, Attached, Attachments, Displaced
+from deltakit.inject.attachments import CHILD, Attached, Attachments, Displaced, computes
 from deltakit.runtime.own_values import Place, can_run_with, install_own_values
 
 
@@ -63,16 +64,21 @@ def _around(model: nn.Module, handle: Handle) -> Iterator[nn.Module]:
         yield model.get_submodule(path)
 
 
-class OffloadedLinear(BaseLinear):
-    """A linear whose weight accelerate keeps elsewhere until it runs, so no form can read it."""
+class UnreadableLinear(BaseLinear):
+    """A linear whose weight no form can compute with.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    Args:
+        path: where it is.
+        how: how the weight is held.
+    """
+
+    def __init__(self, path: str, how: str) -> None:
+        self.path, self.how = path, how
 
     def weight(self) -> Tensor:
         raise IncompatibleDeltas(
-            f"the weight of {self.path!r} is offloaded, and this method computes with it. Load the "
-            "base without offloading, or choose a method that leaves weights alone, such as LoRA."
+            f"the weight of {self.path!r} is {self.how}, and this method computes with it. Load "
+            "the base otherwise, or choose a method that leaves weights alone, such as LoRA."
         )
 
     bias = weight
@@ -82,6 +88,18 @@ def is_offloaded(module: nn.Module) -> bool:
     """True if accelerate keeps the module's weights elsewhere until it runs."""
     hook = vars(module).get("_hf_hook")
     return hook is not None and bool(vars(hook).get("offload"))
+
+
+def with_readable_weight(handle: Handle) -> Handle:
+    """The handle, with a linear that refuses to be read where its weight cannot be."""
+    weight = handle.module._parameters.get("weight")
+    if handle.linear is None or weight is None:
+        return handle
+    if is_offloaded(handle.module):
+        return replace(handle, linear=UnreadableLinear(handle.path, "offloaded"))
+    if weight.is_floating_point() and not computes(weight.dtype):
+        return replace(handle, linear=UnreadableLinear(handle.path, f"held in {weight.dtype}"))
+    return handle
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module | None:

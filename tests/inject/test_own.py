@@ -442,7 +442,7 @@ def test_a_method_that_reads_offloaded_weights_is_refused(kit: SimpleNamespace) 
     accelerate = pytest.importorskip("accelerate")
     model = kit.make_model("bert", "classify")
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-    with pytest.raises(dk.DeltakitError, match=r"query' is offloaded.*without offloading"):
+    with pytest.raises(dk.DeltakitError, match=r"query' is offloaded.*such as LoRA"):
         dk.attach(model, dk.DoRA())
     assert not hasattr(model, "deltakit")
 
@@ -454,6 +454,9 @@ def test_nothing_is_merged_into_8_bit_floats(kit: SimpleNamespace) -> None:
     query.weight.data = query.weight.data.to(torch.float8_e4m3fn)
     with pytest.raises(dk.NotMergeable, match="quantised"):
         dk.merge(model)
+    dk.detach(model)
+    with pytest.raises(dk.DeltakitError, match=r"held in torch.float8_e4m3fn.*such as LoRA"):
+        dk.attach(model, dk.DoRA())
 
 
 # ------------------------------------------------------------------------- merged, to be kept
@@ -486,6 +489,21 @@ def test_the_config_says_how_wide_a_merged_model_is(kit: SimpleNamespace, tmp_pa
     assert model.config.intermediate_size == narrow
     dk.merge(model, keep=True)
     expected = kit.out(model, batch)
+    dk.detach(model)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(kit.out(again, batch), expected)
+
+
+def test_the_config_of_an_encoder_decoder_says_both_widths(
+    kit: SimpleNamespace, tmp_path: Any
+) -> None:
+    model, batch = kit.make_model("bart", "seq2seq"), kit.make_inputs("bart", "seq2seq")
+    dk.attach(model, dk.ParallelAdapter(bottleneck=4, activation="gelu"))
+    randomise_all(kit, model)
+    dk.merge(model, keep=True)
+    expected = kit.out(model, batch)
+    assert (model.config.encoder_ffn_dim, model.config.decoder_ffn_dim) == (36, 36)
     dk.detach(model)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
