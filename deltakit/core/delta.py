@@ -277,7 +277,11 @@ class CustomSum(ABC):
 
 def compute_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of the module's floating parameters, or None where it has none."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    for parameter in module._parameters.values():  # many times quicker than `parameters()`
+        if parameter is not None and parameter.is_floating_point():
+            return parameter.dtype
+    found = (compute_dtype(child) for child in module._modules.values() if child is not None)
+    return next((dtype for dtype in found if dtype is not None), None)
 
 
 def precise(tensor: Tensor) -> Tensor:

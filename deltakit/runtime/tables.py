@@ -17,7 +17,6 @@ from deltakit.runtime.passes import (
     LayerDrop,
     Owner,
     Pass,
-    current_pass,
     next_tables,
 )
 from deltakit.runtime.row_counts import count_rows
@@ -78,9 +77,9 @@ class Tables:
 
 def tables_of(owner: Owner) -> Tables:
     """The tables of the running pass of a model, or of this thread's next one."""
-    entered = current_pass()
-    same = entered.owner is owner and entered.tables is not None
-    return cast("Tables", entered.tables) if same else upcoming_tables(owner)
+    passes = THREAD.passes
+    tables = passes[-1].tables if passes and passes[-1].owner is owner else None
+    return upcoming_tables(owner) if tables is None else cast("Tables", tables)
 
 
 def upcoming_tables(owner: Owner) -> Tables:
