@@ -185,14 +185,15 @@ def ratio(own: Callable[[], None], base: Callable[[], None], repeats: int) -> fl
     return statistics.median(ratios)
 
 
-def measured(build: Build, repeats: int) -> list[float]:
-    """The ratios of one row: forward passes, and the training step."""
-    found = [
+def measured(build: Build, repeats: int, *, train: bool) -> list[float | None]:
+    """The ratios of one row: forward passes, and the training step where there is one."""
+    found: list[float | None] = [
         ratio(forward(with_delta(build), given), forward(model(), given), repeats)
         for given in (batch(*shape) for shape in FORWARD)
     ]
-    given = batch(*STEP)
-    changed = with_delta(build)
+    if not train:
+        return [*found, None]
+    given, changed = batch(*STEP), with_delta(build)
     few = max(5, repeats // 3)
     return [*found, ratio(step(changed, given), step(model(), given), few)]
 
@@ -203,7 +204,8 @@ def work(rows: dict[str, Build]) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         name, repeats = json.loads(line)
-        found = measured(rows[name], repeats) if name in rows else None
+        train = "folded" not in name
+        found = measured(rows[name], repeats, train=train) if name in rows else None
         print(json.dumps(found), file=answers, flush=True)
 
 
@@ -236,18 +238,21 @@ def worker(python: Path | str, library: str) -> "subprocess.Popen[str]":
     )
 
 
-def ask(process: "subprocess.Popen[str]", name: str, repeats: int) -> list[float] | None:
+def ask(process: "subprocess.Popen[str]", name: str, repeats: int) -> list[float | None] | None:
     """One library's ratios of a row; None where it has no such row."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(json.dumps([name, repeats]) + "\n")
     process.stdin.flush()
-    found: list[float] | None = json.loads(process.stdout.readline())
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit(f"{process.args} failed at {name!r}; run it with that row on its input.")
+    found: list[float | None] | None = json.loads(answer)
     return found
 
 
-def shown(ratios: list[float] | None) -> list[str]:
+def shown(ratios: list[float | None] | None) -> list[str]:
     """The cells of one library."""
-    return ["–"] * 3 if ratios is None else [f"{each:.2f}" for each in ratios]
+    return ["–" if each is None else f"{each:.2f}" for each in ratios or [None] * 3]
 
 
 def main() -> None:
