@@ -1,6 +1,7 @@
 """Every method on every base: what is counted, trained, saved, merged, and given back."""
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -112,14 +113,19 @@ def assert_held(model: nn.Module, before: dict[str, Tensor]) -> None:
 # ------------------------------------------------------------------------------------ the matrix
 
 
-@pytest.mark.parametrize("kind", BASES)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", METHODS)
+def every_method_on_every_base() -> list[tuple[str, str, str]]:
+    """The families take turns; Llama has no biases to train."""
+    pairs = itertools.product(enumerate(METHODS), enumerate(BASES))
+    return [
+        (name, "bert" if name == "bitfit" else FAMILIES[(i + j) % 2], kind)
+        for (i, name), (j, kind) in pairs
+    ]
+
+
+@pytest.mark.parametrize(("name", "family", "kind"), every_method_on_every_base())
 def test_every_method_trains_on_every_base(
     kit: SimpleNamespace, base: Any, folders: Path, name: str, family: str, kind: str
 ) -> None:
-    if (name, family) == ("bitfit", "llama"):
-        pytest.skip("Llama has no biases to train")
     model, batch = base(family, kind), kit.make_batch(labels=True)
     before = held(model)
     attach(kit, model, name)
@@ -128,7 +134,7 @@ def test_every_method_trains_on_every_base(
     start = {n: p.detach().clone() for n, p in trained.items()}
     optimiser = torch.optim.AdamW(trained.values(), lr=0.02)
     model.train()
-    for _ in range(10):
+    for _ in range(3):
         optimiser.zero_grad()
         loss = model(**batch).loss
         loss.backward()

@@ -61,6 +61,7 @@ def test_round_trip_is_bit_equal(
     assert torch.equal(kit.out(other, batch), plain)
 
 
+@pytest.mark.slow  # one process of tests/testing/test_conformance.py loads every method by default
 def test_fresh_process(kit: SimpleNamespace, tmp_path: Path) -> None:
     batch = kit.make_batch()
     plain = kit.make_model("bert", "classify")

@@ -55,9 +55,14 @@ def test_gradient_checkpointing(
 
 
 @pytest.mark.parametrize(
-    "spec", ["lora", "pfeiffer[reduction=4]", "houlsby[reduction=4]", "fusion"]
+    ("family", "spec"),
+    [
+        ("bert", "lora"),
+        ("llama", "pfeiffer[reduction=4]"),
+        ("bert", "houlsby[reduction=4]"),
+        ("llama", "fusion"),
+    ],
 )
-@pytest.mark.parametrize("family", ["bert", "llama"])
 def test_compile_without_a_graph_break(kit: SimpleNamespace, family: str, spec: str) -> None:
     torch.compiler.reset()
     model, batch = attached(kit, family, spec), kit.make_batch()

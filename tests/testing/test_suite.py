@@ -54,6 +54,10 @@ class TestFamily(FamilyConformance):
     def inputs(self) -> Mapping[str, Tensor]:
         return make_inputs("vit")
 
+    @pytest.mark.slow  # a process that imports torch, as that of the class above
+    def test_loads_elsewhere(self) -> None:
+        super().test_loads_elsewhere()
+
 
 def test_by_default_a_method_is_tested_on_all_families_and_a_family_with_all_methods() -> None:
     assert MethodConformance.model_types == MODEL_TYPES
