@@ -99,6 +99,43 @@ def test_threads_use_deltas_of_their_own(kit: SimpleNamespace, model: Any) -> No
     assert wrong == []
 
 
+SERVED = {
+    "prompt": "prompt[length=2]",
+    "parallel": "parallel[bottleneck=3]",
+    "mam": "mam[length=2,prefix_bottleneck=4,bottleneck=3]",
+    "drop": "adapterdrop[first=1,method=houlsby[bottleneck=3]]",
+}
+
+
+@pytest.mark.parametrize("requests", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_eight_threads_answer_as_one(kit: SimpleNamespace, requests: int) -> None:
+    model = kit.make_model("bert", "classify")
+    for name, spec in SERVED.items():
+        dk.attach(model, dk.parse_method(spec), name)
+    kit.randomise_deltas(model)
+    batches = [{k: v[row : row + 1] for k, v in kit.make_batch().items()} for row in range(3)]
+    expected, wrong, done = {}, list[str](), list[str]()
+    for name in SERVED:
+        dk.activate(model, name)
+        expected[name] = [kit.out(model, batch) for batch in batches]
+    assert len({float(answers[0].sum()) for answers in expected.values()}) == len(SERVED)
+
+    def serve(thread: int) -> None:
+        try:
+            for turn in range(requests):
+                name, row = [*SERVED][(thread + turn) % len(SERVED)], turn % len(batches)
+                with dk.using(model, name):
+                    answer = kit.out(model, batches[row])
+                if not torch.allclose(answer, expected[name][row], atol=1e-5):
+                    wrong.append(f"{name} in turn {turn} of thread {thread}")
+                done.append(name)
+        except Exception as error:
+            wrong.append(repr(error))
+
+    together(*(lambda n=n: serve(n) for n in range(8)))  # type: ignore[misc]
+    assert wrong == [] and len(done) == 8 * requests
+
+
 @pytest.mark.parametrize("ways", [("lora", "par"), ("prefix", "bias", None), ("prompt", "lora")])
 def test_switches_while_a_thread_runs(kit: SimpleNamespace, model: Any, ways: Any) -> None:
     batch, answers, errors = kit.make_batch(), list[Tensor](), list[Exception]()
