@@ -116,8 +116,8 @@ def test_what_was_measured_is_there_and_what_does_not_exist_is_empty(finished: A
         for column in ("reason", *(("lr",) if method == "majority" else ())):
             assert row[column] == "", (method, column)
     merged = {m for m, row in finished.rows.items() if row["merged_latency_vs_base_b1"]}
-    assert merged == {"lora"}
-    assert {m for m, row in finished.rows.items() if row["merge_ms"]} == {"lora"}
+    assert merged == {"lora", "fusion"}
+    assert {m for m, row in finished.rows.items() if row["merge_ms"]} == {"lora", "fusion"}
     for column in ("load_ms", "swap_ms"):
         handled = {m for m, row in finished.rows.items() if row[column]}
         assert handled == {"head", "adapter", "lora", "fusion"}, column
