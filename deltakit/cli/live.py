@@ -31,6 +31,7 @@ def show(console: Console, outcome: "Results") -> None:
 
     width = console.width if console.is_terminal else LOG_WIDTH
     table = terminal_table(outcome.results, outcome.predictions, outcome.run, width=width)
+    console.print(outcome.answer, highlight=False, markup=False, soft_wrap=True)
     if console.is_terminal:
         console.print(table)
     else:

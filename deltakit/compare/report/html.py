@@ -57,6 +57,7 @@ class Page:
 
     Attributes:
         title: what was compared.
+        answer: the best method in one sentence.
         facts: the sentence fragments under the title.
         columns: the main table's columns.
         lines: its rows.
@@ -78,6 +79,7 @@ class Page:
     """
 
     title: str
+    answer: str
     facts: Sequence[str]
     columns: Sequence[Column]
     lines: Sequence[TableRow]

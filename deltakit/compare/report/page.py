@@ -21,6 +21,7 @@ from deltakit.compare.report.extra_tables import (
     mean_curves,
     time_to_score_of,
 )
+from deltakit.compare.report.frame import answer
 from deltakit.compare.report.number_format import shorten
 from deltakit.compare.report.published import CLAIMS, ClaimInput
 from deltakit.compare.report.summary import RowSummary, metric_of, reason_of
@@ -63,6 +64,7 @@ def page_of(
     evidence = ClaimInput(summaries=summaries, found=found, names=names, run=run)
     return html.Page(
         title=title_of(rows, run),
+        answer=answer(summaries, run),
         facts=_facts(summaries, rows, run),
         columns=columns,
         lines=[_line(summary, columns) for summary in summaries],
