@@ -12,10 +12,10 @@ from deltakit.cli.options import amount, import_files, read_config, whole
     epilog="""\b
 Examples:
   deltakit choose --task reviews.csv --minutes 20
-  deltakit choose --task reviews.csv --bases fp32,nf4 --max-params 1% --max-latency 1.1 --must merge
+  deltakit choose --task reviews.csv --max-params 1% --max-latency 1.1 --must merge
 
-Exit code 0: a choice was made. 2: wrong usage or input, constraints that nothing keeps, or a budget
-that is too small."""
+Exit code 0: a choice was made. 2: wrong usage or input, constraints that nothing keeps,
+or a budget that is too small."""
 )
 @click.option(
     "--config",
