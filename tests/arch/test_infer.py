@@ -28,6 +28,7 @@ def left_out(family: str) -> set[Site]:
     missing |= {Site.BLOCK_OUT} if family in (*POST_LN, "opt") else set()
     missing |= {Site.ATTN_OUT, Site.FFN_OUT} if family in NORMED else set()
     missing |= FFN if family in EXPERTS else set()
+    missing |= {Site.ATTN_KV} if family == "deberta-v2" else set()
     return missing | ({Site.FFN_GATE, Site.FFN_UP} if family == "modernbert" else set())
 
 
