@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from deltakit.methods.gated import Gated
     from deltakit.methods.ia3 import IA3
     from deltakit.methods.invertible import InvertibleAdapter
+    from deltakit.methods.learned_mean import LearnedMean
     from deltakit.methods.lora import LoRA
     from deltakit.methods.loreft import LoReFT
     from deltakit.methods.mam import MAM
@@ -157,6 +158,7 @@ _HOMES = {
     "deltakit.methods.gated": ("Gated",),
     "deltakit.methods.ia3": ("IA3",),
     "deltakit.methods.invertible": ("InvertibleAdapter",),
+    "deltakit.methods.learned_mean": ("LearnedMean",),
     "deltakit.methods.lora": ("LoRA",),
     "deltakit.methods.loreft": ("LoReFT",),
     "deltakit.methods.mam": ("MAM",),
@@ -199,6 +201,7 @@ __all__ = [
     "Insertion",
     "InvertibleAdapter",
     "LayerStack",
+    "LearnedMean",
     "LoRA",
     "LoReFT",
     "Location",

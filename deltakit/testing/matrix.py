@@ -54,6 +54,7 @@ _SPECS: dict[str, str] = {
     "full": "full",
     "prefix+lora+parallel": "prefix[length=10]+lora[rank=4]+parallel[bottleneck=32]",
     "fusion": "fusion[names=a/b,member=pfeiffer[bottleneck=3]]",
+    "learned_mean": "learned_mean[names=a/b,member=lora[rank=2]]",
     "fusion[member=parallel]": "fusion[names=a/b,member=parallel[bottleneck=3]]",
     "fusion[member=lora]": "fusion[names=a/b,member=lora[rank=2]]",
 }
