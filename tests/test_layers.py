@@ -22,7 +22,7 @@ FORBIDDEN = {
                "deltakit.cli"),
     "choose": ("deltakit.methods", "deltakit.testing", "deltakit.cli"),
     "compare": ("deltakit.methods", "deltakit.choose", "deltakit.testing", "deltakit.cli"),
-    "testing": ("deltakit.methods", "deltakit.compare", "deltakit.interop", "deltakit.cli"),
+    "testing": ("deltakit.methods", "deltakit.compare", "deltakit.cli"),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import deltakit as dk
 from deltakit.core.method import CombiningMethod, Method
-from deltakit.errors import DeltakitError
+from deltakit.errors import DeltakitError, IncompatibleDeltas
 from deltakit.inject.attachments import base_parameters
 from deltakit.testing.copies import Template
 from deltakit.testing.models import generator, kind_of, make_inputs, make_model
@@ -99,7 +99,15 @@ class Case:
             for parameter in base_parameters(model).values():
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+        self._check_runs(model)
         return model
+
+    def _check_runs(self, model: Any) -> None:
+        """Raises `NotApplicable` where a first pass says that the model cannot have the method."""
+        try:
+            run(model, self.inputs)
+        except IncompatibleDeltas as error:
+            raise NotApplicable(f"refused: {error}") from None
 
     @cached_property
     def _template(self) -> Template:
@@ -113,6 +121,7 @@ class Case:
         except DeltakitError as error:
             raise NotApplicable(f"refused: {error}") from None
         randomise_all(model)
+        self._check_runs(model)
         return Template(model)
 
     def trains(self) -> None:

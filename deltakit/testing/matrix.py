@@ -94,6 +94,7 @@ def refusal(case: Case) -> str | None:
     """The reason for refusing the method, in one line; None if it works."""
     try:
         model = case.attached()
+        case.random()
     except NotApplicable as reason:
         kind = type(case.make()).__name__
         return str(reason).removeprefix("refused: ").replace(kind, "model")

@@ -67,15 +67,26 @@ def test_with_a_base_the_fit_is_checked(kit: SimpleNamespace, tmp_path: Path, ba
     assert not (tmp_path / "c").exists()
 
 
+SIZED = {  # in a size that the tiny model has
+    "compacter": "compacter[bottleneck=4]",
+    "compacter++": "compacter++[bottleneck=4]",
+    "phm": "phm[bottleneck=4,n=4]",
+    "learned_mean": "learned_mean[names=a/b]",
+}
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_fits_a_skeleton(
     name: str, kit: SimpleNamespace, tmp_path: Path, base: Base
 ) -> None:
     model = kit.make_model("bert", "classify", num_hidden_layers=6)
+    method = SIZED.get(name, name)
     if name == "fusion":
         kit.attach_fusion(model)
     else:
-        dk.attach(model, dk.parse_method(name), name="fused")
+        for member in ("a", "b") if name == "learned_mean" else ():
+            dk.attach(model, dk.LoRA(rank=2), name=member)
+        dk.attach(model, dk.parse_method(method), name="fused")
     kit.randomise_deltas(model)
     dk.save(model, tmp_path / "a", name="fused")
     done = dk.convert(tmp_path / "a", tmp_path / "b", to="deltakit", base=base(model))
