@@ -319,6 +319,13 @@ def test_no_page_installs_the_unrelated_package(page: Path) -> None:
     assert not re.search(r"pip install (-\S+ )*deltakit(?!-peft)\b", text)
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_no_page_has_two_versions_of_a_line(page: Path) -> None:
+    """A merge that was not finished leaves lines that begin with seven signs."""
+    marks = re.findall(r"^(?:<{7}|>{7}|={7})(?: |$)", page.read_text("utf-8"), flags=re.MULTILINE)
+    assert not marks
+
+
 def test_the_api_is_short() -> None:
     lines = [
         line for line in marked("api").splitlines() if line.startswith("dk.") or "(dk." in line
