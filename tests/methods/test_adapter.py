@@ -228,7 +228,7 @@ def test_train_norms_trains_exactly_the_norms(kit: SimpleNamespace, family: str)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"placement": "pfiefer"}, r"placement='pfiefer'.*is one of houlsby, pfeiffer"),
+        ({"placement": "pfiefer"}, r"placement='pfiefer'.*is one of houlsby, ffn, pfeiffer"),
         ({"reduction": 0}, r"reduction=0.*above zero"),
         ({"reduction": float("nan")}, r"reduction=nan.*above zero"),
         ({"reduction": True}, r"reduction=True"),
