@@ -70,12 +70,25 @@ class Case:
 
     def attached(self) -> Any:
         """The model with the method as it starts. Raises `NotApplicable` if it is refused."""
+        if self._refusal is not None:
+            raise NotApplicable(f"refused: {self._refusal}")
+        model = self.make()
+        self.attach(model)
+        return model
+
+    @cached_property
+    def _refusal(self) -> str | None:
+        """The reason why the model cannot have the method, as its first pass may say; or None."""
         model = self.make()
         try:
             self.attach(model)
         except DeltakitError as error:
-            raise NotApplicable(f"refused: {error}") from None
-        return model
+            return str(error)
+        try:
+            run(model, self.inputs)
+        except IncompatibleDeltas as error:
+            return str(error)
+        return None
 
     def random(self) -> Any:
         """The model with random values in all that the method trains, members too."""
@@ -99,15 +112,7 @@ class Case:
             for parameter in base_parameters(model).values():
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
-        self._check_runs(model)
         return model
-
-    def _check_runs(self, model: Any) -> None:
-        """Raises `NotApplicable` where a first pass says that the model cannot have the method."""
-        try:
-            run(model, self.inputs)
-        except IncompatibleDeltas as error:
-            raise NotApplicable(f"refused: {error}") from None
 
     @cached_property
     def _template(self) -> Template:
@@ -115,13 +120,14 @@ class Case:
 
     @cached_property
     def _pair(self) -> Template:
+        if self._refusal is not None:
+            raise NotApplicable(f"refused: {self._refusal}")
         model = self.make()
         try:
             self.attach(model, *PAIR)
         except DeltakitError as error:
             raise NotApplicable(f"refused: {error}") from None
         randomise_all(model)
-        self._check_runs(model)
         return Template(model)
 
     def trains(self) -> None:

@@ -33,7 +33,7 @@ _SPECS: dict[str, str] = {
     "invertible": "invertible",
     "invertible+adapter": "invertible[block=glow]+adapter[bottleneck=3]",
     "unipelt": "unipelt[method=prefix[length=3,bottleneck=4]+pfeiffer[bottleneck=3]+lora[rank=2]]",
-    "gated[gate=token]": "gated[gate=token,method=lora[rank=2]+parallel[bottleneck=3]]",
+    "gated": "gated[gate=token,method=lora[rank=2]+parallel[bottleneck=3]]",
     "sparse": "sparse[keep=0.5,method=pfeiffer[bottleneck=3]]",
     "sparse[method=lora]": "sparse[keep=0.5,score=synflow,method=lora[rank=2]]",
     "ia3": "ia3",
@@ -94,7 +94,6 @@ def refusal(case: Case) -> str | None:
     """The reason for refusing the method, in one line; None if it works."""
     try:
         model = case.attached()
-        case.random()
     except NotApplicable as reason:
         kind = type(case.make()).__name__
         return str(reason).removeprefix("refused: ").replace(kind, "model")

@@ -38,6 +38,7 @@ TINY = {
     "compacter": "compacter[bottleneck=4,n=2]",
     "compacter++": "compacter++[bottleneck=4,n=2]",
     "fusion": "fusion[names=a/b]",
+    "learned_mean": "learned_mean[names=a/b]",
     "phm": "phm[bottleneck=4,n=2]",
 }
 """Methods whose usual size is not one of the tiny models, and those that members are named for."""
@@ -49,7 +50,9 @@ def methods_by_name() -> tuple[str, ...]:
 
 
 def method_of(label: str, tiny: bool) -> Method:
-    return dk.parse_method(TINY.get(label, label) if tiny or label == "fusion" else label)
+    return dk.parse_method(
+        TINY.get(label, label) if tiny or label in ("fusion", "learned_mean") else label
+    )
 
 
 def measured(
