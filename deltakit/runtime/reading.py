@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deltakit.core.delta import Reads
 from deltakit.errors import IncompatibleDeltas
-from deltakit.runtime.passes import current_pass
+from deltakit.runtime.passes import Pass, current_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,9 @@ class Given:
 
     def _mask(self) -> Tensor:
         rows, tokens = self._shape()
-        running = current_pass()
-        mask = running.attention_mask(self.stack)
-        if mask is None or self.stack == "vision":
+        running = current_pass() if self.stack == "vision" else _running()
+        mask = None if self.stack == "vision" else running.attention_mask(self.stack)
+        if mask is None:
             _check_read(running.unread, "attention_mask")
             whole = tokens + running.past(self.stack)
             return torch.ones(rows, whole, dtype=torch.bool, device=self.source.device)
@@ -72,7 +72,7 @@ class Given:
 
     def _position_ids(self) -> Tensor:
         rows, tokens = self._shape()
-        running = current_pass()
+        running = _running()
         given = running.position_ids(self.stack)
         if given is None:
             _check_read(running.unread, "position_ids")
@@ -84,7 +84,7 @@ class Given:
         return given.to(self.source.device).expand(rows, -1)
 
     def _input_ids(self) -> Tensor:
-        shape, given = self._shape(), current_pass().input_ids(self.stack)
+        shape, given = self._shape(), _running().input_ids(self.stack)
         if given is not None and self.rows is not None:
             given = given.index_select(0, self.rows.to(given.device))
         if given is None or given.shape != shape:
@@ -95,6 +95,22 @@ class Given:
                 "no delta that adds tokens."
             )
         return given.to(self.source.device)
+
+
+def _running() -> Pass:
+    """The running pass, whose arguments are read.
+
+    torch runs the hooks of the module that it compiles outside the graph, and a graph does not see
+    what they keep for this thread.
+    """
+    running = current_pass()
+    if running.owner is None and torch.compiler.is_compiling():
+        raise IncompatibleDeltas(
+            "a delta reads the mask, the positions or the ids of the call, which the graph of this "
+            "module does not see. Compile a model with a head as a whole, or leave out "
+            "fullgraph=True, so that what cannot be in the graph runs without it."
+        )
+    return running
 
 
 def _by_token(reads: tuple[Reads, ...]) -> bool:

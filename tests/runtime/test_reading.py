@@ -145,3 +145,21 @@ def test_laws_of_a_form_that_reads_the_mask(law: Any, family: str) -> None:
 def test_generation_is_not_asked_of_a_form_that_reads_the_end() -> None:
     with pytest.raises(NotApplicable, match="when another follows"):
         checks.check_generation(Case.of(dk.LoReFT(rank=2), "llama"))
+
+
+@pytest.mark.parametrize("family", ["bert", "clip_text_model"])
+def test_what_a_graph_cannot_read_runs_outside_it(kit: SimpleNamespace, family: str) -> None:
+    """A bare model's pass begins outside the graph of the compiled model."""
+    model, batch = kit.make_model(family), kit.make_inputs(family)
+    dk.attach(model, dk.LoReFT(rank=2, first=2, last=2))
+    kit.randomise_deltas(model)
+    expected = kit.out(model, batch)
+    torch.compiler.reset()
+    try:
+        found = kit.out(torch.compile(model, backend="eager"), batch)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.compiler.reset()
+        with pytest.raises(Exception, match="Compile a model with a head as a whole"):
+            kit.out(torch.compile(model, backend="eager", fullgraph=True), batch)
+    finally:
+        torch.compiler.reset()

@@ -76,7 +76,8 @@ def families() -> tuple[str, ...]:
 
 
 KNOWN_FAULTS = {
-    # The compiled CLIPTextModel gives its pass no mask, so forms that read it see no padding.
+    # A model without a head begins its pass outside the graph, which cannot read the mask there.
+    ("compiles", "mola", "clip_text_model"),
     ("compiles", "unipelt", "clip_text_model"),
     ("compiles", "loreft", "clip_text_model"),
     ("compiles", "mixture[route=sequence]", "clip_text_model"),
