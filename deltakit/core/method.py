@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from deltakit._registry import Registry
@@ -277,6 +278,52 @@ class MethodWrapper(Method, ABC):
         return self.rewrapped(
             tuple(new or old for new, old in zip(sized, self.wrapped, strict=True))
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormWrapper(MethodWrapper, ABC):
+    """One method with other forms at its placements, each made of the method's own.
+
+    Its deltas have no weighted sum, because their parameters are not those of the method's forms.
+    A subclass calls `check_method` when it is made.
+    """
+
+    method: Method
+
+    sums_parts: ClassVar[bool] = False
+
+    @property
+    def wrapped(self) -> tuple[Method, ...]:
+        return (self.method,)
+
+    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
+        (method,) = methods
+        return dataclasses.replace(self, method=method)
+
+    @property
+    def is_plain(self) -> bool:
+        """True where its settings make it the method itself. False by default."""
+        return False
+
+    def placements(self) -> tuple[Placement, ...]:
+        plain = super().placements()
+        if self.is_plain:
+            return plain
+        return tuple(
+            dataclasses.replace(each, make_delta=partial(self.form, each)) for each in plain
+        )
+
+    @abstractmethod
+    def form(self, placement: Placement, handle: Handle) -> Delta:
+        """The form at one site, made of the one that the method's `placement` makes."""
+
+    def check_method(self) -> None:
+        """Raises `InvalidConfig` unless the method puts deltas into layers."""
+        if not isinstance(self.method, Method) or isinstance(self.method, CombiningMethod):
+            raise InvalidConfig(
+                f"{type(self).__name__}(method={self.method!r}): a method that puts deltas into "
+                "layers, for example LoRA()."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,15 +24,13 @@ results and these are equal where no row is padded. `adapters` trains the prefix
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deltakit.core.checks import check_choice
 from deltakit.core.method import (
-    CombiningMethod,
+    FormWrapper,
     Method,
-    MethodWrapper,
     Paper,
     Placement,
     register_method,
@@ -52,7 +50,7 @@ UNIPELT = PrefixTuning(length=10, bottleneck=None) + SequentialAdapter() + LoRA(
 @register_method("gated")
 @register_method("unipelt", method=UNIPELT)
 @dataclass(frozen=True, kw_only=True, init=False)
-class Gated(MethodWrapper):
+class Gated(FormWrapper):
     """A method, usually a sum, with a gate at each of its placements (Mao et al. 2022, UniPELT).
 
     ``Gated(LoRA() + ParallelAdapter(), gate="token")``.
@@ -77,18 +75,13 @@ class Gated(MethodWrapper):
         venue="Annual Meeting of the Association for Computational Linguistics",
         arxiv="2110.07577",
     )
-    sums_parts: ClassVar[bool] = False
 
     def __init__(
         self, method: Method | None = None, *, gate: Literal["sequence", "token"] = "sequence"
     ) -> None:
         object.__setattr__(self, "method", UNIPELT if method is None else method)
         object.__setattr__(self, "gate", gate)
-        if not isinstance(self.method, Method) or isinstance(self.method, CombiningMethod):
-            raise InvalidConfig(
-                f"Gated(method={self.method!r}): a method that puts deltas into layers, for "
-                "example LoRA() + ParallelAdapter()."
-            )
+        self.check_method()
         check_choice(self, ("sequence", "token"), gate=gate)
         outside = [p.site for p in self.method.placements() if p.site in INPUT_SITES]
         if outside:
@@ -96,18 +89,6 @@ class Gated(MethodWrapper):
                 f"Gated: {type(self.method).__name__} acts at {outside[0].value!r}, before all "
                 "layers, where no gate can read a representation. Gate what acts in layers."
             )
-
-    @property
-    def wrapped(self) -> tuple[Method, ...]:
-        return (self.method,)
-
-    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
-        (method,) = methods
-        return replace(self, method=method)
-
-    def placements(self) -> tuple[Placement, ...]:
-        plain = super().placements()
-        return tuple(replace(each, make_delta=partial(self.form, each)) for each in plain)
 
     def form(self, placement: Placement, handle: Handle) -> Delta:
         """The method's form at one site, and its gate."""

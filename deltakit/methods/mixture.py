@@ -30,14 +30,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deltakit.core.checks import check_choice, check_not_negative, check_whole
 from deltakit.core.method import (
-    CombiningMethod,
+    FormWrapper,
     Method,
-    MethodWrapper,
     Paper,
     Placement,
     register_method,
@@ -65,7 +63,7 @@ Route = Literal["batch", "token", "sequence"]
     top=2,
 )
 @dataclass(frozen=True, kw_only=True, init=False)
-class Mixture(MethodWrapper):
+class Mixture(FormWrapper):
     """Several experts of a method's form at each of its placements.
 
     ``Mixture(LoRA(rank=4), experts=8, route="token", top=2)``. With one expert it is the method
@@ -104,7 +102,6 @@ class Mixture(MethodWrapper):
         venue="Conference on Empirical Methods in Natural Language Processing",
         arxiv="2205.12410",
     )
-    sums_parts: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -129,11 +126,7 @@ class Mixture(MethodWrapper):
         self._check()
 
     def _check(self) -> None:
-        if not isinstance(self.method, Method) or isinstance(self.method, CombiningMethod):
-            raise InvalidConfig(
-                f"Mixture(method={self.method!r}): a method that puts deltas into layers, for "
-                "example LoRA()."
-            )
+        self.check_method()
         if not self._counts:
             raise InvalidConfig("Mixture(experts=()): give a number of experts, for example 4.")
         for count in self._counts:
@@ -171,18 +164,8 @@ class Mixture(MethodWrapper):
         return (self.experts,) if isinstance(self.experts, int) else self.experts
 
     @property
-    def wrapped(self) -> tuple[Method, ...]:
-        return (self.method,)
-
-    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
-        (method,) = methods
-        return replace(self, method=method)
-
-    def placements(self) -> tuple[Placement, ...]:
-        plain = super().placements()
-        if self._counts == (1,):
-            return plain
-        return tuple(replace(each, make_delta=partial(self.form, each)) for each in plain)
+    def is_plain(self) -> bool:
+        return self._counts == (1,)
 
     def form(self, placement: Placement, handle: Handle) -> Delta:
         """The experts of one placement at one site, or the plain form where there is one alone."""

@@ -24,15 +24,14 @@ paper's sparse ratio is the share that is removed. Its scores from data (SNIP, G
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deltakit.core.checks import check_choice
 from deltakit.core.method import (
-    CombiningMethod,
+    FormWrapper,
     Method,
-    MethodWrapper,
     Paper,
     Placement,
     register_method,
@@ -49,7 +48,7 @@ Score = Literal["magnitude", "random", "synflow"]
 
 @register_method("sparse")
 @dataclass(frozen=True, kw_only=True, init=False)
-class Sparse(MethodWrapper):
+class Sparse(FormWrapper):
     """A method of whose matrices only a part is trained (He et al. 2022, SparseAdapter).
 
     ``Sparse(LoRA(rank=16), keep=0.25)``. With ``keep=1`` it is the method itself.
@@ -75,7 +74,6 @@ class Sparse(MethodWrapper):
         venue="Findings of the Association for Computational Linguistics: EMNLP",
         arxiv="2210.04284",
     )
-    sums_parts: ClassVar[bool] = False
 
     def __init__(
         self, method: Method | None = None, *, keep: float = 0.25, score: Score = "magnitude"
@@ -83,28 +81,14 @@ class Sparse(MethodWrapper):
         object.__setattr__(self, "method", SequentialAdapter() if method is None else method)
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "score", score)
-        if not isinstance(self.method, Method) or isinstance(self.method, CombiningMethod):
-            raise InvalidConfig(
-                f"Sparse(method={self.method!r}): a method that puts deltas into layers, for "
-                "example LoRA()."
-            )
+        self.check_method()
         if not isinstance(keep, int | float) or isinstance(keep, bool) or not 0 < keep <= 1:
             raise InvalidConfig(f"Sparse(keep={keep!r}): a share above 0 and at most 1.")
         check_choice(self, ("magnitude", "random", "synflow"), score=score)
 
     @property
-    def wrapped(self) -> tuple[Method, ...]:
-        return (self.method,)
-
-    def rewrapped(self, methods: tuple[Method, ...]) -> Method:
-        (method,) = methods
-        return replace(self, method=method)
-
-    def placements(self) -> tuple[Placement, ...]:
-        plain = super().placements()
-        if self.keep == 1:
-            return plain
-        return tuple(replace(each, make_delta=partial(self.form, each)) for each in plain)
+    def is_plain(self) -> bool:
+        return self.keep == 1
 
     def form(self, placement: Placement, handle: Handle) -> Delta:
         """The method's form at one site, pruned."""

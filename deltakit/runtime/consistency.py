@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ def consistency(
         return None
     second = _logits(module.forward(*args, **kwargs))  # not called: the first pass goes on
     assert second is not None
-    return divergence(first, second, kwargs.get("labels"))
+    return divergence(first, second, _counted(module, kwargs, first.shape[:-1]))
 
 
 def _logits(output: Any) -> Tensor | None:
@@ -28,20 +29,30 @@ def _logits(output: Any) -> Tensor | None:
     return logits if isinstance(logits, Tensor) and logits.requires_grad else None
 
 
-def divergence(first: Tensor, second: Tensor, labels: Tensor | None) -> Tensor:
-    """The symmetric divergence of two tensors of logits, ``(..., classes)``.
+def _counted(module: Any, kwargs: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
+    """True for the answers that count: those with a label, or else of real tokens; None for all."""
+    labels, mask = kwargs.get("labels"), kwargs.get("attention_mask")
+    if isinstance(labels, Tensor) and labels.shape == shape:
+        real = labels.ne(-100)
+        if module.loss_type == "ForCausalLM":  # each label is compared with the token before it
+            real = F.pad(real[..., 1:], (0, 1))
+        return real
+    return mask.ne(0) if isinstance(mask, Tensor) and mask.shape == shape else None
+
+
+def divergence(first: Tensor, second: Tensor, counted: Tensor | None) -> Tensor:
+    """The symmetric divergence of two tensors of logits, ``(..., classes)``, a mean over answers.
 
     Args:
         first: the answers of one pass.
         second: those of another.
-        labels: where these have the shape of the answers, those of -100 are left out.
+        counted: which of them the mean is over, ``(...)``; None for all.
     """
     one, other = (each.float().log_softmax(-1) for each in (first, second))
-    apart = _towards(one, other) + _towards(other, one)
-    if labels is not None and labels.shape == apart.shape:
-        real = labels.ne(-100).to(apart.dtype)
-        return 0.5 * (apart * real).sum() / real.sum().clamp(min=1)
-    return 0.5 * apart.mean()
+    apart = 0.5 * (_towards(one, other) + _towards(other, one))
+    if counted is None:
+        return apart.mean()
+    return apart.masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1)
 
 
 def _towards(answer: Tensor, target: Tensor) -> Tensor:

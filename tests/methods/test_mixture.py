@@ -25,7 +25,7 @@ from deltakit.methods.forms.mixture import (
     masked_mean,
 )
 from deltakit.methods.mixture import Mixture
-from deltakit.runtime.consistency import divergence
+from deltakit.runtime.consistency import consistency, divergence
 
 METHODS = {
     "adapter": dk.SequentialAdapter(bottleneck=3),
@@ -185,8 +185,34 @@ def test_divergence() -> None:
     expected = 0.5 * ((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)).mean()
     torch.testing.assert_close(divergence(one, other, None), expected)
     torch.testing.assert_close(divergence(one, one, None), torch.zeros(()))
-    labels = torch.tensor([1, -100, -100, -100])
-    torch.testing.assert_close(divergence(one, other, labels), divergence(one[:1], other[:1], None))
+    counted = torch.tensor([True, False, False, False])
+    torch.testing.assert_close(
+        divergence(one, other, counted), divergence(one[:1], other[:1], None)
+    )
+    assert not divergence(one, other, torch.zeros(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_padding_has_no_part_in_the_consistency(kit: SimpleNamespace, labelled: bool) -> None:
+    """A padded row has the same term as the row alone."""
+    model = kit.make_model("llama", "causal")
+    dk.attach(model, Mixture(dk.LoRA(rank=2), experts=3, route="batch", consistency=1.0))
+    kit.randomise_deltas(model)
+    model.train()
+    ids = torch.randint(5, 60, (1, 4))
+    short = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    padded = {k: torch.cat([v, torch.zeros(1, 3).long()], dim=1) for k, v in short.items()}
+    terms = []
+    for batch in (short, padded):
+        if labelled:
+            given = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            batch = {**batch, "labels": given.masked_fill(given == ids[0, 0], -100)}
+        torch.manual_seed(1)
+        output = model(**{k: v for k, v in batch.items() if k != "labels"})
+        term = consistency(model, (), batch, output)
+        assert term is not None and term > 0
+        terms.append(term)
+    torch.testing.assert_close(terms[1], terms[0], atol=1e-6, rtol=1e-4)
 
 
 def test_what_is_shared_is_counted_once(kit: SimpleNamespace) -> None:
