@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from deltakit.core.checks import check_choice, check_not_negative, check_whole
 from deltakit.core.method import (
@@ -50,6 +50,36 @@ if TYPE_CHECKING:
     from deltakit.core.delta import Delta
 
 Route = Literal["batch", "token", "sequence"]
+
+
+ADAMIX = Paper(
+    key="wang2022adamix",
+    title="AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning",
+    authors="Wang, Yaqing and Agarwal, Sahaj and Mukherjee, Subhabrata and Liu, Xiaodong and "
+    "Gao, Jing and Awadallah, Ahmed Hassan and Gao, Jianfeng",
+    year=2022,
+    venue="Conference on Empirical Methods in Natural Language Processing",
+    arxiv="2205.12410",
+)
+MOLORA = Paper(
+    key="zadouri2024pushing",
+    title="Pushing Mixture of Experts to the Limit: Extremely Parameter Efficient MoE for "
+    "Instruction Tuning",
+    authors="Zadouri, Ted and Üstün, Ahmet and Ahmadian, Arash and Ermiş, Beyza and Locatelli, "
+    "Acyr and Hooker, Sara",
+    year=2024,
+    venue="International Conference on Learning Representations",
+    arxiv="2309.05444",
+)
+MOLA = Paper(
+    key="gao2024higher",
+    title="Higher Layers Need More LoRA Experts",
+    authors="Gao, Chongyang and Chen, Kezhen and Rao, Jinmeng and Sun, Baochen and Liu, Ruibo "
+    "and Peng, Daiyi and Zhang, Yawen and Guo, Xiaoyuan and Yang, Jie and Subrahmanian, V. S.",
+    year=2024,
+    venue="arXiv preprint",
+    arxiv="2402.08562",
+)
 
 
 @register_method("mixture")
@@ -92,16 +122,6 @@ class Mixture(FormWrapper):
     share: tuple[str, ...]
     balance: float
     consistency: float
-
-    paper: ClassVar[Paper] = Paper(
-        key="wang2022adamix",
-        title="AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning",
-        authors="Wang, Yaqing and Agarwal, Sahaj and Mukherjee, Subhabrata and Liu, Xiaodong and "
-        "Gao, Jing and Awadallah, Ahmed Hassan and Gao, Jianfeng",
-        year=2022,
-        venue="Conference on Empirical Methods in Natural Language Processing",
-        arxiv="2205.12410",
-    )
 
     def __init__(
         self,
@@ -162,6 +182,13 @@ class Mixture(FormWrapper):
     @property
     def _counts(self) -> tuple[int, ...]:
         return (self.experts,) if isinstance(self.experts, int) else self.experts
+
+    @property
+    def paper(self) -> Paper:
+        """AdaMix's for the route by batch, MoLA's for numbers by layer, else MoLoRA's and MoV's."""
+        if self.route == "batch":
+            return ADAMIX
+        return MOLORA if isinstance(self.experts, int) else MOLA
 
     @property
     def is_plain(self) -> bool:

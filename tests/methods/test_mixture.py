@@ -312,6 +312,19 @@ def test_bad_settings(make: Any, text: str) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    ("spec", "arxiv"),
+    [
+        ("adamix", "2205.12410"),
+        ("molora", "2309.05444"),
+        ("mov", "2309.05444"),
+        ("mola", "2402.08562"),
+    ],
+)
+def test_each_name_has_its_own_paper(spec: str, arxiv: str) -> None:
+    assert dk.parse_method(spec).paper.arxiv == arxiv
+
+
 def test_what_cannot_be_mixed(kit: SimpleNamespace) -> None:
     with pytest.raises(InvalidConfig, match="cannot compute several experts"):
         dk.attach(kit.make_model("bert"), Mixture(dk.PrefixTuning(length=2)))
