@@ -18,7 +18,7 @@ PredictionsOf = Mapping[tuple[str, str, int], Predictions]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class DisplayedScore:
     """A score as people read it, with its 95 % interval: over seeds, or of one seed over examples.
 
     Attributes:
@@ -52,7 +52,7 @@ class RowSummary:
     base: str
     done: tuple[CellResult, ...]
     failed: tuple[CellResult, ...]
-    score: Score | None
+    score: DisplayedScore | None
     vs_floor: Difference | None
     vs_ceiling: Difference | None
     vs_full: Difference | None = None
@@ -170,7 +170,7 @@ def _predictions(rows: Sequence[CellResult], predictions: PredictionsOf) -> Seed
     return {seed: predictions[key] for seed, key in keys.items() if key in predictions}
 
 
-def _rank(score: Score | None, metric: Metric) -> float:
+def _rank(score: DisplayedScore | None, metric: Metric) -> float:
     return -math.inf if score is None else metric.direction.rank(score.mean)
 
 
@@ -179,16 +179,18 @@ def _collapsed(method: str, run: RunRecord, seeds: Seeds) -> int:
     return 0 if method == run.constant else sum(map(is_constant, seeds.values()))
 
 
-def _score(done: Sequence[CellResult]) -> Score | None:
+def _score(done: Sequence[CellResult]) -> DisplayedScore | None:
     scored = [row for row in done if row.score is not None]
     if not scored:
         return None
     unit = metric_of(done).unit
     mean, half = across_seeds([unit.shown(row.score) for row in scored if row.score is not None])
     if half is not None:
-        return Score(mean=mean, low=mean - half, high=mean + half, seeds=len(scored), unit=unit)
+        return DisplayedScore(
+            mean=mean, low=mean - half, high=mean + half, seeds=len(scored), unit=unit
+        )
     low, high = scored[0].score_low, scored[0].score_high
-    return Score(
+    return DisplayedScore(
         mean=mean,
         low=None if low is None else unit.shown(low),
         high=None if high is None else unit.shown(high),

@@ -10,10 +10,10 @@ from deltakit.core.checkpoint import first_few
 from deltakit.core.method import Method, Sum, method_from_dict
 from deltakit.errors import CheckpointError, DeltakitError
 from deltakit.interop.files import Tensors, our_words
-from deltakit.interop.peft.base import Base, same
 from deltakit.interop.peft.config import Config
-from deltakit.interop.peft.saved_modules import Own, own_values, table_values, training
+from deltakit.interop.peft.saved_modules import SavedModules, saved_values, table_values, training
 from deltakit.interop.peft.targets import check_names
+from deltakit.interop.peft.view import PeftView, same
 
 TUNED = "base_model.model."
 """What the keys begin with where PEFT replaces modules inside the model."""
@@ -62,9 +62,11 @@ class Folder:
 
     config: Config
     file: Tensors
-    base: Base
+    base: PeftView
 
-    def take(self, shapes: Mapping[str, tuple[int, ...]], own: Own) -> tuple[Values, Values]:
+    def take(
+        self, shapes: Mapping[str, tuple[int, ...]], own: SavedModules
+    ) -> tuple[Values, Values]:
         """All of the file: the adapter's tensors by key, and the model's own by parameter.
 
         Args:
@@ -87,7 +89,7 @@ class Folder:
         for key in own.spare.keys() & {*self.file}:
             self._check_repeated(key, self.file.take(key), repeated.get(own.spare[key] or ""))
         resized = {name: self.file.take(key) for key, name in tables.items()}
-        found = own_values(own, given, self.base, self.file.path)
+        found = saved_values(own, given, self.base, self.file.path)
         return values, {**table_values(resized, self.base, self.file.path), **found}
 
     def _check_repeated(self, key: str, value: Tensor, expected: Tensor | None) -> None:

@@ -24,10 +24,10 @@ from deltakit.interop.files import (
 from deltakit.interop.formats import Format, register_format
 from deltakit.interop.peft import ia3, lora, prompts
 from deltakit.interop.peft.adapter import TUNED, Adapter, Folder, Values, Written
-from deltakit.interop.peft.base import Base, same, terms
 from deltakit.interop.peft.config import FILE, Config, about
 from deltakit.interop.peft.former_names import renamed
 from deltakit.interop.peft.saved_modules import own_tensors
+from deltakit.interop.peft.view import PeftView, same, terms
 from deltakit.methods.dora import DoRA
 from deltakit.methods.ia3 import IA3
 from deltakit.methods.lora import LoRA
@@ -45,7 +45,7 @@ _READERS: Mapping[str, Callable[[Folder], Adapter]] = {
     "PREFIX_TUNING": prompts.read_prefix,
     "PROMPT_TUNING": prompts.read_prompt,
 }
-_WRITERS: Mapping[type[Method], Callable[[Adapter, Base], Written]] = {
+_WRITERS: Mapping[type[Method], Callable[[Adapter, PeftView], Written]] = {
     LoRA: lora.write,
     DoRA: lora.write,
     IA3: ia3.write,
@@ -69,9 +69,9 @@ class Peft(Format):
         config = Config(folder / FILE, read_json(folder / FILE))
         reader = _reader(config)
         file, former = renamed(
-            read_tensors(folder, (WEIGHTS, OLDER_WEIGHTS)), model, Base(model).modules, TUNED
+            read_tensors(folder, (WEIGHTS, OLDER_WEIGHTS)), model, PeftView(model).modules, TUNED
         )
-        adapter = _read(reader, Folder(config=config, file=file, base=Base(model, former)))
+        adapter = _read(reader, Folder(config=config, file=file, base=PeftView(model, former)))
         labels = labels_of(our_words(file).get("label2id"))
         tensors = {f"{adapter.name}/{key}": tensor for key, tensor in adapter.tensors.items()}
         own = {f"{adapter.name}/own/{name}": tensor for name, tensor in adapter.own.items()}
@@ -84,7 +84,7 @@ class Peft(Format):
         )
 
     def write(self, folder: Path, checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
-        base = Base(model)
+        base = PeftView(model)
         adapter = prompts.deployed(_adapter(checkpoint), base)
         written = _writer(adapter.method)(adapter, base)
         config = Config(folder / FILE, {**about(model), **written.config})
@@ -120,7 +120,7 @@ def _read(reader: Callable[[Folder], Adapter], folder: Folder) -> Adapter:
         raise CheckpointError(f"{folder.config.path}: {error}") from None
 
 
-def _writer(method: Method) -> Callable[[Adapter, Base], Written]:
+def _writer(method: Method) -> Callable[[Adapter, PeftView], Written]:
     """What writes the terms that put something somewhere; the others train the base's own."""
     kinds = {type(term) for term, _ in terms(method) if term.placements()} or {type(method)}
     writer = _WRITERS.get(next(iter(kinds))) if len(kinds) == 1 else None

@@ -13,21 +13,21 @@ from deltakit.core.method import Method
 from deltakit.core.site import HookKind, Site
 from deltakit.errors import CheckpointError
 from deltakit.interop.peft.adapter import TUNED, Adapter, Folder, Values, Written
-from deltakit.interop.peft.base import (
-    Base,
-    Spot,
+from deltakit.interop.peft.config import Config, Names
+from deltakit.interop.peft.defaults import IA3_FEEDFORWARD, IA3_TARGETS
+from deltakit.interop.peft.saved_modules import saved_modules_of, saved_words
+from deltakit.interop.peft.targets import Targets, ends, longest, named, targeted
+from deltakit.interop.peft.view import (
+    PeftView,
+    PlacedDelta,
     arranged,
     copied,
     part_of,
+    placements_on,
     same,
-    spots,
     widths,
     with_part,
 )
-from deltakit.interop.peft.config import Config, Names
-from deltakit.interop.peft.defaults import IA3_FEEDFORWARD, IA3_TARGETS
-from deltakit.interop.peft.saved_modules import own_of, own_words
-from deltakit.interop.peft.targets import Targets, ends, longest, named, targeted
 from deltakit.methods.ia3 import IA3
 
 KNOWN = (
@@ -50,7 +50,7 @@ def read(folder: Folder) -> Adapter:
     paths = targeted(config, base, IA3_TARGETS)
     inner = _feedforward(config, base)
     shapes = {_key(path): _shape(path, inner, folder) for path in paths}
-    values, own = folder.take(shapes, own_of(config, base, TUNED, paths))
+    values, own = folder.take(shapes, saved_modules_of(config, base, TUNED, paths))
     vectors = {path: values[_key(path)] for path in paths}
     return folder.adapter(own, partial(_plain, vectors, base), partial(_apart, vectors, base))
 
@@ -59,7 +59,7 @@ def _key(path: str) -> str:
     return f"{TUNED}{path}.ia3_l"
 
 
-def _feedforward(config: Config, base: Base) -> Names:
+def _feedforward(config: Config, base: PeftView) -> Names:
     """The modules of which the input is rescaled. Any ends of names will do."""
     given = config.names("feedforward_modules")
     if given is None:
@@ -89,7 +89,7 @@ def _on_input(vector: Tensor) -> bool:
     return vector.shape[0] == 1
 
 
-def _plain(vectors: Values, base: Base) -> tuple[Method, ...]:
+def _plain(vectors: Values, base: PeftView) -> tuple[Method, ...]:
     settings = {
         handle.key: IA3()
         for path, vector in vectors.items()
@@ -104,9 +104,9 @@ def _at(ia3: IA3, sites: tuple[Site, ...]) -> Method:
     return IA3(targets=tuple(site.value for site in Site if site in sites))
 
 
-def _apart(vectors: Values, base: Base, method: Method) -> Values | None:
+def _apart(vectors: Values, base: PeftView, method: Method) -> Values | None:
     """The tensors of a method, if its deltas give these vectors."""
-    placed = spots(method, base, IA3)
+    placed = placements_on(method, base, IA3)
     if placed.keys() != vectors.keys():
         return None
     found: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ def _apart(vectors: Values, base: Base, method: Method) -> Values | None:
         if not _is_one(group):
             return None
         flat = vectors[path].flatten()
-        parts = [part_of(spot.handle, flat) for spot in group]
+        parts = [part_of(delta.handle, flat) for delta in group]
         if not same(_joined(group, parts), vectors[path]):
             return None
         found |= {f"{s.key}.vector": copied(part) for s, part in zip(group, parts, strict=True)}
@@ -124,20 +124,20 @@ def _apart(vectors: Values, base: Base, method: Method) -> Values | None:
 # ------------------------------------------------------------------------------------------ writing
 
 
-def write(adapter: Adapter, base: Base) -> Written:
+def write(adapter: Adapter, base: PeftView) -> Written:
     """The config and the vectors of a rescaling, in any layers.
 
     Raises:
         CheckpointError: a module of which the input and the output are rescaled, or one twice.
     """
     vectors = {}
-    for path, group in spots(adapter.method, base, IA3).items():
+    for path, group in placements_on(adapter.method, base, IA3).items():
         if not _is_one(group):
             raise CheckpointError(
                 f"PEFT has one vector for {path!r}; {adapter.name!r} has several, at "
-                f"{', '.join(spot.key for spot in group)}. Attach them as deltas of their own."
+                f"{', '.join(delta.key for delta in group)}. Attach them as deltas of their own."
             )
-        vectors[path] = _joined(group, [adapter.tensors[f"{spot.key}.vector"] for spot in group])
+        vectors[path] = _joined(group, [adapter.tensors[f"{delta.key}.vector"] for delta in group])
     inner = tuple(path for path, vector in vectors.items() if _on_input(vector))
     targets, feedforward = _spelled(tuple(vectors), inner, base)
     config = {
@@ -145,30 +145,30 @@ def write(adapter: Adapter, base: Base) -> Written:
         "target_modules": list(targets),
         "feedforward_modules": list(feedforward),
         "fan_in_fan_out": not all(isinstance(base.modules[path], nn.Linear) for path in vectors),
-        "modules_to_save": own_words(adapter.own, base)["modules_to_save"],
+        "modules_to_save": saved_words(adapter.own, base)["modules_to_save"],
     }
     tensors = {_key(path): vector for path, vector in vectors.items()}
     return Written(config=config, tensors=tensors, targeted=vectors)
 
 
-def _is_one(group: Sequence[Spot[IA3]]) -> bool:
+def _is_one(group: Sequence[PlacedDelta[IA3]]) -> bool:
     """Whether the deltas are parts of one vector."""
-    hook_kinds = {spot.handle.hook_kind for spot in group}
-    return len(hook_kinds) == 1 and len({spot.handle.key for spot in group}) == len(group)
+    hook_kinds = {delta.handle.hook_kind for delta in group}
+    return len(hook_kinds) == 1 and len({delta.handle.key for delta in group}) == len(group)
 
 
-def _joined(group: Sequence[Spot[IA3]], parts: Sequence[Tensor]) -> Tensor:
+def _joined(group: Sequence[PlacedDelta[IA3]], parts: Sequence[Tensor]) -> Tensor:
     """One vector of what the sites of one module have."""
     handle = group[0].handle
     on_input = handle.hook_kind is HookKind.INPUT
     vector = parts[0].new_ones(widths(handle.module)[0 if on_input else 1])
-    for spot, part in zip(group, parts, strict=True):
-        vector = with_part(spot.handle, vector, part)
+    for delta, part in zip(group, parts, strict=True):
+        vector = with_part(delta.handle, vector, part)
     return vector[None] if on_input else vector[:, None]
 
 
 def _spelled(
-    paths: tuple[str, ...], inner: tuple[str, ...], base: Base
+    paths: tuple[str, ...], inner: tuple[str, ...], base: PeftView
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The fewest words by which PEFT means these modules, and by their inputs the `inner` ones."""
     for words in range(1, longest(paths)):

@@ -19,22 +19,22 @@ from deltakit.core.method import Method
 from deltakit.core.site import Site
 from deltakit.errors import CheckpointError
 from deltakit.interop.peft.adapter import TUNED, Adapter, Folder, Values, Written
-from deltakit.interop.peft.base import (
-    Base,
-    Spot,
+from deltakit.interop.peft.config import Config
+from deltakit.interop.peft.defaults import LORA
+from deltakit.interop.peft.saved_modules import SavedModules, saved_modules_of, saved_words
+from deltakit.interop.peft.targets import by_pattern, patterns, spelled, targeted
+from deltakit.interop.peft.view import (
+    PeftView,
+    PlacedDelta,
     arranged,
     copied,
     part_of,
+    placements_on,
     same,
-    spots,
     terms,
     widths,
     with_part,
 )
-from deltakit.interop.peft.config import Config
-from deltakit.interop.peft.defaults import LORA
-from deltakit.interop.peft.saved_modules import Own, own_of, own_words
-from deltakit.interop.peft.targets import by_pattern, patterns, spelled, targeted
 from deltakit.methods.dora import DoRA
 from deltakit.methods.lora import LoRA
 
@@ -84,7 +84,7 @@ _STRAIGHT = (nn.Linear, nn.Embedding)
 """What has no transposed weight, as transformers' Conv1D does."""
 N = TypeVar("N", int, float)
 Low = LoRA | DoRA
-Spots = Sequence[Spot[Any]]
+PlacedDeltas = Sequence[PlacedDelta[Any]]
 Matrices = tuple[Tensor, Tensor]
 """A and B."""
 
@@ -146,7 +146,7 @@ def read(folder: Folder) -> Adapter:
     )
 
 
-def _keys(path: str, base: Base) -> tuple[str, str]:
+def _keys(path: str, base: PeftView) -> tuple[str, str]:
     """Of A and B."""
     name, end = ("lora_embedding_", "") if path in base.tables else ("lora_", ".weight")
     return f"{TUNED}{path}.{name}A{end}", f"{TUNED}{path}.{name}B{end}"
@@ -156,7 +156,7 @@ def _length_key(path: str) -> str:
     return f"{TUNED}{path}.lora_magnitude_vector"
 
 
-def _is_dora(config: Config, path: str, base: Base) -> bool:
+def _is_dora(config: Config, path: str, base: PeftView) -> bool:
     """Whether the weight's length is apart. Raises `CheckpointError` for a table of embeddings."""
     dora = config.flag("use_dora")
     if dora and path in base.tables:
@@ -164,9 +164,9 @@ def _is_dora(config: Config, path: str, base: Base) -> bool:
     return dora
 
 
-def _own_of(config: Config, base: Base, paths: Sequence[str]) -> Own:
+def _own_of(config: Config, base: PeftView, paths: Sequence[str]) -> SavedModules:
     """As for other modules; PEFT also writes the whole table that an adapter changes."""
-    own = own_of(config, base, TUNED, paths)
+    own = saved_modules_of(config, base, TUNED, paths)
     tables = {
         f"{TUNED}{path}.base_layer.weight": f"{path}.weight"
         for path in paths
@@ -196,7 +196,7 @@ def _usual(config: Config) -> Low:
     )
 
 
-def _plain(pairs: Mapping[str, Pair], usual: Low, base: Base) -> tuple[Method, ...]:
+def _plain(pairs: Mapping[str, Pair], usual: Low, base: PeftView) -> tuple[Method, ...]:
     settings = {
         handle.key: replace(usual, rank=pair.rank, alpha=pair.alpha)
         for path, pair in pairs.items()
@@ -209,10 +209,10 @@ def _words(sites: Sequence[Site]) -> tuple[str, ...]:
     return tuple(site.value for site in sites)
 
 
-def _apart(pairs: Mapping[str, Pair], usual: Low, base: Base, method: Method) -> Values | None:
+def _apart(pairs: Mapping[str, Pair], usual: Low, base: PeftView, method: Method) -> Values | None:
     """The tensors of a method, if its deltas give these pairs."""
-    placed = spots(method, base, type(usual))
-    loras = [spot.term for group in placed.values() for spot in group]
+    placed = placements_on(method, base, type(usual))
+    loras = [delta.term for group in placed.values() for delta in group]
     alike = {(lora.dropout, _is_stable(loras)) for lora in loras} == {(usual.dropout, usual.rslora)}
     if not alike or placed.keys() != pairs.keys():
         return None
@@ -221,17 +221,17 @@ def _apart(pairs: Mapping[str, Pair], usual: Low, base: Base, method: Method) ->
         parts, lengths = _split(pairs[path], group), _lengths(pairs[path], group)
         if not parts or not pairs[path].equals(_joined(group, parts, usual.rslora, lengths)):
             return None
-        for spot, (A, B) in zip(group, parts, strict=True):
-            found |= {f"{spot.key}.lora_A": A, f"{spot.key}.lora_B": B}
-        for spot, length in zip(group, lengths, strict=False):
-            found[f"{spot.key}.magnitude"] = length
+        for delta, (A, B) in zip(group, parts, strict=True):
+            found |= {f"{delta.key}.lora_A": A, f"{delta.key}.lora_B": B}
+        for delta, length in zip(group, lengths, strict=False):
+            found[f"{delta.key}.magnitude"] = length
     return found
 
 
-def _split(pair: Pair, group: Spots) -> list[Matrices]:
+def _split(pair: Pair, group: PlacedDeltas) -> list[Matrices]:
     """Each site's matrices; empty, if the ranks of the sites do not add up to the pair's."""
-    ranks = [spot.term.rank for spot in group]
-    rows = [part_of(spot.handle, pair.B.T).T for spot in group]
+    ranks = [delta.term.rank for delta in group]
+    rows = [part_of(delta.handle, pair.B.T).T for delta in group]
     if set(ranks) == {pair.rank} and _is_spread(group):
         return [(copied(pair.A), copied(B)) for B in rows]
     if sum(ranks) == pair.rank:
@@ -240,17 +240,17 @@ def _split(pair: Pair, group: Spots) -> list[Matrices]:
     return []
 
 
-def _lengths(pair: Pair, group: Spots) -> list[Tensor]:
+def _lengths(pair: Pair, group: PlacedDeltas) -> list[Tensor]:
     """Each site's lengths; empty for LoRA."""
     if pair.magnitude is None:
         return []
-    return [copied(part_of(spot.handle, pair.magnitude)) for spot in group]
+    return [copied(part_of(delta.handle, pair.magnitude)) for delta in group]
 
 
 # ------------------------------------------------------------------------------------------ writing
 
 
-def write(adapter: Adapter, base: Base) -> Written:
+def write(adapter: Adapter, base: PeftView) -> Written:
     """The config and the tensors of LoRA at any sites, in any layers, of any ranks and scales.
 
     Raises:
@@ -265,11 +265,11 @@ def write(adapter: Adapter, base: Base) -> Written:
         )
     stable = _is_stable(loras)
     pairs = {}
-    for path, group in spots(adapter.method, base, kind).items():
+    for path, group in placements_on(adapter.method, base, kind).items():
         _check_scale(path, group)
-        keys = [(f"{spot.key}.lora_A", f"{spot.key}.lora_B") for spot in group]
+        keys = [(f"{delta.key}.lora_A", f"{delta.key}.lora_B") for delta in group]
         parts = [(adapter.tensors[A], adapter.tensors[B]) for A, B in keys]
-        lengths = [adapter.tensors[f"{spot.key}.magnitude"] for spot in group if kind is DoRA]
+        lengths = [adapter.tensors[f"{delta.key}.magnitude"] for delta in group if kind is DoRA]
         _check_whole(path, group, lengths)
         pairs[path] = _joined(group, parts, stable, lengths)
     tensors: dict[str, Tensor] = {}
@@ -292,13 +292,13 @@ def write(adapter: Adapter, base: Base) -> Written:
         "target_modules": list(targets.modules),
         "layers_to_transform": list(targets.layers) or None,
         "fan_in_fan_out": not all(isinstance(base.modules[p], _STRAIGHT) for p in pairs),
-        **own_words(adapter.own, base, pairs),
+        **saved_words(adapter.own, base, pairs),
     }
     return Written(config=config, tensors=tensors, targeted=pairs)
 
 
 def _joined(
-    group: Spots, parts: Sequence[Matrices], stable: bool, lengths: Sequence[Tensor]
+    group: PlacedDeltas, parts: Sequence[Matrices], stable: bool, lengths: Sequence[Tensor]
 ) -> Pair:
     """One A and one B for what the sites of one module have."""
     As, Bs = zip(*parts, strict=True)
@@ -306,19 +306,19 @@ def _joined(
     A = As[0] if shared else torch.cat(As)
     B = Bs[0].new_zeros(widths(group[0].handle.module)[1], len(A))
     start = 0
-    for spot, part in zip(group, Bs, strict=True):
+    for delta, part in zip(group, Bs, strict=True):
         block = slice(start, start + part.shape[1])
-        B[:, block] = with_part(spot.handle, B[:, block].T, part.T).T
+        B[:, block] = with_part(delta.handle, B[:, block].T, part.T).T
         start = 0 if shared else block.stop
     magnitude = None
     if lengths:
         magnitude = lengths[0].new_zeros(len(B))
-        for spot, length in zip(group, lengths, strict=True):
-            magnitude = with_part(spot.handle, magnitude, length)
+        for delta, length in zip(group, lengths, strict=True):
+            magnitude = with_part(delta.handle, magnitude, length)
     return Pair(A=A, B=B, alpha=_alpha(group[0].term, len(A), stable), magnitude=magnitude)
 
 
-def _check_whole(path: str, group: Spots, lengths: Sequence[Tensor]) -> None:
+def _check_whole(path: str, group: PlacedDeltas, lengths: Sequence[Tensor]) -> None:
     """DoRA has a length for each output of a module, and one change of its direction."""
     outputs = sum(len(length) for length in lengths)
     if lengths and (not _is_spread(group) or outputs != widths(group[0].handle.module)[1]):
@@ -328,8 +328,8 @@ def _check_whole(path: str, group: Spots, lengths: Sequence[Tensor]) -> None:
         )
 
 
-def _check_scale(path: str, group: Spots) -> None:
-    scales = {_scale(spot.term) for spot in group}
+def _check_scale(path: str, group: PlacedDeltas) -> None:
+    scales = {_scale(delta.term) for delta in group}
     if len(scales) > 1:
         raise CheckpointError(
             f"PEFT has one scale for {path!r}, where deltas of the scales "
@@ -337,9 +337,9 @@ def _check_scale(path: str, group: Spots) -> None:
         )
 
 
-def _is_spread(group: Spots) -> bool:
+def _is_spread(group: PlacedDeltas) -> bool:
     """Whether the deltas are at different sites, one at each."""
-    return len({spot.handle.key for spot in group}) == len(group)
+    return len({delta.handle.key for delta in group}) == len(group)
 
 
 def _is_stable(loras: Sequence[Low]) -> bool:

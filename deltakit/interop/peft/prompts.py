@@ -12,9 +12,9 @@ from deltakit.core.method import Method
 from deltakit.core.site import Handle, Site
 from deltakit.errors import CheckpointError
 from deltakit.interop.peft.adapter import PROMPTED, Adapter, Folder, Values, Written
-from deltakit.interop.peft.base import Base, copied, sole
 from deltakit.interop.peft.config import about
-from deltakit.interop.peft.saved_modules import own_of, own_words
+from deltakit.interop.peft.saved_modules import saved_modules_of, saved_words
+from deltakit.interop.peft.view import PeftView, copied, sole
 from deltakit.methods.prefix import PrefixTuning
 from deltakit.methods.prompt import PromptTuning
 
@@ -51,7 +51,9 @@ def read_prompt(folder: Folder) -> Adapter:
         )
     length = config.whole("num_virtual_tokens", None)
     _check_sizes(folder, token_dim=handle.d_in, num_transformer_submodules=1)
-    values, own = folder.take({KEY: (length, handle.d_in)}, own_of(config, base, PROMPTED, ()))
+    values, own = folder.take(
+        {KEY: (length, handle.d_in)}, saved_modules_of(config, base, PROMPTED, ())
+    )
     plain = PromptTuning(length=length)
     tensors = {f"{handle.key}.embedding": values[KEY]}
     return folder.adapter(
@@ -59,13 +61,13 @@ def read_prompt(folder: Folder) -> Adapter:
     )
 
 
-def write_prompt(adapter: Adapter, base: Base) -> Written:
+def write_prompt(adapter: Adapter, base: PeftView) -> Written:
     """The config and the tensor of a prompt. Raises `CheckpointError` where PEFT has none there."""
     prompt = adapter.tensors[f"{_tokens(base).key}.embedding"]
     return _written("PROMPT_TUNING", {"token_dim": prompt.shape[1]}, prompt, adapter, base)
 
 
-def _tokens(base: Base) -> Handle:
+def _tokens(base: PeftView) -> Handle:
     """Where the prompt goes in: in front of all tokens, in a model that has no other place."""
     handle = next((h for h in base.handles if h.site is Site.TOKENS), None)
     if handle is None or handle.position or handle.reader is not None:
@@ -93,7 +95,7 @@ def read_prefix(folder: Folder) -> Adapter:
         num_transformer_submodules=1,
     )
     shapes = {KEY: (length, 2 * len(handles) * d_kv)}
-    values, own = folder.take(shapes, own_of(config, base, PROMPTED, ()))
+    values, own = folder.take(shapes, saved_modules_of(config, base, PROMPTED, ()))
     memories = values[KEY].view(length, len(handles), 2, d_kv).permute(1, 2, 0, 3)
     tensors = {f"{h.key}.memory": copied(m) for h, m in zip(handles, memories, strict=True)}
     plain = PrefixTuning(length=length, bottleneck=None, positions="shifted")
@@ -105,7 +107,7 @@ def read_prefix(folder: Folder) -> Adapter:
     return folder.adapter(own, lambda: (plain,), apart)
 
 
-def write_prefix(adapter: Adapter, base: Base) -> Written:
+def write_prefix(adapter: Adapter, base: PeftView) -> Written:
     """The config and the tensor of a prefix. Raises `CheckpointError` where PEFT's is another."""
     handles = _attentions(base)
     keys = [f"{handle.key}.memory" for handle in handles]
@@ -123,7 +125,7 @@ def write_prefix(adapter: Adapter, base: Base) -> Written:
     return _written("PREFIX_TUNING", sizes, values, adapter, base)
 
 
-def deployed(adapter: Adapter, base: Base) -> Adapter:
+def deployed(adapter: Adapter, base: PeftView) -> Adapter:
     """The saved part of a prefix: the keys and values, without the network that trains them."""
     prefix, found = sole(adapter.method, PrefixTuning), dict[str, Tensor]()
     if prefix is None or prefix.bottleneck is None:
@@ -140,7 +142,7 @@ def deployed(adapter: Adapter, base: Base) -> Adapter:
     return replace(adapter, method=adapter.method.deployed(), tensors=found)
 
 
-def _attentions(base: Base) -> tuple[Handle, ...]:
+def _attentions(base: PeftView) -> tuple[Handle, ...]:
     """Where the keys and values go in, layer by layer. Raises `CheckpointError`."""
     handles = tuple(handle for handle in base.handles if handle.site is Site.ATTN_KV)
     window, end = (_sizes(base).get(k) for k in ("sliding_window", "max_position_embeddings"))
@@ -157,11 +159,11 @@ def _attentions(base: Base) -> tuple[Handle, ...]:
     raise CheckpointError(f"a {base.kind} {why}.")
 
 
-def _sizes(base: Base) -> dict[str, Any]:
+def _sizes(base: PeftView) -> dict[str, Any]:
     return base.model.config.get_text_config().to_dict()
 
 
-def _heads(d_kv: int, base: Base) -> int:
+def _heads(d_kv: int, base: PeftView) -> int:
     """How many heads have keys and values."""
     config = base.model.config.get_text_config()
     width = _sizes(base).get("head_dim") or config.hidden_size // config.num_attention_heads
@@ -179,14 +181,14 @@ def _check_sizes(folder: Folder, **sizes: int) -> None:
 
 
 def _written(
-    kind: str, sizes: dict[str, Any], values: Tensor, adapter: Adapter, base: Base
+    kind: str, sizes: dict[str, Any], values: Tensor, adapter: Adapter, base: PeftView
 ) -> Written:
     config = {
         "peft_type": kind,
         "task_type": about(base.model)["task_type"] or "FEATURE_EXTRACTION",
         "num_virtual_tokens": len(values),
         "num_transformer_submodules": 1,
-        "modules_to_save": own_words(adapter.own, base)["modules_to_save"],
+        "modules_to_save": saved_words(adapter.own, base)["modules_to_save"],
         **sizes,
     }
     return Written(config=config, tensors={KEY: values}, prefix=PROMPTED)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from deltakit.core.method import Method
 from deltakit.errors import CheckpointError, nearest
-from deltakit.interop.peft.base import Base, same
 from deltakit.interop.peft.config import TASK_HEADS, Config
 from deltakit.interop.peft.targets import ends, longest
+from deltakit.interop.peft.view import PeftView, same
 from deltakit.methods.bitfit import BitFit
 from deltakit.methods.norms import NormTuning
 from deltakit.methods.partial import PartialFineTuning
@@ -21,7 +21,7 @@ _ANY_HEAD = {name for names in TASK_HEADS.values() for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
+class SavedModules:
     """The model's own parameters in a file.
 
     Attributes:
@@ -37,7 +37,9 @@ class Own:
     tables: Mapping[str, str]
 
 
-def own_of(config: Config, base: Base, prefix: str, targeted: Collection[str]) -> Own:
+def saved_modules_of(
+    config: Config, base: PeftView, prefix: str, targeted: Collection[str]
+) -> SavedModules:
     """The model's own parameters that a config lists for its file.
 
     Args:
@@ -60,10 +62,10 @@ def own_of(config: Config, base: Base, prefix: str, targeted: Collection[str]) -
         else:
             keys[f"{prefix}{f'{owner}.base_layer' if owner in targeted else owner}.bias"] = name
     tables = {f"{prefix}{name}": name for name in base.vocabulary if f"{prefix}{name}" not in keys}
-    return Own(keys=keys, spare=spare, tables=tables)
+    return SavedModules(keys=keys, spare=spare, tables=tables)
 
 
-def _inside_saved(config: Config, base: Base) -> dict[str, str]:
+def _inside_saved(config: Config, base: PeftView) -> dict[str, str]:
     """What is saved with a whole module: its name, and the module's. Any ends of names will do."""
     modules = [name for name, _ in base.places]
     called = [name for module in modules for name in base.names_of(module)]
@@ -78,7 +80,7 @@ def _inside_saved(config: Config, base: Base) -> dict[str, str]:
     return {name: m for m in reversed(saved) for name in base.state if name.startswith(f"{m}.")}
 
 
-def _biases(config: Config, base: Base, targeted: Iterable[str]) -> Iterator[str]:
+def _biases(config: Config, base: PeftView, targeted: Iterable[str]) -> Iterator[str]:
     match config.choice("bias", BIASES):
         case "all":
             yield from (name for name in base.state if name.endswith(".bias"))
@@ -86,8 +88,8 @@ def _biases(config: Config, base: Base, targeted: Iterable[str]) -> Iterator[str
             yield from (f"{path}.bias" for path in targeted if f"{path}.bias" in base.state)
 
 
-def own_values(
-    own: Own, values: Mapping[str, Tensor], base: Base, path: object
+def saved_values(
+    own: SavedModules, values: Mapping[str, Tensor], base: PeftView, path: object
 ) -> dict[str, Tensor]:
     """The values by the parameters' first names.
 
@@ -111,7 +113,7 @@ def own_values(
     return found
 
 
-def table_values(tables: Mapping[str, Tensor], base: Base, path: object) -> dict[str, Tensor]:
+def table_values(tables: Mapping[str, Tensor], base: PeftView, path: object) -> dict[str, Tensor]:
     """The embeddings of a file that are not the model's, by the parameters' first names.
 
     PEFT replaces the model's values by them, and leaves tied ones tied.
@@ -137,7 +139,7 @@ def table_values(tables: Mapping[str, Tensor], base: Base, path: object) -> dict
     return found
 
 
-def _check_rows(name: str, table: Tensor, base: Base, path: object) -> None:
+def _check_rows(name: str, table: Tensor, base: PeftView, path: object) -> None:
     rows, here = len(table), len(base.state[name])
     if rows != here:
         raise CheckpointError(
@@ -146,7 +148,7 @@ def _check_rows(name: str, table: Tensor, base: Base, path: object) -> None:
         )
 
 
-def _not_one(path: object, names: Iterable[str], base: Base) -> str:
+def _not_one(path: object, names: Iterable[str], base: PeftView) -> str:
     return (
         f"{path} has not one value for all of {', '.join(map(repr, names))}, which are one "
         f"parameter in this {base.kind}. Load it on a model that does not tie them "
@@ -154,7 +156,7 @@ def _not_one(path: object, names: Iterable[str], base: Base) -> str:
     )
 
 
-def training(names: Iterable[str], base: Base) -> tuple[Method, ...]:
+def training(names: Iterable[str], base: PeftView) -> tuple[Method, ...]:
     """The method that trains these parameters of the base and no other; none for the head alone."""
     wanted = frozenset(names) - base.head
     if not wanted:
@@ -163,7 +165,7 @@ def training(names: Iterable[str], base: Base) -> tuple[Method, ...]:
     return (next(found, PartialFineTuning(parameters=_patterns(wanted, base))),)
 
 
-def _patterns(parameters: Iterable[str], base: Base) -> tuple[str, ...]:
+def _patterns(parameters: Iterable[str], base: PeftView) -> tuple[str, ...]:
     """The shortest patterns that match these parameters and no other."""
     wanted = [name for first in sorted(parameters) for name in base.names[first]]
     others = {name for names in base.names.values() for name in names} - {*wanted}
@@ -183,7 +185,7 @@ def _match(patterns: Iterable[str], name: str) -> bool:
 # ------------------------------------------------------------------------------------------ writing
 
 
-def own_words(own: Iterable[str], base: Base, targeted: Iterable[str] = ()) -> dict[str, Any]:
+def saved_words(own: Iterable[str], base: PeftView, targeted: Iterable[str] = ()) -> dict[str, Any]:
     """By which words PEFT has values of its own for these parameters: whole modules, and biases.
 
     Args:
@@ -201,7 +203,7 @@ def own_words(own: Iterable[str], base: Base, targeted: Iterable[str] = ()) -> d
     return {"modules_to_save": list(modules) or None, "bias": bias}
 
 
-def _whole(own: Iterable[str], base: Base) -> tuple[tuple[str, ...], set[str]]:
+def _whole(own: Iterable[str], base: PeftView) -> tuple[tuple[str, ...], set[str]]:
     """The outermost modules of which all parameters are among these, and what is left of these."""
     left = {name for first in own for name in base.names[first]}
     found = []
@@ -214,15 +216,19 @@ def _whole(own: Iterable[str], base: Base) -> tuple[tuple[str, ...], set[str]]:
 
 
 def own_tensors(
-    own: Mapping[str, Tensor], config: Config, base: Base, prefix: str, targeted: Collection[str]
+    own: Mapping[str, Tensor],
+    config: Config,
+    base: PeftView,
+    prefix: str,
+    targeted: Collection[str],
 ) -> dict[str, Tensor]:
-    """The values by the keys that the config lists; the arguments are those of `own_of`.
+    """The values by the keys that the config lists; the arguments are those of `saved_modules_of`.
 
     Raises:
         CheckpointError: the config has no words for one of the values.
     """
     first = {name: names[0] for names in base.names.values() for name in names}
-    keys = own_of(config, base, prefix, targeted).keys
+    keys = saved_modules_of(config, base, prefix, targeted).keys
     unsaid = sorted(own.keys() - {first.get(name) for name in keys.values()})
     if unsaid:
         raise CheckpointError(

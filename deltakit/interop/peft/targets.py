@@ -9,8 +9,8 @@ from typing import TypeVar
 from torch import nn
 
 from deltakit.errors import CheckpointError, nearest
-from deltakit.interop.peft.base import Base
 from deltakit.interop.peft.config import TASK_HEADS, Config, Names
+from deltakit.interop.peft.view import PeftView
 
 ALL_LINEAR = "all-linear"
 N = TypeVar("N", int, float)
@@ -70,7 +70,7 @@ def _inside(saved: str, name: str) -> bool:
 
 
 def targeted(
-    config: Config, base: Base, defaults: Mapping[str, tuple[str, ...]]
+    config: Config, base: PeftView, defaults: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, ...]:
     """The names of the modules that a config means, in the model's order.
 
@@ -103,7 +103,7 @@ def targeted(
     return found
 
 
-def _check_once(config: Config, base: Base, found: Iterable[str]) -> None:
+def _check_once(config: Config, base: PeftView, found: Iterable[str]) -> None:
     """Raises `CheckpointError` for a module that is in two places: PEFT changes the first alone."""
     first = {id(base.modules[name]): name for name in found}
     for name, module in base.places:
@@ -113,7 +113,7 @@ def _check_once(config: Config, base: Base, found: Iterable[str]) -> None:
             )
 
 
-def _modules(config: Config, base: Base, defaults: Mapping[str, tuple[str, ...]]) -> Names:
+def _modules(config: Config, base: PeftView, defaults: Mapping[str, tuple[str, ...]]) -> Names:
     model_type = base.model.config.model_type
     given = config.names("target_modules")
     if given is None:
@@ -131,7 +131,7 @@ def _modules(config: Config, base: Base, defaults: Mapping[str, tuple[str, ...]]
     return _linears(config, base) if given.lower() == ALL_LINEAR else given
 
 
-def _linears(config: Config, base: Base) -> tuple[str, ...]:
+def _linears(config: Config, base: PeftView) -> tuple[str, ...]:
     """All linear projections but the last one of the model."""
     from transformers.pytorch_utils import Conv1D
 
@@ -146,7 +146,7 @@ def _linears(config: Config, base: Base) -> tuple[str, ...]:
     )
 
 
-def check_names(config: Config, base: Base, modules: Names) -> None:
+def check_names(config: Config, base: PeftView, modules: Names) -> None:
     """Raises `CheckpointError` for a target that no module is called by.
 
     PEFT ignores such a name where other names match, so it explains a folder that does not fit and
@@ -162,7 +162,12 @@ def check_names(config: Config, base: Base, modules: Names) -> None:
 
 
 def by_pattern(
-    config: Config, base: Base, key: str, paths: Iterable[str], table: Mapping[str, N], default: N
+    config: Config,
+    base: PeftView,
+    key: str,
+    paths: Iterable[str],
+    table: Mapping[str, N],
+    default: N,
 ) -> dict[str, N]:
     """The number of each path in a table by regular expressions: the first that fits.
 

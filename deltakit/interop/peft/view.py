@@ -30,7 +30,7 @@ Paths = dict[str, tuple[Handle, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Base:
+class PeftView:
     """A model without our deltas. It is only looked at, and may be on the meta device."""
 
     model: "PreTrainedModel"
@@ -145,7 +145,7 @@ def _is_theirs(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spot(Generic[M]):
+class PlacedDelta(Generic[M]):
     """One delta at one site.
 
     Attributes:
@@ -184,12 +184,14 @@ def sole(method: Method, kind: type[M]) -> M | None:
     return term if isinstance(term, kind) else None
 
 
-def spots(method: Method, base: Base, kind: type[M]) -> dict[str, tuple[Spot[M], ...]]:
+def placements_on(
+    method: Method, base: PeftView, kind: type[M]
+) -> dict[str, tuple[PlacedDelta[M], ...]]:
     """Every delta of a method on a model, by the name of the module that holds the site.
 
     None, where terms of another kind put something somewhere.
     """
-    found: dict[str, tuple[Spot[M], ...]] = {}
+    found: dict[str, tuple[PlacedDelta[M], ...]] = {}
     taken: dict[str, int] = {}
     for term, drops in terms(method):
         sites = [placement.site for placement in term.placements()]
@@ -199,8 +201,8 @@ def spots(method: Method, base: Base, kind: type[M]) -> dict[str, tuple[Spot[M],
             if isinstance(term, kind) and not _is_dropped(handle, drops):
                 index = taken[handle.key] = taken.get(handle.key, -1) + 1
                 key = f"{handle.key}#{index}" if index else handle.key
-                spot = Spot(handle=handle, key=key, term=term)
-                found[handle.path] = (*found.get(handle.path, ()), spot)
+                delta = PlacedDelta(handle=handle, key=key, term=term)
+                found[handle.path] = (*found.get(handle.path, ()), delta)
     return found
 
 
@@ -212,7 +214,7 @@ def _is_dropped(handle: Handle, drops: Drops) -> bool:
 
 
 def arranged(
-    settings: Mapping[str, M], base: Base, make: Callable[[M, tuple[Site, ...]], Method]
+    settings: Mapping[str, M], base: PeftView, make: Callable[[M, tuple[Site, ...]], Method]
 ) -> tuple[Method, ...]:
     """The terms of a method that has, at each site, the setting that is given for it.
 
@@ -239,7 +241,7 @@ def arranged(
     )
 
 
-def _omitted(site: Site, chosen: set[tuple[str, int]], base: Base) -> frozenset[int]:
+def _omitted(site: Site, chosen: set[tuple[str, int]], base: PeftView) -> frozenset[int]:
     """The layers, of every stack, in which the site is not chosen."""
     everywhere = {(h.stack, h.layer) for h in base.handles if h.site is site}
     omitted = {layer for _, layer in everywhere} - {layer for _, layer in chosen}
