@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deltakit.compare.tasks.kinds import register_kind
     from deltakit.compare.tasks.task import register_task
     from deltakit.core.composition import Composition, Mean, PerRow, Stack
+    from deltakit.core.data_start import DataPass, DataStart, StartsFromData
     from deltakit.core.delta import (
         Attending,
         AuxiliaryLoss,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from deltakit.inject.merge import merge, unmerge
     from deltakit.inject.merge_report import MergeReport
     from deltakit.inject.observe import fusion_attention
+    from deltakit.inject.prepare import prepare
     from deltakit.inject.steps import step_callbacks
     from deltakit.inject.summary import summary
     from deltakit.interop.convert import convert
@@ -105,6 +107,7 @@ _HOMES = {
     "deltakit.arch.infer": ("infer_family",),
     "deltakit.arch.resolve": ("resolve",),
     "deltakit.core.composition": ("Composition", "Mean", "PerRow", "Stack"),
+    "deltakit.core.data_start": ("DataPass", "DataStart", "StartsFromData"),
     "deltakit.core.delta": (
         "CustomSum",
         "Attending",
@@ -143,6 +146,7 @@ _HOMES = {
     "deltakit.inject.merge": ("merge", "unmerge"),
     "deltakit.inject.merge_report": ("MergeReport",),
     "deltakit.inject.observe": ("fusion_attention",),
+    "deltakit.inject.prepare": ("prepare",),
     "deltakit.inject.steps": ("step_callbacks",),
     "deltakit.inject.summary": ("summary",),
     "deltakit.interop.convert": ("convert",),
@@ -186,6 +190,8 @@ __all__ = [
     "Compacter",
     "Composition",
     "CustomSum",
+    "DataPass",
+    "DataStart",
     "Delta",
     "DeltakitError",
     "DoRA",
@@ -233,6 +239,7 @@ __all__ = [
     "Sparse",
     "SparselyActive",
     "Stack",
+    "StartsFromData",
     "StepCallback",
     "Summable",
     "TrainingStep",
@@ -253,6 +260,7 @@ __all__ = [
     "load_base",
     "merge",
     "parse_method",
+    "prepare",
     "prune",
     "register_family",
     "register_format",

@@ -24,6 +24,7 @@ from deltakit.inject.attachments import (
 )
 from deltakit.inject.labels import labels_with, take_labels
 from deltakit.inject.places import is_sharded, stored_value
+from deltakit.inject.prepare import awaiting_data, check_started
 from deltakit.inject.switch import paused, snapshot_active
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ def to_checkpoint(model: "PreTrainedModel", what: str | Composition = "default")
 
     Raises:
         UnknownName: no delta has the name.
+        InvalidConfig: a delta that waits for its start from data.
         DeltakitError: nothing is attached.
     """
     attachments = need_attachments(model)
     composition = One(what) if isinstance(what, str) else what
     parts = attachments.with_members(composition.names)
+    for part in parts:
+        check_started(attachments, part.name)
     return Checkpoint(
         origin=f"this {type(model).__name__}",
         parts=tuple(_part(model, attachments, each, composition) for each in parts),
@@ -193,6 +197,8 @@ def _load_part(
     with torch.no_grad():
         for key, tensor in given.items():
             expected[key].copy_(tensor)
+    for form in awaiting_data(attachments, name):
+        form.data_start = None  # what was saved had it
     _keep(model, attachments, attached, part, checkpoint)
     if is_top:
         _load_own(model, attachments, attached, part, checkpoint, head=head)

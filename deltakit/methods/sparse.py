@@ -12,14 +12,21 @@ state, and is not saved: a file has the kept numbers, and one bit for each numbe
 ``"magnitude"``  \|θ\|
 ``"random"``     drawn from N(0, 1)
 ``"synflow"``    \|θ ∂R/∂θ\|, R the form's mean output for an input of ones, with \|θ\| for θ
+``"snip"``       \|θ ∂L/∂θ\|, L the loss on the batches given to `deltakit.prepare`
+``"grasp"``      θ (Hg), g the gradient of L and H its Hessian
 ===============  ===================================================================
 
-Where all scores of a matrix are equal, as with LoRA's B, which starts at zero, its mask is random.
+The last two start from data: `deltakit.prepare` chooses the mask before training. A matrix that
+starts at zero, such as LoRA's B, has no such score, and no gradient passes it. So while scores are
+taken it is a step against its gradient, of root mean square 0.01; then it is zero again.
+
+Where all scores of a matrix are equal, its mask is random: by magnitude LoRA's B is an example.
 *Large-Sparse* is a wider form of as many numbers: four times the bottleneck with ``keep=0.25``.
 
 Where the sources differ. The authors' code counts its threshold over all matrices or for each one;
 here it is for each. Its flag ``--sparsity`` is the share that is *kept*, as `keep` is here; the
-paper's sparse ratio is the share that is removed. Its scores from data (SNIP, GraSP) are not here.
+paper's sparse ratio is the share that is removed. It scores the dense form once or at each epoch,
+here it is once.
 """
 
 from __future__ import annotations
@@ -43,7 +50,10 @@ from deltakit.methods.adapter import SequentialAdapter
 if TYPE_CHECKING:
     from deltakit.core.delta import Delta
 
-Score = Literal["magnitude", "random", "synflow"]
+Score = Literal["magnitude", "random", "synflow", "snip", "grasp"]
+
+FROM_DATA = ("snip", "grasp")
+"""Scores that need a pass over data."""
 
 
 @register_method("sparse")
@@ -56,7 +66,8 @@ class Sparse(FormWrapper):
     Args:
         method: what is pruned; a SequentialAdapter by default.
         keep: the share of each matrix that is kept, above 0 and at most 1.
-        score: how the numbers that are kept are chosen: "magnitude", "random" or "synflow".
+        score: how the numbers that are kept are chosen: "magnitude", "random" or "synflow"; by data
+            "snip" or "grasp", which need `deltakit.prepare`.
 
     Raises:
         InvalidConfig: a value out of range, or a method that puts no deltas into layers.
@@ -84,7 +95,7 @@ class Sparse(FormWrapper):
         self.check_method()
         if not isinstance(keep, int | float) or isinstance(keep, bool) or not 0 < keep <= 1:
             raise InvalidConfig(f"Sparse(keep={keep!r}): a share above 0 and at most 1.")
-        check_choice(self, ("magnitude", "random", "synflow"), score=score)
+        check_choice(self, ("magnitude", "random", "synflow", *FROM_DATA), score=score)
 
     @property
     def is_plain(self) -> bool:
@@ -94,6 +105,9 @@ class Sparse(FormWrapper):
         """The method's form at one site, pruned."""
         from deltakit.methods.forms import sparse
 
+        if self.score == "snip" or self.score == "grasp":
+            start = sparse.PrunedByData(self.score)
+            return sparse.awaiting(placement.make_delta(handle), self.keep, start)
         scores: dict[str, sparse.Scores] = {
             "magnitude": sparse.by_magnitude,
             "random": sparse.at_random,

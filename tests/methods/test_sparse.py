@@ -176,10 +176,145 @@ def _handle() -> Any:
         ({"keep": 0}, "above 0"),
         ({"keep": 1.5}, "at most 1"),
         ({"keep": True}, "above 0"),
-        ({"score": "snip"}, "magnitude, random, synflow"),
+        ({"score": "snap"}, "magnitude, random, synflow, snip, grasp"),
         ({"method": dk.AdapterFusion("a", "b")}, "puts deltas into layers"),
     ],
 )
 def test_bad_settings(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidConfig, match=text):
         Sparse(**fields)
+
+
+# ------------------------------------------------------------------------------- scores from data
+
+
+Batches = list[dict[str, Tensor]]
+
+
+def batches(kit: SimpleNamespace) -> Batches:
+    batch = kit.make_batch()
+    labels = torch.arange(len(batch["input_ids"])) % 2
+    return [{**batch, "labels": labels}, {**batch, "labels": 1 - labels.flip(0)}]
+
+
+def classifier(kit: SimpleNamespace, method: dk.Method) -> Any:
+    torch.manual_seed(0)
+    model = kit.make_model("bert", "classify")
+    torch.manual_seed(0)
+    dk.attach(model, method)
+    return model.double().eval()
+
+
+def of_forms(model: Any) -> dict[str, Tensor]:
+    """The matrices of the adapters, by a name that pruned and dense ones have."""
+    return {
+        f"{key}.{part}": getattr(form, part).weight
+        for key, form in forms(model).items()
+        for part in ("down", "up")
+    }
+
+
+def dense(kit: SimpleNamespace, pruned: Any) -> Any:
+    """The plain method with the numbers that the pruned one begins with."""
+    plain = classifier(kit, ADAPTER)
+    with torch.no_grad():
+        for key, form in forms(pruned).items():
+            for name, start in vars(form)["_dense_start"].items():
+                forms(plain)[key].get_parameter(name).copy_(start)
+    return plain
+
+
+def slopes(model: Any, data: Batches) -> list[Tensor]:
+    loss = sum(model(**batch).loss for batch in data) / len(data)
+    return list(torch.autograd.grad(loss, list(of_forms(model).values())))
+
+
+def keeps_the_largest(model: Any, scores: dict[str, Tensor]) -> None:
+    for name, score in scores.items():
+        kept = of_forms(model)[name].detach() != 0
+        assert int(kept.sum()) == int(0.25 * score.numel() + 0.5), name
+        assert score[kept].min() >= score[~kept].max() - 1e-12, name
+
+
+def test_snip_keeps_where_number_times_gradient_is_largest(kit: SimpleNamespace) -> None:
+    data = batches(kit)
+    model = classifier(kit, Sparse(ADAPTER, keep=0.25, score="snip"))
+    plain = dense(kit, model)
+    before = masks(model)
+    assert dk.prepare(model, data) == ("default",)
+    assert any(not torch.equal(bits, masks(model)[name]) for name, bits in before.items())
+    pairs = zip(of_forms(plain).items(), slopes(plain, data), strict=True)
+    keeps_the_largest(model, {name: (p.detach() * g).abs() for (name, p), g in pairs})
+    start = of_forms(plain)
+    for name, kept in of_forms(model).items():
+        assert torch.equal(kept[kept != 0], start[name][kept != 0]), "the dense start, in part"
+
+
+def test_grasp_is_the_number_times_hessian_times_gradient(kit: SimpleNamespace) -> None:
+    data, step = batches(kit), 1e-2
+    model = classifier(kit, Sparse(ADAPTER, keep=0.25, score="grasp"))
+    plain = dense(kit, model)
+    first = slopes(plain, data)
+    start = [p.detach().clone() for p in of_forms(plain).values()]
+
+    def slopes_at(shift: float) -> list[Tensor]:
+        with torch.no_grad():
+            for p, value, slope in zip(of_forms(plain).values(), start, first, strict=True):
+                p.copy_(value + shift * slope)
+        return slopes(plain, data)
+
+    products = [(a - b) / (2 * step) for a, b in zip(slopes_at(step), slopes_at(-step), strict=True)]
+    scores = [value * product for value, product in zip(start, products, strict=True)]
+    dk.prepare(model, data)
+    keeps_the_largest(model, dict(zip(of_forms(plain), scores, strict=True)))
+
+
+def test_a_matrix_of_zeros_is_scored_by_its_gradient(kit: SimpleNamespace) -> None:
+    data, method = batches(kit), dk.LoRA(rank=4)
+    found = []
+    for seed in (1, 2):
+        model = classifier(kit, Sparse(method, keep=0.25, score="snip"))
+        torch.manual_seed(seed)
+        dk.prepare(model, data)
+        found.append(masks(model))
+    assert all(torch.equal(bits, found[1][name]) for name, bits in found[0].items()), "not drawn"
+    plain = classifier(kit, method)
+    assert torch.equal(plain(**data[0]).logits, model(**data[0]).logits), "it still starts at zero"
+
+
+def test_training_and_saving_wait_for_the_start(kit: SimpleNamespace, tmp_path: Path) -> None:
+    data = batches(kit)
+    model = classifier(kit, Sparse(ADAPTER, keep=0.25, score="snip"))
+    with pytest.raises(InvalidConfig, match="'default' takes its start from data.*prepare"):
+        dk.save(model, tmp_path / "early")
+    model.train()
+    with pytest.raises(InvalidConfig, match="score='snip'.*deltakit.prepare.model, batches."):
+        model(**data[0])
+    dk.prepare(model, data)
+    assert model.training, "as it was"
+    model(**data[0]).loss.backward()
+    dk.save(model, tmp_path / "delta")
+    other = kit.make_model("bert", "classify").double()
+    dk.load(other, tmp_path / "delta")
+    other.train()(**data[0]).loss.backward()
+    assert dk.prepare(other, data) == (), "a delta that was loaded has its start"
+    assert all(torch.equal(bits, masks(other)[name]) for name, bits in masks(model).items())
+
+
+def test_prepared_once_and_without_batches_where_none_is_needed(kit: SimpleNamespace) -> None:
+    model = classifier(kit, Sparse(ADAPTER, keep=0.25, score="magnitude"))
+    assert dk.prepare(model, iter(())) == ()
+    model = classifier(kit, Sparse(ADAPTER, keep=0.25, score="snip") + dk.BitFit())
+    with pytest.raises(InvalidConfig, match="there are no batches"):
+        dk.prepare(model, [])
+    with pytest.raises(InvalidConfig, match="gives no loss for a batch with input_ids"):
+        dk.prepare(model, [kit.make_batch()])
+    dk.prepare(model, batches(kit))
+    before = masks(model)
+    assert dk.prepare(model, batches(kit)) == ()
+    assert all(torch.equal(bits, masks(model)[name]) for name, bits in before.items())
+
+
+def test_a_copy_waits_too(kit: SimpleNamespace) -> None:
+    model = pickle.loads(pickle.dumps(classifier(kit, Sparse(ADAPTER, score="snip"))))
+    assert dk.prepare(model, batches(kit)) == ("default",)

@@ -2,17 +2,24 @@
 
 A pruned matrix is two tensors: the numbers that are kept, which are trained, and one bit for each
 number that says whether it is. The matrix itself is made when the form reads it, in each pass.
+
+A mask whose scores come from data is random until `deltakit.prepare` chooses it. Until then the
+dense start is kept beside the two tensors.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from deltakit.core.data_start import DataPass, DataStart, StartsFromData
 from deltakit.core.delta import Delta
+from deltakit.errors import InvalidConfig
 
 KEPT, BITS = "_kept", "_bits"
 """What the names of a pruned matrix's two tensors end in."""
@@ -31,6 +38,16 @@ def pruned(form: Delta, keep: float, scores: Scores) -> Delta:
             _replace(module, name, largest(score, math.floor(keep * score.numel() + 0.5)))
         if names or module is form:
             module.__class__ = _pruned_class(type(module), tuple(names))
+    return form
+
+
+def awaiting(form: Delta, keep: float, start: "PrunedByData") -> Delta:
+    """The form, in place, with a random mask until `start` chooses it."""
+    dense = {name: p.detach().clone() for name, p in matrices(form)}
+    pruned(form, keep, at_random)
+    assert isinstance(form, StartsFromData)
+    form.data_start = start
+    vars(form)["_dense_start"] = dense
     return form
 
 
@@ -69,21 +86,20 @@ def _shifts(like: Tensor) -> Tensor:
 
 
 def _dense(module: Any, name: str) -> Tensor:
-    """The matrix: the kept numbers at their places, zero elsewhere."""
+    """The matrix: the kept numbers at their places, zero elsewhere. The dense one while scored."""
+    scored: Tensor | None = vars(module).get("_scored", {}).get(name)
+    if scored is not None:
+        return scored
     kept = getattr(module, name + KEPT)
     shape = module._shapes[name]
     mask = _unpacked(getattr(module, name + BITS), shape)
     return kept.new_zeros(shape).masked_scatter(mask, kept)
 
 
-class _Pruned:
-    """What classes of pruned modules have in common: they are pickled as their base and names."""
-
-    _pruned_from: tuple[type[nn.Module], tuple[str, ...]]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        del protocol
-        return _empty, self._pruned_from, self.__dict__
+def _reduced(module: Any, protocol: Any) -> Any:
+    """A pruned module for pickle: its base and names, of which its class is made again."""
+    del protocol
+    return _empty, module._pruned_from, module.__dict__
 
 
 def _empty(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
@@ -111,13 +127,19 @@ def _new_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
     """
 
     def forward(self: Any, *inputs: Any, **named: Any) -> Any:
+        if self.data_start is not None and self.training and torch.is_grad_enabled():
+            raise InvalidConfig(
+                f"Sparse(score={self.data_start.score!r}): the mask is not chosen yet. Call "
+                "deltakit.prepare(model, batches) before training."
+            )
         return base.forward(self, *inputs, **named)
 
     members: dict[str, Any] = {
         name: property(functools.partial(_dense, name=name)) for name in names
     }
     members |= {"forward": forward, "_pruned_from": (base, names), "__module__": __name__}
-    return type(f"Pruned{base.__name__}", (_Pruned, base), members)
+    members["__reduce_ex__"] = _reduced
+    return type(f"Pruned{base.__name__}", (base, StartsFromData), members)
 
 
 # ---------------------------------------------------------------------------------------- scores
@@ -158,3 +180,82 @@ def by_flow(form: Delta, d: int) -> dict[str, Tensor]:
 def _assign(named: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         named[name].copy_(value)
+
+
+# ------------------------------------------------------------------------------- scores from data
+
+WARM = 0.01
+"""The root mean square of a matrix of zeros, such as LoRA's B, while scores are taken."""
+
+
+@dataclass(frozen=True)
+class PrunedByData(DataStart):
+    """Masks by scores from gradients. H is the Hessian and g the gradient of the loss.
+
+    SNIP has |θ ⊙ g|, and GraSP θ ⊙ Hg. A matrix of zeros would have no score, and would hide the
+    one before it; while scores are taken it is a step against its gradient.
+    """
+
+    score: Literal["snip", "grasp"]
+
+    def give(self, forms: Sequence[Delta], data: DataPass) -> None:
+        places = [each for form in forms for each in _starts(form)]
+        dense = [start.to(module.get_parameter(name + KEPT)) for module, name, start in places]
+        scored = self._scores(places, dense, data)
+        for (module, name, _), start, score in zip(places, dense, scored, strict=True):
+            _choose(module, name, start, score)
+        for form in forms:
+            del vars(form)["_dense_start"]
+
+    def _scores(
+        self, places: "list[_Place]", dense: list[Tensor], data: DataPass
+    ) -> tuple[Tensor, ...]:
+        tensors = [start.clone().requires_grad_() for start in dense]
+        with _scored(places, tensors):
+            _warm(tensors, data)
+            slopes = data.gradients(tensors)
+            if self.score == "grasp":
+                slopes = data.hessian_product(tensors, slopes)
+        products = (t.detach() * slope for t, slope in zip(tensors, slopes, strict=True))
+        return tuple(p if self.score == "grasp" else p.abs() for p in products)
+
+
+_Place = tuple[nn.Module, str, Tensor]
+"""A pruned module, the name of one of its matrices, and the matrix's dense start."""
+
+
+def _starts(form: Delta) -> Iterator[_Place]:
+    for path, start in vars(form)["_dense_start"].items():
+        owner, _, name = path.rpartition(".")
+        yield form.get_submodule(owner), name, start
+
+
+@contextmanager
+def _scored(places: list[_Place], tensors: list[Tensor]) -> Iterator[None]:
+    """Inside, the modules compute with the dense `tensors`."""
+    try:
+        for (module, name, _), tensor in zip(places, tensors, strict=True):
+            vars(module).setdefault("_scored", {})[name] = tensor
+        yield
+    finally:
+        for module, _, _ in places:
+            vars(module).pop("_scored", None)
+
+
+def _warm(tensors: list[Tensor], data: DataPass) -> None:
+    zeros = [tensor for tensor in tensors if not tensor.any()]
+    slopes = data.gradients(zeros) if zeros else ()
+    with torch.no_grad():
+        for tensor, slope in zip(zeros, slopes, strict=True):
+            size = slope.square().mean().sqrt()
+            if size > 0:
+                tensor.copy_(slope * (-WARM / size))
+
+
+@torch.no_grad()
+def _choose(module: nn.Module, name: str, dense: Tensor, score: Tensor) -> None:
+    kept, bits = module.get_parameter(name + KEPT), module.get_buffer(name + BITS)
+    places = largest(score, kept.numel())
+    kept.copy_(dense.flatten()[places])
+    mask = torch.zeros(dense.numel(), dtype=torch.uint8, device=dense.device)
+    bits.copy_(_packed(mask.index_fill(0, places, 1)))

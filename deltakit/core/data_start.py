@@ -1,0 +1,57 @@
+"""Starts from data: what a form takes from a few batches before it is trained.
+
+The mask of a pruned delta, or directions along which activations vary, are examples. A form says
+that it has such a start, and what computes it. `deltakit.prepare` runs the passes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deltakit.core.delta import Delta
+
+
+class DataPass(ABC):
+    """A model's passes over the batches that it was given, as often as a start needs them.
+
+    The model is in evaluation: nothing is dropped or drawn. The loss L is the mean of the batches'.
+    """
+
+    @abstractmethod
+    def forward(self) -> None:
+        """Runs all batches without gradients; the forms are called with their inputs."""
+
+    @abstractmethod
+    def gradients(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """∂L/∂θ for each tensor θ, of its shape; zero where L does not depend on it."""
+
+    @abstractmethod
+    def hessian_product(
+        self, tensors: Sequence[Tensor], vectors: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """H v for each tensor, H the Hessian of L over all of them and v the `vectors`."""
+
+
+class DataStart(ABC):
+    """The computation of a start, for all forms of the active deltas that have an equal one."""
+
+    @abstractmethod
+    def give(self, forms: Sequence[Delta], data: DataPass) -> None:
+        """Starts the forms, in place."""
+
+
+class StartsFromData(ABC):  # noqa: B024
+    """A form that may have a start from data.
+
+    Until it has it, it refuses to be trained, and it is not saved. A form that was loaded has it.
+
+    Attributes:
+        data_start: what computes the start; None where there is none to wait for.
+    """
+
+    data_start: DataStart | None = None
