@@ -88,6 +88,7 @@ class Bench:
         set_seed(seed)
         adapted = adapted_model(model, method)
         adapted.attach()
+        adapted.prepare(self.context.first_batches(self.plan.task.name))
         return adapted
 
     def _fresh(self, base: BaseChoice, seed: int) -> Any:

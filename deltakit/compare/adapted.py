@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -39,6 +39,9 @@ class DeltakitModel(AdaptedModel):
 
     def attach(self) -> None:
         dk.attach(self.model, self.method, TRAINED)
+
+    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        dk.prepare(self.model, batches)
 
     def save(self, folder: Path) -> None:
         dk.save(self.model, folder, TRAINED)

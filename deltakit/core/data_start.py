@@ -7,11 +7,11 @@ that it has such a start, and what computes it. `deltakit.prepare` runs the pass
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from deltakit.core.delta import Delta
 
@@ -55,3 +55,16 @@ class StartsFromData(ABC):  # noqa: B024
     """
 
     data_start: DataStart | None = None
+
+
+def awaiting(modules: Iterable[nn.Module]) -> list[StartsFromData]:
+    """The forms among modules and their children that wait for a start."""
+    inside = dict.fromkeys(each for module in modules for each in module.modules())
+    found = [each for each in inside if isinstance(each, StartsFromData)]
+    return [form for form in found if form.data_start is not None]
+
+
+def take_as_started(modules: Iterable[nn.Module]) -> None:
+    """Makes the forms wait no longer: they were loaded, or any start will do."""
+    for form in awaiting(modules):
+        form.data_start = None

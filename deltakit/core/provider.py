@@ -8,7 +8,7 @@ above this file names the library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,19 @@ class AdaptedModel(ABC):
         Raises:
             DeltakitError: the method does not fit the model. The model may be on the meta device.
         """
+
+    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Takes from data what the method starts from, once, before the first step.
+
+        By default nothing. `model` may be another object afterwards.
+
+        Args:
+            batches: of the training data, with labels; read only where the method needs them.
+
+        Raises:
+            DeltakitError: the start cannot be taken.
+        """
+        del batches
 
     @abstractmethod
     def save(self, folder: Path) -> None:

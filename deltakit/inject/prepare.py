@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deltakit.core.data_start import DataPass, StartsFromData
+from deltakit.core.data_start import DataPass, StartsFromData, awaiting
 from deltakit.core.delta import Delta
 from deltakit.errors import InvalidConfig
 from deltakit.inject.attachments import Attachments, need_attachments
@@ -49,9 +49,7 @@ def prepare(model: "PreTrainedModel", batches: Iterable[Mapping[str, Any]]) -> t
 
 def awaiting_data(attachments: Attachments, name: str) -> list[StartsFromData]:
     """The forms of a delta that wait for a start from data."""
-    modules = (each for _, module in attachments.get(name).modules() for each in module.modules())
-    found = dict.fromkeys(each for each in modules if isinstance(each, StartsFromData))
-    return [form for form in found if form.data_start is not None]
+    return awaiting(module for _, module in attachments.get(name).modules())
 
 
 def check_started(attachments: Attachments, name: str) -> None:

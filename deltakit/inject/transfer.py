@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deltakit.arch.resolve import resolve
 from deltakit.core.checkpoint import Checkpoint, Part, first_few
 from deltakit.core.composition import Composition, One
+from deltakit.core.data_start import take_as_started
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NameInUse
 from deltakit.inject.attach import activate, attach_unchecked, detach
 from deltakit.inject.attachments import (
@@ -24,7 +25,7 @@ from deltakit.inject.attachments import (
 )
 from deltakit.inject.labels import labels_with, take_labels
 from deltakit.inject.places import is_sharded, stored_value
-from deltakit.inject.prepare import awaiting_data, check_started
+from deltakit.inject.prepare import check_started
 from deltakit.inject.switch import paused, snapshot_active
 
 if TYPE_CHECKING:
@@ -197,8 +198,7 @@ def _load_part(
     with torch.no_grad():
         for key, tensor in given.items():
             expected[key].copy_(tensor)
-    for form in awaiting_data(attachments, name):
-        form.data_start = None  # what was saved had it
+    take_as_started(module for _, module in attached.modules())
     _keep(model, attachments, attached, part, checkpoint)
     if is_top:
         _load_own(model, attachments, attached, part, checkpoint, head=head)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import deltakit as dk
+from deltakit.core.data_start import take_as_started
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError, IncompatibleDeltas
 from deltakit.inject.attachments import base_parameters
@@ -67,6 +68,8 @@ class Case:
                 dk.attach(model, self.method.member, name)
         for name in names or ("default",):
             dk.attach(model, self.method, name)
+            # The laws hold for any start, so for the one that was drawn too.
+            take_as_started([model])
 
     def attached(self) -> Any:
         """The model with the method as it starts. Raises `NotApplicable` if it is refused."""

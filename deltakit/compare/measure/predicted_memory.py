@@ -26,6 +26,7 @@ from deltakit.compare.measure.memory import (
 )
 from deltakit.compare.measure.timing import Batch, Step
 from deltakit.core.checks import check_whole
+from deltakit.core.data_start import take_as_started
 from deltakit.core.method import Method
 from deltakit.core.provider import AdaptedModel
 from deltakit.core.spec import format_method
@@ -159,6 +160,7 @@ def _attached(model: Any, method: Method, members: Mapping[str, Method]) -> Adap
         dk.attach(model, member, name)
     adapted = adapted_model(model, method)
     adapted.attach()
+    take_as_started([adapted.model])  # there are no data here
     return adapted
 
 

@@ -11,6 +11,7 @@ from deltakit.compare.adapted import adapted_model
 from deltakit.compare.measure import hardware as machine
 from deltakit.compare.measure.costs import handling_cost, inference_cost, training_cost
 from deltakit.compare.measure.diagnostics import diagnose
+from deltakit.compare.measure.hardware import Meter
 from deltakit.compare.measure.latency_by_shape import by_shape
 from deltakit.compare.plan.lr_search import TUNING_SEED, choose
 from deltakit.compare.plan.plan import Cell, Plan, Training, attach_all
@@ -163,7 +164,10 @@ def train_now(
     adapted = attach_all(model, training, context.member_folder)
     for note in adapted.notes:
         context.folder.note(note)
+    curve = _curve(context, adapted, training)
     context.progress.note("training")
+    meter = Meter()
+    adapted.prepare(context.first_batches(training.task))
     record = train(
         adapted.model,
         context.encoded(training.task, "train"),
@@ -174,7 +178,8 @@ def train_now(
         seed=training.seed,
         progress=context.progress,
         callbacks=adapted.callbacks(),
-        curve=_curve(context, adapted, training),
+        curve=curve,
+        meter=meter,
     )
     return adapted, record
 

@@ -1,6 +1,7 @@
 """The context of a run: models, encoded data, stores, and the device, shared by its cells."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,9 @@ from deltakit.models.source import BaseChoice, device
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PREPARE_BATCHES = 8
+"""Batches of a pass over data before training, for methods that start from one."""
 
 
 @dataclass(kw_only=True)
@@ -88,6 +92,14 @@ class RunContext:
         loaded.model.config.use_cache = False
         set_seed(seed)  # the deltas' initialisation does not depend on what loading draws
         return loaded.model
+
+    def first_batches(self, task: str) -> Iterator[timing.Batch]:
+        """Batches of the training split in its own order, for what a method takes from data."""
+        data, kind = self.encoded(task, "train"), self.kind(task)
+        size = self.plan.request.budget.batch_size
+        for start in range(0, min(len(data), PREPARE_BATCHES * size), size):
+            rows = data.select(range(start, min(start + size, len(data))))
+            yield collate(list(rows), kind, self.tokenizer, self.device)
 
     @cached_property
     def train_batch(self) -> timing.Batch:

@@ -46,6 +46,7 @@ def train(
     progress: Lane,
     callbacks: Sequence[Any] = (),
     curve: CurveScore | None = None,
+    meter: Meter | None = None,
 ) -> TrainingRecord:
     """Trains all parameters that require a gradient. Without any it takes no step.
 
@@ -60,6 +61,7 @@ def train(
         progress: advanced by one at each step.
         callbacks: transformers' callbacks, for methods that do something between steps.
         curve: makes the points of the learning curve; None leaves them out.
+        meter: what the training has cost already; by default nothing.
 
     Raises:
         TrainingFailed: the loss became infinite or NaN.
@@ -70,37 +72,38 @@ def train(
         return TrainingRecord(seconds=0.0, steps=0, examples=0, losses=())
     trainer_class = _trainer_class(progress)
     steps = steps_of(len(data), budget)
+    meter = Meter() if meter is None else meter
     with tempfile.TemporaryDirectory(prefix="deltakit-") as scratch:
-        trainer = trainer_class(
-            model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                use_cpu=device().type == "cpu",
-                max_steps=steps,
-                per_device_train_batch_size=distributed.per_rank_batch_size(budget),
-                learning_rate=lr,
-                lr_scheduler_type="linear",
-                warmup_steps=round(budget.warmup * steps),
-                weight_decay=0.0,
-                seed=seed,
-                data_seed=seed,
-                train_sampling_strategy=_sampling(data),
-                # A kind's `collate` picks what the model is given.
-                remove_unused_columns=False,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                # It multiplies losses by the number of processes that are a mean already.
-                average_tokens_across_devices=False,
-                disable_tqdm=True,
-                dataloader_pin_memory=torch.cuda.is_available(),
-            ),
-            train_dataset=data,
-            data_collator=partial(kind.collate, tokenizer=tokenizer),
-            callbacks=list(callbacks),
-        )
-        trainer.remove_callback(PrinterCallback)
-        meter = Meter()
+        with meter.paused():
+            trainer = trainer_class(
+                model=model,
+                args=TrainingArguments(
+                    output_dir=scratch,
+                    use_cpu=device().type == "cpu",
+                    max_steps=steps,
+                    per_device_train_batch_size=distributed.per_rank_batch_size(budget),
+                    learning_rate=lr,
+                    lr_scheduler_type="linear",
+                    warmup_steps=round(budget.warmup * steps),
+                    weight_decay=0.0,
+                    seed=seed,
+                    data_seed=seed,
+                    train_sampling_strategy=_sampling(data),
+                    # A kind's `collate` picks what the model is given.
+                    remove_unused_columns=False,
+                    save_strategy="no",
+                    logging_strategy="no",
+                    report_to="none",
+                    # It multiplies losses by the number of processes that are a mean already.
+                    average_tokens_across_devices=False,
+                    disable_tqdm=True,
+                    dataloader_pin_memory=torch.cuda.is_available(),
+                ),
+                train_dataset=data,
+                data_collator=partial(kind.collate, tokenizer=tokenizer),
+                callbacks=list(callbacks),
+            )
+            trainer.remove_callback(PrinterCallback)
         watch = None if curve is None else IntermediateEval(steps, curve, meter)
         if watch is not None:
             trainer.add_callback(_watching(watch))

@@ -11,7 +11,7 @@ A row of PEFT's and one of deltakit's are made alike:
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -24,19 +24,27 @@ from deltakit.arch.resolve import resolve
 from deltakit.core.provider import AdaptedModel, Counts
 from deltakit.core.site import Site
 from deltakit.core.spec import format_method
-from deltakit.errors import CheckpointError, InvalidConfig, NotMergeable
+from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NotMergeable
 from deltakit.inject.attachments import head_names
 from deltakit.inject.summary import summary
+from deltakit.interop.peft_rows.starts import (
+    ADAPTER,
+    give,
+    on_device,
+    plain_config,
+    start_of,
+    take_out,
+)
 from deltakit.interop.peft_rows.tuner import PeftTuner, first_line, refusal
 from deltakit.methods.norms import NormTuning
 from deltakit.models.quantised import codec_of, keep_as_loaded
 
-ADAPTER = "default"
-"""PEFT's name for what is put on: with this one it saves right into a folder."""
 SECOND = "second"
 
 RESUME = Path("resume") / "trained.safetensors"
 """All that was trained, beside PEFT's own files: a prompt's encoder, for one, is not in those."""
+START = "start.safetensors"
+"""The factors that a start from data took out of the base, beside PEFT's own file."""
 
 NEEDS_MORE = {
     "multitask_prompt_tuning": "several tasks at once",
@@ -53,8 +61,6 @@ ON_QUANTISED = frozenset({
 
 Others take packed numbers for weights (HRA), or have no effect at all (Uni-LoRA).
 """
-DRAWN_FROM_DATA = ("eva", "corda", "lora_ga")
-"""Initialisations that take a pass over data first; PEFT trains without it and says nothing."""
 
 
 class PeftAdaptedModel(AdaptedModel):
@@ -64,6 +70,7 @@ class PeftAdaptedModel(AdaptedModel):
         super().__init__(model)
         self.method = method
         self._plain = summary(model)
+        self._taken_out: dict[str, Tensor] = {}
         self._heads = sorted({name.partition(".")[0] for name in head_names(model)})
 
     def attach(self) -> None:
@@ -77,9 +84,17 @@ class PeftAdaptedModel(AdaptedModel):
                 more["modules_to_save"] = list(self._heads)
             if not self._heads:  # a language model's belongs to the base
                 more["task_type"] = "CAUSAL_LM"
-            self.model = _put_on(self.model, lambda: self.method.config(**copy.deepcopy(more)))
+            self.model = _put_on(self.model, lambda: self._config(more))
         self._note(*(f"PEFT warns: {first_line(warning.message)}" for warning in said))
         self._check_head()
+
+    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        start = start_of(self.method)
+        if start is None:
+            return
+        held = on_device(batches, self.model.device)
+        with _quiet(InvalidConfig):
+            self._taken_out = give(self.model, start, self._bare_base, held)
 
     def save(self, folder: Path) -> None:
         from safetensors.torch import save_file
@@ -88,12 +103,14 @@ class PeftAdaptedModel(AdaptedModel):
         trained = {name: p.detach().cpu().contiguous() for name, p in self._trained().items()}
         (folder / RESUME).parent.mkdir(exist_ok=True)
         save_file(trained, folder / RESUME)
+        if self._taken_out:
+            save_file({k: v.cpu() for k, v in self._taken_out.items()}, folder / START)
 
     def load(self, folder: Path) -> None:
         from peft import PeftConfig
         from safetensors.torch import load_file
 
-        self.attach()
+        self._attach_as_saved(folder)
         saved, trained = load_file(folder / RESUME), self._trained()
         if saved.keys() != trained.keys():
             raise CheckpointError(
@@ -133,7 +150,7 @@ class PeftAdaptedModel(AdaptedModel):
         return False
 
     def disabled(self) -> AbstractContextManager[nn.Module]:
-        return self._bare(lambda wrapper: wrapper.original_module)
+        return self._bare_base()
 
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
@@ -211,6 +228,30 @@ class PeftAdaptedModel(AdaptedModel):
                 "tuner."
             )
 
+    def _config(self, more: Mapping[str, Any]) -> Any:
+        config = self.method.config(**copy.deepcopy(dict(more)))
+        return config if start_of(self.method) is None else plain_config(config)
+
+    def _attach_as_saved(self, folder: Path) -> None:
+        """A start from data may have changed the ranks, and the base's weights."""
+        from peft import PeftConfig
+        from safetensors.torch import load_file
+
+        start = start_of(self.method)
+        if start is None:
+            self.attach()
+            return
+        keep_as_loaded(self.model)
+        config = PeftConfig.from_pretrained(folder)
+        config.inference_mode = False
+        self.model = _put_on(self.model, lambda: copy.deepcopy(config))
+        if (folder / START).exists():
+            self._taken_out = load_file(folder / START)
+            take_out(self.model, start, self._taken_out)
+
+    def _bare_base(self) -> AbstractContextManager[nn.Module]:
+        return self._bare(lambda wrapper: wrapper.original_module)
+
     @contextmanager
     def _bare(self, head: Callable[[Any], nn.Module]) -> Iterator[nn.Module]:
         """The plain model: layers in place of PEFT's around them, and the `head` of a wrapper."""
@@ -257,7 +298,7 @@ class PeftAdaptedModel(AdaptedModel):
 
 def _check_trainable(model: Any, method: PeftTuner) -> None:
     """Raises `InvalidConfig` for what a training like every other row's cannot train."""
-    config, settings = method.config(), dict(method.settings)
+    config = method.config()
     quantised = any(codec_of(module) is not None for module in model.modules())
     if quantised and method.name not in ON_QUANTISED:
         raise InvalidConfig(
@@ -268,11 +309,6 @@ def _check_trainable(model: Any, method: PeftTuner) -> None:
         raise InvalidConfig(
             f"it takes {NEEDS_MORE[method.name]}, and a row is one training on one task. Leave it "
             "out."
-        )
-    if settings.get("init_lora_weights") in DRAWN_FROM_DATA:
-        raise InvalidConfig(
-            f"init_lora_weights={settings['init_lora_weights']} takes a pass over data before the "
-            "training, which a row does not make. Take another initialisation."
         )
     if config.is_prompt_learning and not config.num_virtual_tokens:
         raise InvalidConfig(
@@ -358,14 +394,16 @@ def _filled(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps PEFT's warnings back, and makes its errors `NotMergeable`."""
+def _quiet(kind: type[DeltakitError] = NotMergeable) -> Iterator[None]:
+    """Keeps PEFT's warnings back, and makes its errors of one kind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
+        except DeltakitError:
+            raise
         except Exception as error:  # NotImplementedError, ValueError, AttributeError: each tuner's
-            raise refusal(error, NotMergeable) from None
+            raise refusal(error, kind) from None
 
 
 def _allocation(tuner: Any) -> Any:

@@ -361,7 +361,6 @@ def test_it_is_tried_and_counted_without_weights(kit: SimpleNamespace, name: str
     [
         ("peft:lora[r=many]", "PEFT refuses it .TypeError."),
         ("peft:lora[target_modules=nope]", "PEFT refuses it .*target"),
-        ("peft:lora[init_lora_weights=eva]", "eva takes a pass over data"),
         ("peft:poly", "takes several tasks at once"),
         ("peft:xlora[hidden_size=16]", "LoRAs that are trained already"),
         ("peft:prefix_tuning", r"peft:prefix_tuning\[num_virtual_tokens=20\]"),
