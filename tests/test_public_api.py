@@ -11,19 +11,20 @@ import deltakit as dk
 
 PUBLIC = [
     "IA3", "MAM", "AdapterDrop", "AdapterFusion", "Attending", "AuxiliaryLoss", "BitFit", "Choice",
-    "Combiner", "Compacter", "Composition", "CustomSum", "DataPass", "DataStart", "Delta", "DeltakitError", "DoRA",
-    "ExtraPositions", "FFNUnits", "Family", "FullFineTuning", "FusedAdd", "Gated", "Handle",
-    "HeadOnly", "InitialOutput", "Insertion", "InvertibleAdapter", "LayerStack", "LearnedMean",
-    "LoRA", "LoReFT", "Location", "Mean", "MergeReport", "Mergeable", "MergesAsFFN", "Method",
-    "MethodWrapper", "Mixture", "NormTuning", "NotMergeable", "Paper", "ParallelAdapter",
+    "Combiner", "Compacter", "Composition", "CustomSum", "DataPass", "DataStart", "Delta",
+    "DeltakitError", "DoRA", "ExtraPositions", "FFNUnits", "Family", "FullFineTuning", "FusedAdd",
+    "Gated", "Handle", "HeadOnly", "InitialOutput", "Insertion", "InvertibleAdapter", "LayerStack",
+    "LearnedMean", "LoRA", "LoReFT", "Location", "Mean", "MergeReport", "Mergeable", "MergesAsFFN",
+    "Method", "MethodWrapper", "Mixture", "NormTuning", "NotMergeable", "Paper", "ParallelAdapter",
     "PartialFineTuning", "PerRow", "Placement", "PrefixTuning", "PromptTuning", "Reads", "ReadsEnd",
     "Regularised", "Reparametrised", "Results", "RewritesWeight", "Scaling", "SequentialAdapter",
-    "Site", "Sparse", "SparselyActive", "Stack", "StartsFromData", "StepCallback", "Summable", "TrainingStep", "VeRA",
-    "__version__", "activate", "attach", "choose", "compare", "convert", "deploy", "detach",
-    "disabled", "drop", "fusion_attention", "infer_family", "load", "load_base", "merge",
-    "parse_method", "prepare", "prune", "register_family", "register_format", "register_kind",
-    "register_method", "register_metric", "register_task", "register_weight_format", "resolve",
-    "save", "step_callbacks", "summary", "task_arithmetic", "unmerge", "using",
+    "Site", "Sparse", "SparselyActive", "Stack", "StartsFromData", "StepCallback", "Summable",
+    "TrainingStep", "VeRA", "__version__", "activate", "attach", "choose", "compare", "convert",
+    "deploy", "detach", "disabled", "drop", "fusion_attention", "infer_family", "load", "load_base",
+    "merge", "parse_method", "prepare", "prune", "register_family", "register_format",
+    "register_kind", "register_method", "register_metric", "register_task",
+    "register_weight_format", "resolve", "save", "step_callbacks", "summary", "task_arithmetic",
+    "unmerge", "using",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

@@ -263,7 +263,9 @@ def test_grasp_is_the_number_times_hessian_times_gradient(kit: SimpleNamespace) 
                 p.copy_(value + shift * slope)
         return slopes(plain, data)
 
-    products = [(a - b) / (2 * step) for a, b in zip(slopes_at(step), slopes_at(-step), strict=True)]
+    products = [
+        (a - b) / (2 * step) for a, b in zip(slopes_at(step), slopes_at(-step), strict=True)
+    ]
     scores = [value * product for value, product in zip(start, products, strict=True)]
     dk.prepare(model, data)
     keeps_the_largest(model, dict(zip(of_forms(plain), scores, strict=True)))

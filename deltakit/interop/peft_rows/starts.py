@@ -112,7 +112,10 @@ def _eva(model: Any, bare: Bare, batches: Batches) -> None:
             f"and one has {fewest} tokens. Take a lower r, or larger batches."
         )
     initialize_lora_eva_weights(
-        model, [_by_token(batch) for batch in batches], show_progress_bar=False, gather_distributed_inputs=False
+        model,
+        [_by_token(batch) for batch in batches],
+        show_progress_bar=False,
+        gather_distributed_inputs=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""PEFT's starts from data as rows: equal to PEFT's own way, saved and loaded, refused where wrong."""
+"""PEFT's starts from data as rows: equal to PEFT's own way, saved and loaded, refused."""
 
 import warnings
 from pathlib import Path
@@ -31,7 +31,7 @@ def fresh(kit: SimpleNamespace) -> Any:
     return kit.make_model("bert", "classify").eval()
 
 
-def prepared(kit: SimpleNamespace, start: str, family: str = "bert") -> AdaptedModel:
+def prepared(kit: SimpleNamespace, start: str) -> AdaptedModel:
     model = fresh(kit)
     adapted = adapted_model(model, parse_method(f"peft:lora[r=2,init_lora_weights={start}]"))
     adapted.attach()
@@ -60,11 +60,14 @@ def rows(kit: SimpleNamespace) -> list[dict[str, Tensor]]:
 
 def by_peft(kit: SimpleNamespace, start: str) -> Any:
     """A model that was started as PEFT's documentation says."""
+    from peft.tuners.lora.config import CordaConfig
     from peft.tuners.lora.corda import preprocess_corda
     from peft.tuners.lora.loraga import preprocess_loraga
 
     model = fresh(kit)
-    settings: dict[str, Any] = {"corda": {"corda_config": peft.tuners.lora.config.CordaConfig()}}.get(start, {})
+    settings: dict[str, Any] = {
+        "corda": {"corda_config": peft.tuners.lora.config.CordaConfig()}
+    }.get(start, {})
     if start == "lora_ga":
         settings = {"lora_ga_config": peft.LoraGAConfig()}
     if start == "eva":
@@ -109,7 +112,7 @@ def test_it_starts_as_by_pefts_own_way(kit: SimpleNamespace, start: str) -> None
 def test_saved_and_loaded_bit_for_bit(kit: SimpleNamespace, start: str, tmp_path: Path) -> None:
     adapted, batch = prepared(kit, start), kit.make_batch()
     with torch.no_grad():
-        for name, parameter in adapted.model.named_parameters():
+        for parameter in adapted.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     adapted.save(tmp_path)
