@@ -66,12 +66,10 @@ def by_peft(kit: SimpleNamespace, start: str) -> Any:
 
     model = fresh(kit)
     settings: dict[str, Any] = {
-        "corda": {"corda_config": peft.tuners.lora.config.CordaConfig()}
-    }.get(start, {})
-    if start == "lora_ga":
-        settings = {"lora_ga_config": peft.LoraGAConfig()}
-    if start == "eva":
-        settings = {"eva_config": peft.EvaConfig()}
+        "corda": {"corda_config": CordaConfig()},
+        "lora_ga": {"lora_ga_config": peft.LoraGAConfig()},
+        "eva": {"eva_config": peft.EvaConfig()},
+    }[start]
     config = peft.LoraConfig(
         r=2, target_modules=["query", "value"], init_lora_weights=start, **settings
     )
