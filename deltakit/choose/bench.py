@@ -23,6 +23,7 @@ from deltakit.compare.run.predict import predict
 from deltakit.core.method import Method, can_be_summed
 from deltakit.core.provider import AdaptedModel, ExternalMethod
 from deltakit.errors import DeltakitError
+from deltakit.models.processor import pad_token_of
 from deltakit.models.source import BaseChoice
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Bench:
 
         if (base, seed) not in self._bases:
             set_seed(seed)
-            pad = self.context.tokenizer.pad_token_id
+            pad = pad_token_of(self.context.processor)
             loaded = self.plan.model.load(base, self.plan.task.kind.head, pad)
             loaded.model.config.use_cache = False
             self._bases[base, seed] = loaded.model
@@ -192,7 +193,7 @@ def timed(bench: Bench, method: Method, base: BaseChoice) -> dict[str, float]:
     validation = bench.encoded("validation")
     rows = validation.select(range(min(TIMED_ROWS, len(validation))))
     started = time.perf_counter()
-    predict(adapted.model, rows, kind, bench.context.tokenizer)
+    predict(adapted.model, rows, kind, bench.context.processor)
     return {
         "fixed": fixed,
         "step": step,

@@ -67,7 +67,7 @@ class TrainedArm:
             return Reading(steps=rung.steps, seconds=seconds, predictions=None, reason=str(error))
         task = self.bench.plan.task
         rows = self.bench.encoded("validation").select(range(rung.rows))
-        made = predict(adapted.model, rows, task.kind, self.bench.context.tokenizer)
+        made = predict(adapted.model, rows, task.kind, self.bench.context.processor)
         return Reading(steps=rung.steps, seconds=time.perf_counter() - started, predictions=made)
 
     def _train(self, adapted: AdaptedModel, rung: Rung) -> None:
@@ -97,7 +97,7 @@ class TrainedArm:
         for group in optimizer.param_groups:
             group["lr"] = self.facts.lr * min(1.0, (step + 1) / self.warmup)
         train, context = self.bench.rows("train"), self.bench.context
-        batch = self.bench.plan.task.kind.collate([train[row] for row in rows], context.tokenizer)
+        batch = self.bench.plan.task.kind.collate([train[row] for row in rows], context.processor)
         loss = model(**{key: value.to(context.device) for key, value in batch.items()}).loss
         if not math.isfinite(loss.item()):
             raise TrainingFailed(f"the loss is {loss.item()} at step {step + 1}")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Head(ABC):
     """The purpose that a model is loaded for.
 
-    Class variables: `task` (of `deltakit.load_base`) and `purpose` (what a model with it can do).
+    Class variables: `task` (of `deltakit.load_base`), `purpose` (what a model with it can do) and
+    `reads` (what it is given, which decides the processor: "texts" or "images").
 
     Attributes:
         outputs: the number of its outputs; None where the model decides.
@@ -25,6 +26,7 @@ class Head(ABC):
 
     task: ClassVar[str]
     purpose: ClassVar[str]
+    reads: ClassVar[str] = "texts"
     outputs: int | None = None
     problem: str | None = None
 

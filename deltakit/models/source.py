@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit.errors import InvalidConfig, UnknownName, first_line, unknown
 from deltakit.models.heads import Head
+from deltakit.models.processor import Processor
 from deltakit.models.weights import COMPUTE_DTYPES, dtype_of
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
     from deltakit.models.weights import WeightFormat
 
@@ -84,6 +85,33 @@ class ModelSource:
     fingerprint: str
     local_only: bool
 
+    def processor(self, head: Head) -> Processor:
+        """What makes the inputs of the model with a head: its tokenizer, or its image processor.
+
+        Raises:
+            UnknownName: the model has none.
+        """
+        readers = {"texts": self.tokenizer, "images": self.image_processor}
+        return readers[head.reads]()
+
+    def image_processor(self) -> "BaseImageProcessor":
+        """The image processor, with the transforms that the checkpoint names.
+
+        Raises:
+            UnknownName: the model has none.
+        """
+        from transformers import AutoImageProcessor
+
+        try:
+            return AutoImageProcessor.from_pretrained(
+                self.location, local_files_only=self.local_only
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise UnknownName(
+                f"model {self.name!r} has no image processor that transformers can load: "
+                f"{first_line(error)} Save one in its folder (preprocessor_config.json)."
+            ) from None
+
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with a padding token.
 
@@ -111,9 +139,9 @@ class ModelSource:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
 
-    def check_complete(self) -> None:
-        """Raises `UnknownName` where the tokenizer, or a folder's weights, are missing."""
-        self.tokenizer()
+    def check_complete(self, head: Head) -> None:
+        """Raises `UnknownName` where the processor, or a folder's weights, are missing."""
+        self.processor(head)
         folder = Path(self.location)
         if folder.is_dir() and not any(any(folder.glob(f"*.{end}")) for end in WEIGHTS):
             raise UnknownName(

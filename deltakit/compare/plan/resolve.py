@@ -63,7 +63,8 @@ def complete_plan(draft: Draft) -> Plan:
     skeleton = model.skeleton(target.kind.head)
     methods, sizes = _matched(request, draft.methods, skeleton)
     tasks = {target.name: target, **sources}
-    model.check_complete()
+    model.check_complete(target.kind.head)
+    _check_inputs(target, sources)
     extra = _most_added(methods, skeleton)
     request, lengths = _readable(request, model, skeleton, tasks.values(), extra)
     cells = tuple(
@@ -110,6 +111,17 @@ def _most_added(methods: Mapping[str, Method], skeleton: Any) -> int:
     return most
 
 
+def _check_inputs(target: "TaskData", sources: Mapping[str, "TaskData"]) -> None:
+    """Raises `InvalidConfig` for a source task of texts where the target's are images, or so."""
+    reads = target.kind.head.reads
+    for name, data in sources.items():
+        if data.kind.head.reads != reads:
+            raise InvalidConfig(
+                f"--source-tasks {name} has {data.kind.head.reads} and the task {target.name!r} "
+                f"{reads}; one model reads one of the two. Name source tasks of {reads}."
+            )
+
+
 def _readable(
     request: Request, model: ModelSource, skeleton: Any, tasks: Iterable["TaskData"], extra: int
 ) -> tuple[Request, tuple[str, ...]]:
@@ -117,8 +129,10 @@ def _readable(
 
     `extra` positions of it are those of a prompt.
     """
-    tokenizer = model.tokenizer()
     tasks = tuple(tasks)
+    if any(task.kind.head.reads != "texts" for task in tasks):
+        return request, ()
+    tokenizer = model.tokenizer()
     check_tokens(model.name, skeleton, tokenizer, tasks)
     limit = longest_input(skeleton, tokenizer, extra)
     if limit < 1:

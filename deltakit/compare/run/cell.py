@@ -172,7 +172,7 @@ def train_now(
         adapted.model,
         context.encoded(training.task, "train"),
         context.kind(training.task),
-        context.tokenizer,
+        context.processor,
         budget=training.budget,
         lr=training.lr,
         seed=training.seed,
@@ -194,7 +194,7 @@ def _curve(context: RunContext, adapted: AdaptedModel, training: Training) -> Cu
     rows = whole.select(range(min(len(whole), context.protocol.curve_rows)))
     kind = context.kind(training.task)
     return CurveScore(
-        score=lambda: metric.value(predict(adapted.model, rows, kind, context.tokenizer)),
+        score=lambda: metric.value(predict(adapted.model, rows, kind, context.processor)),
         points=context.protocol.curve_points,
     )
 
@@ -212,7 +212,7 @@ def _learning_curve(record: TrainingRecord) -> dict[str, Any]:
 def _constant(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
     train, test = (context.encoded(cell.task, split) for split in ("train", "test"))
     kind = context.kind(cell.task)
-    constant = kind.majority_prediction(train, test, context.tokenizer)
+    constant = kind.majority_prediction(train, test, context.processor)
     predictions = predictions_of(kind, test, constant)
     context.progress.advance(1)
     return _scored(context, cell, predictions), predictions

@@ -23,11 +23,12 @@ from deltakit.compare.store.locks import Lock
 from deltakit.compare.store.run_folder import DeltaStore, RunFolder, shared_deltas
 from deltakit.compare.tasks.kinds import Kind
 from deltakit.core.method import METHODS, Method, Role
+from deltakit.models.processor import Processor, pad_token_of
 from deltakit.models.source import BaseChoice, device
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 PREPARE_BATCHES = 8
 """Batches of a pass over data before training, for methods that start from one."""
@@ -46,9 +47,9 @@ class RunContext:
     _encoded: dict[tuple[str, str], "Dataset"] = field(default_factory=dict)
 
     @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The model's tokenizer."""
-        return self.plan.model.tokenizer()
+    def processor(self) -> Processor:
+        """What makes the model's inputs: its tokenizer, or its image processor."""
+        return self.plan.model.processor(self.plan.task.kind.head)
 
     @property
     def protocol(self) -> Protocol:
@@ -65,23 +66,23 @@ class RunContext:
         return self.plan.tasks[task].kind
 
     def encoded(self, task: str, split: str) -> "Dataset":
-        """A split of a task as tokens."""
+        """A split of a task as the model's inputs."""
         if (task, split) not in self._encoded:
             data = getattr(self.plan.tasks[task], split)
             length = self.plan.request.budget.max_length
-            self._encoded[task, split] = self.kind(task).encode(data, self.tokenizer, length)
+            self._encoded[task, split] = self.kind(task).encode(data, self.processor, length)
         return self._encoded[task, split]
 
     def predictions(self, model: "PreTrainedModel", task: str, split: str) -> Predictions:
         """A model's predictions for a split of a task."""
-        return predict(model, self.encoded(task, split), self.kind(task), self.tokenizer)
+        return predict(model, self.encoded(task, split), self.kind(task), self.processor)
 
     def base(self, task: str, seed: int, base: BaseChoice) -> "PreTrainedModel":
         """The base with a head for a task. A fresh one depends on the seed alone."""
         from transformers import set_seed
 
         set_seed(seed)
-        loaded = self.plan.model.load(base, self.kind(task).head, self.tokenizer.pad_token_id)
+        loaded = self.plan.model.load(base, self.kind(task).head, pad_token_of(self.processor))
         if loaded.fresh:
             self.folder.note(
                 f"{self.plan.model.name}: the checkpoint has no values for "
@@ -99,7 +100,7 @@ class RunContext:
         size = self.plan.request.budget.batch_size
         for start in range(0, min(len(data), PREPARE_BATCHES * size), size):
             rows = data.select(range(start, min(start + size, len(data))))
-            yield collate(list(rows), kind, self.tokenizer, self.device)
+            yield collate(list(rows), kind, self.processor, self.device)
 
     @cached_property
     def train_batch(self) -> timing.Batch:
@@ -115,7 +116,7 @@ class RunContext:
     def _typical(self, split: str, size: int) -> timing.Batch:
         task = self.plan.task
         rows = middle(self.encoded(task.name, split), size, task.kind)
-        return collate(rows, task.kind, self.tokenizer, self.device)
+        return collate(rows, task.kind, self.processor, self.device)
 
     @cached_property
     def reference_step(self) -> timing.Step | None:

@@ -11,10 +11,11 @@ from deltakit.compare.records.result import Predictions, Scores, Value
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks.kinds import Kind, Outputs, references
 from deltakit.errors import InvalidConfig
+from deltakit.models.processor import Processor
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Score:
 
 
 def predict(
-    model: "PreTrainedModel", data: "Dataset", kind: Kind, tokenizer: "PreTrainedTokenizerBase"
+    model: "PreTrainedModel", data: "Dataset", kind: Kind, processor: Processor
 ) -> Predictions:
     """The model's predictions for every encoded row, in the split's order.
 
@@ -45,7 +46,7 @@ def predict(
     for first in range(0, len(order), kind.batch_size):
         chosen = order[first : first + kind.batch_size]
         with torch.inference_mode():
-            outputs = kind.predict(model, [rows[row] for row in chosen], tokenizer)
+            outputs = kind.predict(model, [rows[row] for row in chosen], processor)
         values.update(zip(chosen, outputs.values, strict=True))
         if outputs.scores is not None:
             scores.update(zip(chosen, outputs.scores, strict=True))
@@ -68,10 +69,10 @@ def predictions_of(kind: Kind, data: "Dataset", outputs: Outputs) -> Predictions
 
 
 def collate(
-    data: "Dataset", kind: Kind, tokenizer: "PreTrainedTokenizerBase", device: torch.device
+    data: "Dataset", kind: Kind, processor: Processor, device: torch.device
 ) -> dict[str, Any]:
     """All encoded rows as one padded batch on `device`."""
-    batch = kind.collate(list(data), tokenizer)
+    batch = kind.collate(list(data), processor)
     return {key: value.to(device) for key, value in batch.items()}
 
 

@@ -3,7 +3,6 @@
 import math
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +15,12 @@ from deltakit.compare.run import distributed
 from deltakit.compare.run.learning_curve import CurveScore, IntermediateEval
 from deltakit.compare.run.progress import Lane
 from deltakit.errors import DeltakitError
+from deltakit.models.processor import Processor
 from deltakit.models.source import device
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from deltakit.compare.tasks.kinds import Kind
 
@@ -38,7 +38,7 @@ def train(
     model: "PreTrainedModel",
     data: "Dataset",
     kind: "Kind",
-    tokenizer: "PreTrainedTokenizerBase",
+    processor: Processor,
     *,
     budget: Budget,
     lr: float,
@@ -54,7 +54,7 @@ def train(
         model: with its deltas attached.
         data: as its kind encodes it.
         kind: makes the batches.
-        tokenizer: pads the batches.
+        processor: of the model; the kind makes batches with it.
         budget: steps, batch size, schedule.
         lr: the peak learning rate; it warms up, then falls linearly to zero.
         seed: of the order of the examples and of dropout.
@@ -100,7 +100,7 @@ def train(
                     dataloader_pin_memory=torch.cuda.is_available(),
                 ),
                 train_dataset=data,
-                data_collator=partial(kind.collate, tokenizer=tokenizer),
+                data_collator=lambda rows: kind.collate(rows, processor),
                 callbacks=list(callbacks),
             )
             trainer.remove_callback(PrinterCallback)

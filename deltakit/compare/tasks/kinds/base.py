@@ -12,12 +12,13 @@ from deltakit.compare.tasks.data.columns import CellType, ColumnNames, RawSplit
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
 from deltakit.models.heads import Head
+from deltakit.models.processor import Processor
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 EncodedExample = Mapping[str, Any]
 """One example as `Kind.encode` leaves it."""
@@ -127,10 +128,11 @@ class Kind(ABC):
         """The metrics that fit, the usual one first."""
 
     @abstractmethod
-    def encode(
-        self, data: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
-    ) -> "Dataset":
+    def encode(self, data: "Dataset", processor: Processor, max_length: int) -> "Dataset":
         """The examples as the model's inputs, not padded yet.
+
+        The processor is a tokenizer or an image processor, as the head reads. A kind names the
+        argument by what it takes, so callers give it by its place.
 
         Columns are those of the model's inputs, ``labels`` (what training aims at), ``truth`` (what
         predictions are judged by) and whatever `predict` needs.
@@ -141,9 +143,7 @@ class Kind(ABC):
         return len(example["input_ids"])
 
     @abstractmethod
-    def collate(
-        self, rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase"
-    ) -> Batch:
+    def collate(self, rows: Sequence[EncodedExample], processor: Processor) -> Batch:
         """Encoded rows as one padded batch with its labels."""
 
     @abstractmethod
@@ -151,7 +151,7 @@ class Kind(ABC):
         self,
         model: "PreTrainedModel",
         rows: Sequence[EncodedExample],
-        tokenizer: "PreTrainedTokenizerBase",
+        processor: Processor,
     ) -> Outputs:
         """The model's predictions for encoded rows, in their order.
 
@@ -159,14 +159,14 @@ class Kind(ABC):
         """
 
     def majority_prediction(
-        self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
+        self, train: "Dataset", test: "Dataset", processor: Processor
     ) -> Outputs:
         """The prediction for each encoded test row that does not depend on the row.
 
         By default it is the most frequent label of train, and of equally frequent ones the first
         in order. Its scores are `label_frequencies`.
         """
-        del tokenizer
+        del processor
         counted = Counter(references(train))
         most = min(counted, key=lambda value: (-counted[value], value))
         frequencies = self.label_frequencies(counted)
