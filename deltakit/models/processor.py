@@ -1,11 +1,11 @@
-"""The processor of a model: what turns texts or pictures into its inputs."""
+"""The processor of a model, which turns texts or pictures into its inputs."""
 
 from typing import Any, TypeAlias
 
 Processor: TypeAlias = Any
 """A tokenizer (`PreTrainedTokenizerBase`) or an image processor (`BaseImageProcessor`).
 
-`deltakit.models.heads.Head.reads` says which. A kind of task annotates the one that it takes.
+`deltakit.models.heads.Head.reads` decides which. A kind of task annotates the one that it takes.
 """
 
 

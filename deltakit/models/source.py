@@ -86,7 +86,7 @@ class ModelSource:
     local_only: bool
 
     def processor(self, head: Head) -> Processor:
-        """What makes the inputs of the model with a head: its tokenizer, or its image processor.
+        """The tokenizer, or the image processor, that makes the inputs of the model with a head.
 
         Raises:
             UnknownName: the model has none.

@@ -48,7 +48,7 @@ class RunContext:
 
     @cached_property
     def processor(self) -> Processor:
-        """What makes the model's inputs: its tokenizer, or its image processor."""
+        """The tokenizer of the model, or its image processor, as the task's head reads."""
         return self.plan.model.processor(self.plan.task.kind.head)
 
     @property
