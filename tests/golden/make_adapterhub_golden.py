@@ -41,6 +41,8 @@ import torch
 import transformers
 from adapters import (
     AdapterConfig,
+    CompacterConfig,
+    CompacterPlusPlusConfig,
     ConfigUnion,
     DoubleSeqBnConfig,
     IA3Config,
@@ -179,7 +181,8 @@ class Case:
     """One folder: what is added to a model, how it is saved, and what an older version had in it.
 
     ``setup`` is what is active; None stands for the one adapter.  ``fusions`` are added in order.
-    ``how`` is "adapter", "fusion" (its members beside it) or "setup".  ``language`` gives the model
+    ``how`` is "adapter", "fusion" (its members beside it) or "setup".  ``writers`` are flexible
+    language-modelling heads, which are saved with the adapter.  ``language`` gives the model
     a language-modelling head, which is not saved with the adapter.  ``runs`` is false where the
     library itself fails on every input: its GLOW takes the axis of tokens for that of vectors.
     """
@@ -194,6 +197,7 @@ class Case:
     taggers: dict[str, dict[str, Any]] | None = None
     images: dict[str, dict[str, Any]] | None = None
     answers: dict[str, dict[str, Any]] | None = None
+    writers: dict[str, dict[str, Any]] | None = None
     language: bool = False
     runs: bool = True
     edit: Edit | None = None
@@ -228,6 +232,10 @@ def prefix(**more: Any) -> PrefixTuningConfig:
 
 def inverse(config: Any = seq_bn, block: str = "nice", factor: float = 2, **more: Any) -> Any:
     return config(inv_adapter=block, inv_adapter_reduction_factor=factor, **more)
+
+
+def compacter(config: Any = CompacterConfig, **more: Any) -> Any:
+    return config(**{"reduction_factor": 2, "phm_dim": 2, **more})
 
 
 def language(model: str, *configs: Any) -> Case:
@@ -306,13 +314,21 @@ def across() -> dict[str, Case]:
     }
 
 
-def common(crosses: bool = False, invertible: bool = True) -> dict[str, Case]:
+def shared(model: str, config: Any) -> Case:
+    """Adapters with a rule in common: in a bare model's file, the library leaves that rule out."""
+    return Case(adapters={"a": config}, safetensors=False, model=f"{model}AdapterModel")
+
+
+def common(model: str, crosses: bool = False, invertible: bool = True) -> dict[str, Case]:
     """What every family has."""
+    plus = compacter(CompacterPlusPlusConfig)
     return {
         **({"seq_bn_inv": Case(adapters={"a": inverse()})} if invertible else {}),
         "seq_bn": Case(adapters={"a": seq_bn()}),
         "double_seq_bn": Case(adapters={"a": double(cross_adapter=crosses)}),
         **({"double_seq_bn_default": Case(adapters={"a": double()})} if crosses else {}),
+        "compacter": shared(model, compacter(cross_adapter=crosses)),
+        "compacter++": shared(model, plus),
         "par_bn": Case(adapters={"a": par_bn()}),
         "scaled_par_bn": Case(adapters={"a": par_bn(scaling="learned", non_linearity="tanh")}),
         "lora_qv": Case(adapters={"a": lora()}),
@@ -336,11 +352,21 @@ def tagger(model: str, **head: Any) -> Case:
     return Case(adapters={"a": seq_bn()}, model=model, taggers={"a": {"num_labels": 3, **head}})
 
 
+def writer(model: str, **head: Any) -> Case:
+    """A model with a flexible language-modelling head."""
+    return Case(adapters={"a": seq_bn()}, model=model, writers={"a": head})
+
+
+def phm(**more: Any) -> Any:
+    """PHM adapters: full rank, and a rule for each projection."""
+    return compacter(phm_dim=4, factorized_phm_W=False, shared_phm_rule=False, **more)
+
+
 def bert() -> dict[str, Case]:
     several = {"a": seq_bn(4), "b": seq_bn(8), "c": seq_bn(2)}
     by_layer = {"0": 2, "default": 8}
     return {
-        **common(),
+        **common("Bert"),
         "seq_bn_bin": Case(
             adapters={"a": seq_bn(non_linearity="gelu", scaling=0.5, dropout=0.1)},
             safetensors=False,
@@ -353,6 +379,20 @@ def bert() -> dict[str, Case]:
             safetensors=False,
             edit=made_by_version_1,
         ),
+        "compacter_settings": shared(
+            "Bert", compacter(phm_dim=4, phm_rank=2, non_linearity="gelu_new", leave_out=[0])
+        ),
+        "compacter_ffn": shared("Bert", compacter(mh_adapter=False)),
+        "compacter_inv": shared("Bert", inverse(compacter, factor=3)),
+        "phm": Case(adapters={"a": phm()}),
+        "compacter_union": shared(
+            "Bert",
+            ConfigUnion(
+                lora(), seq_bn(leave_out=[1]), compacter(CompacterPlusPlusConfig, leave_out=[0])
+            ),
+        ),
+        "head_masked_lm": writer("BertAdapterModel"),
+        "head_causal_lm": writer("BertAdapterModel", causal=True),
         "lora_leave_out": Case(adapters={"a": lora(leave_out=[1], attn_matrices=["k"])}),
         "lora_old": Case(adapters={"a": lora()}, edit=edited(version="adapters.1.0.1")),
         "prefix_leave_out": Case(adapters={"a": prefix(leave_out=[0])}, safetensors=False),
@@ -419,55 +459,69 @@ def bert() -> dict[str, Case]:
 CASES: dict[str, dict[str, Case]] = {
     "bert": bert(),
     "roberta": {
-        **common(),
+        **common("Roberta"),
         "lm_inv": language("RobertaAdapterModel", inverse()),
         "head_flexible": classifier("RobertaAdapterModel"),
+        "head_masked_lm": writer("RobertaAdapterModel"),
+        "head_causal_lm": writer("RobertaAdapterModel", causal=True),
         "head_tagging": tagger("RobertaAdapterModel"),
     },
     "xlm-roberta": {
-        **common(),
+        **common("XLMRoberta"),
         "lm_inv": language("XLMRobertaAdapterModel", inverse()),
         "head_flexible": classifier("XLMRobertaAdapterModel"),
+        "head_masked_lm": writer("XLMRobertaAdapterModel"),
     },
     "electra": {
-        **common(),
+        **common("Electra"),
         "head_flexible": classifier("ElectraAdapterModel", activation_function="gelu"),
+        "head_masked_lm": writer("ElectraAdapterModel"),
         "head_tagging": tagger("ElectraAdapterModel"),
     },
     "distilbert": {
-        **common(),
+        **common("DistilBert"),
         "head_flexible": classifier("DistilBertAdapterModel", activation_function="relu"),
+        "head_masked_lm": writer("DistilBertAdapterModel"),
     },
     "llama": {
-        **common(),
+        **common("Llama"),
         "ia3": Case(adapters={"a": IA3Config(intermediate_lora=False, output_lora=True)}),
         "ia3_default": Case(adapters={"a": IA3Config()}),
         "lm_inv": language("LlamaAdapterModel", inverse()),
         "head": Case(adapters={"a": seq_bn()}, model="LlamaForSequenceClassification"),
+        "head_causal_lm": writer("LlamaAdapterModel", causal=True, layers=1),
     },
-    "mistral": common(),
+    "mistral": {
+        **common("Mistral"),
+        "head_causal_lm": writer("MistralAdapterModel", causal=True, layers=1),
+    },
     "gpt2": {
-        **common(),
+        **common("GPT2"),
+        "head_causal_lm": writer("GPT2AdapterModel", causal=True, layers=1),
+        "head_causal_lm_deep": writer("GPT2AdapterModel", causal=True),
         "lm_inv": language("GPT2AdapterModel", inverse()),
         "lora_kv": Case(adapters={"a": lora(attn_matrices=["v", "k"], output_lora=True)}),
     },
     "t5": {
-        **common(crosses=True),
+        **common("T5", crosses=True),
         "seq_bn_leave_out": Case(adapters={"a": seq_bn(leave_out=[0, 2])}),
         "lm_inv": language("T5AdapterModel", inverse()),
+        "head_seq2seq_lm": writer("T5AdapterModel", seq2seq=True),
     },
     "bart": {
-        **common(crosses=True),
+        **common("Bart", crosses=True),
         "prefix_leave_out": Case(adapters={"a": prefix(leave_out=[1, 3])}, safetensors=False),
         "lm_inv": language("BartAdapterModel", inverse()),
+        "head_seq2seq_lm": writer("BartAdapterModel", seq2seq=True),
     },
     "deberta-v2": {
-        **common(),
+        **common("DebertaV2"),
         "head_flexible": classifier("DebertaV2AdapterModel", activation_function="gelu"),
+        "head_masked_lm": writer("DebertaV2AdapterModel"),
         "head_tagging": tagger("DebertaV2AdapterModel"),
     },
     "vit": {
-        **common(invertible=False),
+        **common("ViT", invertible=False),
         "head_flexible": Case(
             adapters={"a": seq_bn()},
             model="ViTAdapterModel",
@@ -546,6 +600,18 @@ LANGUAGE_MODELS: dict[str, tuple[str, str, dict[str, str]]] = {
 """By model type: transformers' class, how the library adds a head like its, and what its parts are
 called there."""
 LANGUAGE_HEADS: dict[str, State] = {}
+WRITERS: dict[tuple[str, str], str] = {
+    **{(key, "masked"): kind for key, (kind, add, _) in LANGUAGE_MODELS.items() if "mask" in add},
+    **{(key, "causal"): kind for key, (kind, add, _) in LANGUAGE_MODELS.items() if "causal" in add},
+    **{(key, "seq2seq"): kind for key, (kind, add, _) in LANGUAGE_MODELS.items() if "seq2" in add},
+    ("bert", "causal"): "BertLMHeadModel",
+    ("roberta", "causal"): "RobertaForCausalLM",
+    ("mistral", "causal"): "MistralForCausalLM",
+    ("electra", "masked"): "ElectraForMaskedLM",
+    ("distilbert", "masked"): "DistilBertForMaskedLM",
+    ("deberta-v2", "masked"): "DebertaV2ForMaskedLM",
+}
+"""By model type and kind of flexible head: transformers' class."""
 
 
 def add_language_head(model: Any, model_type: str) -> None:
@@ -627,6 +693,8 @@ def filled(model_type: str, name: str, case: Case) -> Any:
         model.add_image_classification_head(head, **settings)
     for head, settings in (case.answers or {}).items():
         model.add_qa_head(head, **settings)
+    for head, settings in (case.writers or {}).items():
+        add_writer(model, head, **settings)
     inner = model.base_model
     added = {k: t for k, t in inner.state_dict().items() if k not in known and ".pool." not in k}
     heads = dict(model.named_parameters()) if inner is not model else {}
@@ -634,13 +702,23 @@ def filled(model_type: str, name: str, case: Case) -> Any:
     added |= {key: tensor.data for key, tensor in heads.items() if not key.startswith(prefix)}
     added = {k: t for k, t in added.items() if k not in given or not case.language}
     randomise(added, f"{name}/{model_type}")
+    for head, settings in (case.writers or {}).items():
+        if settings.get("layers") == 1:  # transformers' classes have no bias there
+            dict(model.heads[head].named_parameters())["0.bias"].data.zero_()
     activate(model, case)
     return model
 
 
+def add_writer(
+    model: Any, head: str, *, causal: bool = False, seq2seq: bool = False, **settings: Any
+) -> None:
+    kind = "seq2seq" if seq2seq else "causal" if causal else "masked"
+    getattr(model, f"add_{kind}_lm_head")(head, **settings)
+
+
 def activate(model: Any, case: Case) -> None:
     model.set_active_adapters(case.setup or "a")
-    if case.heads or case.taggers or case.images or case.answers:
+    if case.heads or case.taggers or case.images or case.answers or case.writers:
         model.active_head = "a"
     if case.language:
         model.active_head = "lm"
@@ -699,9 +777,13 @@ def named(model_type: str, case: Case) -> str | None:
     """The class of transformers' that has the head; the library's has all of them."""
     if case.language:
         return LANGUAGE_MODELS[model_type][0]
+    if case.writers:
+        return WRITERS[model_type, next(iter(case.writers["a"]), "masked")]
     kinds = {"TokenClassification": case.taggers, "QuestionAnswering": case.answers}
     kinds |= {"ImageClassification": case.images, "SequenceClassification": case.heads}
     kind = next((kind for kind, heads in kinds.items() if heads), "")
+    if not kind and case.model and case.model.endswith("AdapterModel"):
+        return None
     return case.model and case.model.replace("AdapterModel", f"For{kind}")
 
 

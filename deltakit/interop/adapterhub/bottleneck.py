@@ -5,16 +5,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from deltakit.core.method import Method
 from deltakit.core.site import Site
 from deltakit.errors import CheckpointError
+from deltakit.interop.adapterhub import compacter
 from deltakit.interop.adapterhub.layout import Host, Term
 from deltakit.interop.adapterhub.links import Link
 from deltakit.interop.adapterhub.settings import REQUIRED, Settings, is_number
 from deltakit.methods.adapter import SequentialAdapter, bottleneck_width
+from deltakit.methods.compacter import Compacter
 from deltakit.methods.invertible import InvertibleAdapter
 from deltakit.methods.parallel import ParallelAdapter
 
-Bottleneck: TypeAlias = SequentialAdapter | ParallelAdapter
+Bottleneck: TypeAlias = SequentialAdapter | ParallelAdapter | Compacter
 BLOCKS = {
     "nice": {"first": "F", "second": "G"},
     "glow": {"first": "s2", "second": "s1"},
@@ -63,7 +66,6 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "ln_before": (False, "deltakit's bottlenecks have no norm of their own"),
     "ln_after": (False, "deltakit's bottlenecks have no norm of their own"),
     "use_gating": (False, "deltakit has no gates"),
-    "phm_layer": (False, "deltakit does not read the library's Compacter"),
     "stochastic_depth": (0, "deltakit does not drop the adapters of whole rows"),
 }
 _ACTIVATIONS = {
@@ -114,9 +116,13 @@ def _invertible(settings: Settings, host: Host) -> tuple[Term, ...]:
 
 
 def _bottlenecks(settings: Settings, host: Host) -> tuple[Term, ...]:
-    method = _parallel(settings, host) if settings.flag("is_parallel") else _sequential(settings)
+    method = _method(settings, host)
     stacks = _left_out_stacks(settings, method, host)
     factors = _factors(settings, host)
+    if isinstance(method, Compacter):
+        compacter.check_one_width({*factors.values()}, method.rank, settings.origin)
+        across = host.crosses and _is_double(method) and not stacks
+        method, stacks = replace(method, cross_attention=across), frozenset()
     return tuple(
         Term(
             method=replace(method, **_widths(factor, host.width)),
@@ -129,6 +135,13 @@ def _bottlenecks(settings: Settings, host: Host) -> tuple[Term, ...]:
     )
 
 
+def _method(settings: Settings, host: Host) -> Bottleneck:
+    """The method of a config, without its width."""
+    if settings.flag("phm_layer"):
+        return compacter.read(settings, _activation(settings))
+    return _parallel(settings, host) if settings.flag("is_parallel") else _sequential(settings)
+
+
 def _left_out_stacks(settings: Settings, method: Bottleneck, host: Host) -> frozenset[str]:
     """The attention across, which the library leaves alone by default."""
     if not host.crosses or (_is_double(method) and settings.flag("cross_adapter")):
@@ -137,9 +150,10 @@ def _left_out_stacks(settings: Settings, method: Bottleneck, host: Host) -> froz
     return frozenset({"cross"} if _is_double(method) else ())
 
 
-def _is_double(method: Bottleneck) -> bool:
+def _is_double(method: Method) -> bool:
     """Whether there is a bottleneck behind each attention."""
-    return isinstance(method, SequentialAdapter) and method.placement == "houlsby"
+    sequential = isinstance(method, SequentialAdapter | Compacter)
+    return sequential and method.placement == "houlsby"
 
 
 def _sequential(settings: Settings) -> SequentialAdapter:
@@ -260,12 +274,8 @@ def _word(activation: str) -> str:
 
 def _written(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     method = terms[0].method
-    assert isinstance(method, SequentialAdapter | ParallelAdapter)
-    if not method.bias:
-        raise CheckpointError(
-            f"{type(method).__name__}(bias=False) has no words in AdapterHub's format: its "
-            "bottlenecks have biases. Save it as format='deltakit'."
-        )
+    assert isinstance(method, Bottleneck)
+    _check_words(method, terms)
     config = {key: value for key, value in DEFAULTS.items() if value is not REQUIRED}
     config |= _described(method, host)
     config["cross_adapter"] = _crosses(terms[0], host)
@@ -277,11 +287,26 @@ def _written(terms: tuple[Term, ...], host: Host) -> dict[str, Any]:
     return {**config, "leave_out": [n for n in host.numbers() if n not in factors]}
 
 
+def _check_words(method: Bottleneck, terms: tuple[Term, ...]) -> None:
+    """Raises `CheckpointError` for what the library's bottlenecks do not have."""
+    if isinstance(method, Compacter) and method.rank is not None and len(terms) > 1:
+        raise CheckpointError(
+            f"AdapterHub's library has one shared rule in a delta, and this sum has {len(terms)} "
+            "Compacters with a rule each. Save them as deltas of their own, or as "
+            "format='deltakit'."
+        )
+    if not isinstance(method, Compacter) and not method.bias:
+        raise CheckpointError(
+            f"{type(method).__name__}(bias=False) has no words in AdapterHub's format: its "
+            "bottlenecks have biases. Save it as format='deltakit'."
+        )
+
+
 def group(term: Term) -> object:
     """The settings that two methods need to share a config."""
     if isinstance(term.method, InvertibleAdapter):
         return INVERTIBLE
-    assert isinstance(term.method, SequentialAdapter | ParallelAdapter)
+    assert isinstance(term.method, Bottleneck)
     return replace(term.method, reduction=1, bottleneck=None), term.stacks
 
 
@@ -293,8 +318,11 @@ def _crosses(term: Term, host: Host) -> bool:
             "AdapterHub's format: its library leaves out the attention across alone. Save it as "
             "format='deltakit'."
         )
-    double = isinstance(term.method, SequentialAdapter) and _is_double(term.method.settled())
-    return host.crosses and double and not term.stacks
+    method = term.method
+    if isinstance(method, SequentialAdapter):
+        method = method.settled()
+    across = not isinstance(method, Compacter) or method.cross_attention
+    return host.crosses and _is_double(method) and across and not term.stacks
 
 
 def _reads(host: Host) -> dict[str, Any]:
@@ -303,6 +331,8 @@ def _reads(host: Host) -> dict[str, Any]:
 
 
 def _described(method: Bottleneck, host: Host) -> dict[str, Any]:
+    if isinstance(method, Compacter):
+        return {**compacter.described(method), "non_linearity": _word(method.activation)}
     drawn = {ours: theirs for theirs, ours in _INITIALISATIONS.items()}
     if isinstance(method, SequentialAdapter):
         method = method.settled()
@@ -345,7 +375,7 @@ def _factor_by_layer(terms: tuple[Term, ...], host: Host) -> dict[int, float]:
 def _factor(term: Term, width: int) -> float:
     """A reduction factor that gives the exact width: the library rounds down."""
     method = term.method
-    assert isinstance(method, SequentialAdapter | ParallelAdapter)
+    assert isinstance(method, Bottleneck)
     m = bottleneck_width(width, method.reduction, method.bottleneck)
     if method.bottleneck is None:
         return method.reduction
@@ -362,6 +392,9 @@ def links(term: Term, host: Host, name: str) -> Iterator[Link]:
     """The names of its tensors."""
     if isinstance(term.method, InvertibleAdapter):
         yield from _links_of_invertible(term.method, term, host, name)
+        return
+    if isinstance(term.method, Compacter):
+        yield from compacter.links(term, host, name)
         return
     learned = isinstance(term.method, ParallelAdapter) and term.method.learned_scale
     inner = "form." if learned else ""

@@ -16,6 +16,7 @@ from deltakit.core.labels import Labels, labels_of, row_of_each
 from deltakit.core.method import CombiningMethod, Method, Sum
 from deltakit.errors import CheckpointError
 from deltakit.inject.attachments import base_parameters
+from deltakit.interop.adapterhub.language_heads import LANGUAGE_HEADS, LanguageHead
 from deltakit.interop.adapterhub.layout import Host
 from deltakit.interop.files import read_json, read_tensors
 from deltakit.methods.partial import PartialFineTuning
@@ -40,16 +41,19 @@ class Flexible:
     activation: str | None = None
     pooled: bool = False
 
-    def fits(self, config: Mapping[str, Any]) -> bool:
+    def fits(self, config: Mapping[str, Any], host: Host) -> bool:
         """True if a config describes this head."""
+        del host
         wanted = {"layers": len(self.layers), "use_pooler": self.pooled, "bias": True}
         given = {**_DEFAULTS, **config}
         activation = self.activation is None or given["activation_function"] == self.activation
         return given["head_type"] in self.kinds and activation and wanted.items() <= given.items()
 
-    def config(self) -> dict[str, Any]:
-        """Its config, without labels."""
+    def config(self, host: Host, labels: Mapping[str, Any]) -> dict[str, Any]:
+        """Its config, with `labels`."""
+        del host
         return {
+            **labels,
             **_DEFAULTS,
             "head_type": self.kinds[0],
             "layers": len(self.layers),
@@ -57,17 +61,19 @@ class Flexible:
             "use_pooler": self.pooled,
         }
 
-    def keys(self, stem: str) -> dict[str, str]:
+    def keys(self, stem: str, host: Host) -> dict[str, str]:
         """The model's parameters by the library's keys, which begin with `stem`."""
+        del host
         return {
             f"{stem}.{1 + 3 * index}.{kind}": f"{layer}.{kind}"
             for index, layer in enumerate(self.layers)
             for kind in ("weight", "bias")
         }
 
-    def names(self) -> set[str]:
-        """The model's parameters."""
-        return set(self.keys("").values())
+    def spare(self, tensors: Mapping[str, Tensor], stem: str, host: Host) -> set[str]:
+        """The keys of what the base has already: none."""
+        del tensors, stem, host
+        return set()
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -87,7 +93,8 @@ def _classes(*layers: str, activation: str) -> Flexible:
     return Flexible(kinds=_CLASSES, layers=layers, activation=activation)
 
 
-_FLEXIBLE: dict[str, tuple[Flexible, ...]] = {
+_FLEXIBLE: dict[str, tuple[Flexible | LanguageHead, ...]] = {
+    **LANGUAGE_HEADS,
     "BertForSequenceClassification": (
         Flexible(kinds=_CLASSES, layers=("classifier",), pooled=True),
         _classes("bert.pooler.dense", "classifier", activation="tanh"),
@@ -127,12 +134,28 @@ def read(folder: Path, host: Host) -> dict[str, Tensor]:
     config = read_json(folder / CONFIG)
     tensors = dict(read_tensors(folder, WEIGHTS).items())
     made_for, name = config.get("model_class"), config.get("name")
-    if name is not None:  # the library's filter also catches heads whose names begin alike
-        tensors = {key: t for key, t in tensors.items() if not _of_another(key, f"heads.{name}")}
-        names = _names(config.get("config"), f"heads.{name}", host)
-    else:
+    if name is None:
         names = {key: key for key in tensors} if made_for == host.kind else {}
-    return {names.get(key, f"{key} of a {made_for}"): tensor for key, tensor in tensors.items()}
+        return {names.get(key, f"{key} of a {made_for}"): tensor for key, tensor in tensors.items()}
+    # the library's filter also catches heads whose names begin alike
+    tensors = {key: t for key, t in tensors.items() if not _of_another(key, f"heads.{name}")}
+    return _by_our_names(tensors, config.get("config"), f"heads.{name}", made_for, host)
+
+
+def _by_our_names(
+    tensors: dict[str, Tensor], config: Any, stem: str, made_for: object, host: Host
+) -> dict[str, Tensor]:
+    """The tensors of a flexible head; those without a place say what head they are of."""
+    found = _flexible(config, host)
+    names = {} if found is None else found.keys(stem, host)
+    spare = set() if found is None else found.spare(tensors, stem, host)
+    kind = config.get("head_type") if isinstance(config, dict) else None
+    of = f"of a {made_for}" if kind is None else f"of a {made_for} with a {kind} head"
+    return {
+        names.get(key, f"{key} {of}"): tensor
+        for key, tensor in tensors.items()
+        if key not in spare
+    }
 
 
 def labels_in(folder: Path) -> Labels:
@@ -149,11 +172,10 @@ def _of_another(key: str, name: str) -> bool:
     return key.startswith(name) and not key.startswith(f"{name}.")
 
 
-def _names(config: Any, stem: str, host: Host) -> dict[str, str]:
-    """The model's names for the tensors of a flexible head; none where it is another head."""
+def _flexible(config: Any, host: Host) -> Flexible | LanguageHead | None:
+    """The head that a flexible head's config describes; None where the class has another."""
     heads = _FLEXIBLE.get(host.kind, ()) if isinstance(config, dict) else ()
-    found = next((head for head in heads if head.fits(config)), None)
-    return {} if found is None else found.keys(stem)
+    return next((head for head in heads if head.fits(config, host)), None)
 
 
 def with_pooler(part: Part, head: Mapping[str, Tensor], host: Host) -> Part:
@@ -200,15 +222,15 @@ def write(
             WEIGHTS[0]: (tensors, {}),
             CONFIG: {**described, **labels, "config": None, "name": None},
         }
-    flexible = next((h for h in _FLEXIBLE.get(host.kind, ()) if h.names() == set(tensors)), None)
+    stem, choices = f"heads.{described['name']}", _FLEXIBLE.get(host.kind, ())
+    flexible = next((h for h in choices if {*h.keys(stem, host).values()} == {*tensors}), None)
     if flexible is None:
         raise CheckpointError(
             f"the delta has values of its own for the base's {beyond[0]!r}, for which AdapterHub's "
             "format has no place. Save it as format='deltakit'."
         )
-    stem = f"heads.{described['name']}"
-    keys = {ours: theirs for theirs, ours in flexible.keys(stem).items()}
+    keys = {ours: theirs for theirs, ours in flexible.keys(stem, host).items()}
     return {
         WEIGHTS[0]: ({keys[key]: tensor for key, tensor in tensors.items()}, {}),
-        CONFIG: {**described, "config": {**flexible.config(), **labels}},
+        CONFIG: {**described, "config": flexible.config(host, labels)},
     }

@@ -204,6 +204,7 @@ class Host:
         for placement in term.method.placements():
             for handle in self.handles:
                 without = handle.layer in term.omitted or handle.stack in term.stacks
+                without |= handle.stack == "cross" and not placement.cross_attention
                 left_out = without and handle.in_a_layer
                 if handle.site is placement.site and not left_out:
                     yield placement, handle

@@ -14,6 +14,7 @@ from deltakit.interop.adapterhub.layout import Host, Term
 from deltakit.interop.adapterhub.links import Link
 from deltakit.interop.adapterhub.settings import Settings
 from deltakit.methods.adapter import SequentialAdapter
+from deltakit.methods.compacter import Compacter
 from deltakit.methods.drop import AdapterDrop
 from deltakit.methods.ia3 import IA3
 from deltakit.methods.invertible import InvertibleAdapter
@@ -47,7 +48,7 @@ class Kind:
 
 KINDS: dict[str | None, Kind] = {
     None: Kind(
-        methods=(SequentialAdapter, ParallelAdapter, InvertibleAdapter),
+        methods=(SequentialAdapter, ParallelAdapter, Compacter, InvertibleAdapter),
         defaults=bottleneck.DEFAULTS,
         read=bottleneck.read,
         write=bottleneck.write,
@@ -125,7 +126,8 @@ def _check_apart(architecture: str | None, one: list[Term], other: list[Term], h
         {number for term in terms if _in_layers(term) for number in host.present(term)}
         for terms in (one, other)
     ]
-    if architecture is not None or layers[0] & layers[1]:
+    hypercomplex = all(isinstance(terms[0].method, Compacter) for terms in (one, other))
+    if architecture is not None or hypercomplex or layers[0] & layers[1]:
         raise CheckpointError(
             f"AdapterHub's library has one place for {one[0].method!r} and {other[0].method!r}. "
             "Save them as deltas of their own, or as format='deltakit'."
