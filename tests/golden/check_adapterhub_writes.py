@@ -63,6 +63,12 @@ def methods(family: str) -> dict[str, Any]:
         "pfeiffer, by layer": dk.AdapterDrop(dk.SequentialAdapter(bottleneck=5), layers=0)
         + dk.AdapterDrop(dk.SequentialAdapter(bottleneck=2), layers=1),
         "houlsby": dk.SequentialAdapter(placement="houlsby", reduction=4),
+        "compacter": dk.Compacter(n=2, reduction=2, cross_attention=True),
+        "compacter++": dk.Compacter(n=4, rank=2, placement="ffn", reduction=2),
+        "compacter++, Pfeiffer's place": dk.AdapterDrop(
+            dk.Compacter(placement="pfeiffer", reduction=4), layers=0
+        ),
+        "PHM": dk.Compacter(n=4, rank=None, reduction=4),
         "parallel": dk.ParallelAdapter(reduction=4, **reads),
         "parallel, learned": dk.ParallelAdapter(reduction=4, learned_scale=True, **reads),
         "LoRA": dk.LoRA(rank=3, alpha=5),

@@ -670,6 +670,8 @@ def inputs_for(model_type: str, inputs: State) -> State:
 
 
 def output(model: Any, inputs: State) -> torch.Tensor:
+    if not getattr(model, "heads", {0}):  # T5's class without a head scales what it returns
+        model = model.base_model
     with torch.no_grad():
         found = model(**inputs)
     if "start_logits" in found:

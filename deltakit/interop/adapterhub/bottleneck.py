@@ -11,7 +11,7 @@ from deltakit.errors import CheckpointError
 from deltakit.interop.adapterhub import compacter
 from deltakit.interop.adapterhub.layout import Host, Term
 from deltakit.interop.adapterhub.links import Link
-from deltakit.interop.adapterhub.settings import REQUIRED, Settings, is_number
+from deltakit.interop.adapterhub.settings import GATES, REQUIRED, Settings, is_number
 from deltakit.methods.adapter import SequentialAdapter, bottleneck_width
 from deltakit.methods.compacter import Compacter
 from deltakit.methods.invertible import InvertibleAdapter
@@ -65,7 +65,7 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "original_ln_after": (True, "deltakit keeps the model's residual addition and norm"),
     "ln_before": (False, "deltakit's bottlenecks have no norm of their own"),
     "ln_after": (False, "deltakit's bottlenecks have no norm of their own"),
-    "use_gating": (False, "deltakit has no gates"),
+    "use_gating": (False, GATES),
     "stochastic_depth": (0, "deltakit does not drop the adapters of whole rows"),
 }
 _ACTIVATIONS = {

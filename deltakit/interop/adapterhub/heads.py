@@ -152,9 +152,7 @@ def _by_our_names(
     kind = config.get("head_type") if isinstance(config, dict) else None
     of = f"of a {made_for}" if kind is None else f"of a {made_for} with a {kind} head"
     return {
-        names.get(key, f"{key} {of}"): tensor
-        for key, tensor in tensors.items()
-        if key not in spare
+        names.get(key, f"{key} {of}"): tensor for key, tensor in tensors.items() if key not in spare
     }
 
 

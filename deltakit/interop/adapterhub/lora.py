@@ -14,7 +14,7 @@ from deltakit.core.site import Handle, Site
 from deltakit.errors import CheckpointError
 from deltakit.interop.adapterhub.layout import Host, Term
 from deltakit.interop.adapterhub.links import Column, Link, Packing, Rows
-from deltakit.interop.adapterhub.settings import Settings
+from deltakit.interop.adapterhub.settings import GATES, Settings
 from deltakit.methods.ia3 import IA3
 from deltakit.methods.lora import LoRA
 
@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "dtype": None,
 }
 _ONLY: dict[str, tuple[Any, str]] = {
-    "use_gating": (False, "deltakit has no gates"),
+    "use_gating": (False, GATES),
     "use_dora": (False, "the library's DoRA rescales the bias too, and leaves alpha / r out"),
     "vera_d": (None, "the library's VeRA trains its projections, deltakit's does not"),
     "vera_b": (None, "the library's VeRA trains its projections, deltakit's does not"),

@@ -13,7 +13,7 @@ from deltakit.core.site import Handle, Site
 from deltakit.errors import CheckpointError
 from deltakit.interop.adapterhub.layout import Host, Term
 from deltakit.interop.adapterhub.links import Link, Packing, Positions, Rows
-from deltakit.interop.adapterhub.settings import Settings
+from deltakit.interop.adapterhub.settings import GATES, Settings
 from deltakit.methods.prefix import PrefixTuning
 
 DEFAULTS: dict[str, Any] = {
@@ -41,7 +41,7 @@ _TRUNK = {
 
 def read(settings: Settings, host: Host) -> tuple[Term, ...]:
     """The method of one config."""
-    settings.only("use_gating", False, "deltakit has no gates")
+    settings.only("use_gating", False, GATES)
     flat = settings.flag("flat")
     if not flat:
         settings.only("non_linearity", "tanh", "deltakit's network of a prefix has a tanh")

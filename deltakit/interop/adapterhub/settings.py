@@ -8,6 +8,8 @@ from deltakit.errors import CheckpointError, nearest
 
 REQUIRED: Final = object()
 """In a table of defaults: the library has none."""
+GATES: Final = "the library's gates average over padding, and deltakit's Gated leaves padding out"
+"""Why no config with gates is read: a row's output depends on its batch there."""
 
 
 class Settings:
