@@ -152,8 +152,7 @@ def _left_out_stacks(settings: Settings, method: Bottleneck, host: Host) -> froz
 
 def _is_double(method: Method) -> bool:
     """Whether there is a bottleneck behind each attention."""
-    sequential = isinstance(method, SequentialAdapter | Compacter)
-    return sequential and method.placement == "houlsby"
+    return isinstance(method, SequentialAdapter | Compacter) and method.placement == "houlsby"
 
 
 def _sequential(settings: Settings) -> SequentialAdapter:
