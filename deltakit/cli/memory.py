@@ -36,9 +36,11 @@ def show_memory(request: "Request", checkpointing: bool | None, as_json: bool) -
     for line in dict.fromkeys(row.reason for row in rows if row.reason):
         click.echo(f"\n{line}")
     load = question.loads[0]
+    texts = question.head.reads == "texts"
+    each = f"× {load.max_length} tokens" if texts else question.head.reads
     click.echo(
-        f"\n{question.model.name}, to {question.head.purpose}: batches of {load.batch_size} × "
-        f"{load.max_length} tokens. No weights were read; --json has exact bytes."
+        f"\n{question.model.name}, to {question.head.purpose}: batches of {load.batch_size} "
+        f"{each}. No weights were read; --json has exact bytes."
     )
 
 

@@ -26,17 +26,18 @@ if TYPE_CHECKING:
 def sites(model: str, infer: bool) -> None:
     """Show the sites of MODEL: where each is, its widths, in how many layers.
 
+    The model is of the class that its config names: a classifier, a decoder, a vision model.
+
     For an architecture that is not known it prints the repeated modules, from which a
     deltakit.Family can be written; with --infer, what can be read off them, and why.
     """
-    from deltakit.models.heads import SequenceHead
-    from deltakit.models.source import BaseChoice, find_model
+    from deltakit.models.source import find_model
 
-    source, head = find_model(model), SequenceHead(outputs=2)
+    source = find_model(model)
     if infer:
-        click.echo(_inferred(source.load(BaseChoice(name="fp32"), head, pad_token_id=None).model))
+        click.echo(_inferred(source.load_own()))
     else:
-        _show(source.skeleton(head))
+        _show(source.own_skeleton())
 
 
 def _show(skeleton: "PreTrainedModel") -> None:

@@ -12,10 +12,9 @@ from deltakit.cli.options import import_option
 def summary(model: str, method: str) -> None:
     """Count METHOD's parameters on MODEL, site by site. No weights are read."""
     import deltakit as dk
-    from deltakit.models.heads import SequenceHead
     from deltakit.models.source import find_model
 
     chosen = dk.parse_method(method)  # first: it takes no torch
-    skeleton = find_model(model).skeleton(SequenceHead(outputs=2))
+    skeleton = find_model(model).own_skeleton()
     dk.attach(skeleton, chosen)
     click.echo(dk.summary(skeleton))

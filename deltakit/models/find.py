@@ -96,6 +96,22 @@ def classes(config: Any, told: Iterable[str] = ()) -> "tuple[type[PreTrainedMode
     return tuple(dict.fromkeys((*first, *own, *usual)))
 
 
+def own_class(config: Any) -> "type[PreTrainedModel]":
+    """The class that a config names, in transformers only, and otherwise its bare model's.
+
+    Raises:
+        InvalidConfig: transformers has no class for the config.
+    """
+    names = (*(config.architectures or ()), "AutoModel")
+    found = next((kind for name in names for kind in _named(name, config)), None)
+    if found is None:
+        raise InvalidConfig(
+            f"transformers has no model for a config of the type {config.model_type!r} (of the "
+            f"classes {', '.join(names)}). Give a model of another architecture."
+        )
+    return found
+
+
 def _named(name: str, config: Any) -> "list[type[PreTrainedModel]]":
     """The class of that name, or that an Auto class of that name has for the config, if any."""
     import transformers

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -46,6 +47,23 @@ class Head(ABC):
         """
         return ids.new_zeros(ids.shape)
 
+    def example_inputs(
+        self, config: Any, rows: int, length: int, device: "torch.device"
+    ) -> "dict[str, Tensor]":
+        """Inputs of the shapes that the model with the head takes, without labels.
+
+        Args:
+            config: of the model.
+            rows: the size of the batch.
+            length: tokens of a text; a head that reads no texts has no use for it.
+            device: where they are put.
+        """
+        import torch
+
+        del config
+        ids = torch.zeros((rows, length), dtype=torch.long, device=device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
     def newly_initialised(
         self, missing: Iterable[str], model: "PreTrainedModel"
     ) -> tuple[str, ...]:
@@ -82,6 +100,36 @@ class SequenceHead(Head):
     ) -> tuple[str, ...]:
         inside = f"{model.base_model_prefix}."
         return tuple(sorted(key for key in missing if key.startswith(inside)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageHead(SequenceHead):
+    """A fresh linear over the whole picture."""
+
+    task: ClassVar[str] = "classify_images"
+    purpose: ClassVar[str] = "classify images"
+    reads: ClassVar[str] = "images"
+
+    def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+        del model, pad_token_id  # pictures of one size need no padding
+
+    def example_inputs(
+        self, config: Any, rows: int, length: int, device: "torch.device"
+    ) -> "dict[str, Tensor]":
+        import torch
+
+        own = vars(config).get("vision_config", config)
+        sizes = own.image_size
+        height, width = (sizes, sizes) if isinstance(sizes, int) else sizes
+        pixels = torch.zeros((rows, own.num_channels, height, width), device=device)
+        return {"pixel_values": pixels}
+
+    def newly_initialised(
+        self, missing: Iterable[str], model: "PreTrainedModel"
+    ) -> tuple[str, ...]:
+        del model
+        heads = ("classifier", "head", "cls_classifier", "distillation_classifier")
+        return tuple(sorted(key for key in missing if key.partition(".")[0] not in heads))
 
 
 @dataclass(frozen=True, kw_only=True)

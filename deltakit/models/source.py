@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deltakit.errors import InvalidConfig, UnknownName, first_line, unknown
 from deltakit.models.heads import Head
 from deltakit.models.processor import Processor
-from deltakit.models.weights import COMPUTE_DTYPES, dtype_of
+from deltakit.models.weights import COMPUTE_DTYPES, dtype_of, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -182,6 +182,34 @@ class ModelSource:
             local_files_only=self.local_only,
         )
 
+    def own_skeleton(self) -> "PreTrainedModel":
+        """The model without its weights, of the class that its config names, on the meta device.
+
+        Raises:
+            InvalidConfig: transformers has no class for the config.
+        """
+        from deltakit.models.find import own_class, skeleton
+
+        config = read_config(self.location, local_files_only=self.local_only)
+        return skeleton(own_class(config), config)
+
+    def load_own(self) -> "PreTrainedModel":
+        """The model in fp32, of the class that its config names.
+
+        Raises:
+            DeltakitError: as `deltakit.load_base`.
+        """
+        import torch
+
+        from deltakit.models.find import own_class
+
+        self.check_base(BaseChoice(name="fp32"))
+        config = read_config(self.location, local_files_only=self.local_only)
+        read: PreTrainedModel = own_class(config).from_pretrained(
+            self.location, config=config, dtype=torch.float32, local_files_only=self.local_only
+        )
+        return read
+
     def skeleton(self, head: Head) -> "PreTrainedModel":
         """The model without its weights, on the meta device, to try methods on.
 
@@ -217,7 +245,7 @@ class ModelSource:
         import torch
         import transformers
 
-        from deltakit.models.weights import HEAD_CLASSES, read_config
+        from deltakit.models.weights import HEAD_CLASSES
 
         config = read_config(
             self.location, head.outputs, head.problem, local_files_only=self.local_only

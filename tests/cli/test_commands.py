@@ -15,6 +15,7 @@ import pytest
 import deltakit as package
 from deltakit.cli.main import cli
 from deltakit.core.method import METHODS
+from deltakit.testing.models import make_model
 
 Run = Callable[..., Any]
 importlib.import_module("deltakit.methods")  # fills METHODS
@@ -142,7 +143,7 @@ def test_sites_of_a_known_model(
     assert query[-3:] == ["16", "16", "2"]
     assert {"attn.v", "ffn.up", "block.out"} <= {line[1] for line in lines}
     tokens = next(line for line in lines if line[1] == "tokens")
-    assert tokens[0] == "input" and tokens[3:] == ["input_embeds", "16", "16", "1"]
+    assert tokens[0] == "input" and tokens[-4:] == ["input_embeds", "16", "16", "1"]
 
 
 def test_sites_of_an_unknown_model_are_its_repeated_modules(
@@ -166,6 +167,36 @@ def test_sites_that_are_inferred_come_with_their_evidence(
     assert "block.out: the layer's output, as attention.LayerNorm is before attention" in evidence
     assert {"attn.q", "ffn.up", "block.out"} <= {line.split()[1] for line in table.splitlines()}
     assert "tokens" not in ended.out  # structure does not say how the model pools
+
+
+@pytest.mark.parametrize(
+    "family, kind, site, counted",
+    [
+        ("vit", "classify", "encoder ffn.up", "head 51"),
+        ("vit", "bare", "encoder ffn.up", "head 0"),
+        ("clip", "bare", "vision ffn.up", "head 0"),
+        ("whisper", "seq2seq", "cross attn.q", "head 0"),
+    ],
+)
+def test_a_model_is_opened_as_the_class_that_its_config_names(
+    family: str, kind: str, site: str, counted: str, deltakit: Run, tmp_path: Path
+) -> None:
+    model = make_model(family, kind)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(tmp_path)
+    sites = deltakit("sites", tmp_path)
+    assert sites.code == 0, sites
+    assert site.split() in [line.split()[:2] for line in sites.out.splitlines()]
+    summary = deltakit("summary", tmp_path, "--method", "lora[rank=2]")
+    assert summary.code == 0, summary
+    assert summary.out.rstrip().endswith(counted)
+
+
+def test_the_memory_of_a_model_of_pictures(deltakit: Run, tmp_path: Path) -> None:
+    make_model("vit", "classify").config.save_pretrained(tmp_path)
+    ended = deltakit("plan", "--memory", "--model", tmp_path, "--methods", "lora")
+    assert ended.code == 0, ended
+    assert "to classify images: batches of 32 images." in ended.out
 
 
 # --------------------------------------------------------------------------- summary and plan

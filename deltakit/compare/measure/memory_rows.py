@@ -9,7 +9,7 @@ from deltakit.compare.measure.predicted_memory import Load, PredictedMemory, pre
 from deltakit.compare.plan.request import NamedMethod, Request
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
-from deltakit.models.heads import Head, LanguageHead, SequenceHead
+from deltakit.models.heads import Head, ImageHead, LanguageHead, SequenceHead
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
 from deltakit.models.weights import WEIGHT_FORMATS, Floating, read_config
 
@@ -19,6 +19,7 @@ HEADS: Mapping[str, Head] = {
     "multilabel": SequenceHead(outputs=2, problem="multi_label_classification"),
     "causal": LanguageHead(),
     "answers": LanguageHead(),
+    "images": ImageHead(outputs=2),
 }
 """The head of a model by the kind of its task, where no task is read: two classes."""
 
@@ -132,8 +133,21 @@ def _choice(name: str, dtype: str | None) -> BaseChoice:
 def _head(kind: str | None, config: Any) -> Head:
     """The head of a kind of task; without one, that of the class that the config names."""
     if kind is None:
-        decodes = any("CausalLM" in name for name in config.architectures or ())
-        kind = "causal" if decodes else "classification"
+        kind = _usual_kind(config)
     if kind not in HEADS:
         raise unknown("--kind", kind, HEADS, hint="Memory is predicted for these.")
     return HEADS[kind]
+
+
+def _usual_kind(config: Any) -> str:
+    """The kind of task that the class of a config is for; classification of texts otherwise."""
+    from transformers import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+
+    if any("CausalLM" in name for name in config.architectures or ()):
+        return "causal"
+    texts = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return "images" if images and not texts else "classification"

@@ -173,7 +173,7 @@ def _training(
     if load.gradient_checkpointing:
         fake.gradient_checkpointing_enable()
     with mode:
-        found = training_memory(Step(fake, _batch(head, load, device)))
+        found = training_memory(Step(fake, _batch(head, model.config, load, device)))
     return dataclasses.replace(found, weights=weights, peak=found.peak - found.weights + weights)
 
 
@@ -181,17 +181,17 @@ def _inference_peak(model: "PreTrainedModel", head: Head, load: Load, device: to
     weights = bytes_of(stored_tensors(model))
     fake, mode = on_fake_tensors(model, device)
     with mode:
-        batch = _batch(head, load, device)
+        batch = _batch(head, model.config, load, device)
         del batch["labels"]
         peak = inference_memory(fake, batch)
         return weights + peak - bytes_of(stored_tensors(fake))
 
 
-def _batch(head: Head, load: Load, device: torch.device) -> Batch:
-    shape = (load.batch_size, load.max_length)
-    ids = torch.zeros(shape, dtype=torch.long, device=device)
-    mask = torch.ones(shape, dtype=torch.long, device=device)
-    return {"input_ids": ids, "attention_mask": mask, "labels": head.labels_like(ids)}
+def _batch(head: Head, config: Any, load: Load, device: torch.device) -> Batch:
+    """A batch of zeros, with labels. A head that reads no texts has one label for each row."""
+    inputs = head.example_inputs(config, load.batch_size, load.max_length, device)
+    tokens = torch.zeros((load.batch_size, load.max_length), dtype=torch.long, device=device)
+    return {**inputs, "labels": head.labels_like(tokens)}
 
 
 def _deployed(adapted: AdaptedModel) -> int:
