@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         RewritesWeight,
         Scaling,
         SparselyActive,
+        TaskConditioned,
     )
     from deltakit.core.method import (
         InitialOutput,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from deltakit.inject.prepare import prepare
     from deltakit.inject.steps import step_callbacks
     from deltakit.inject.summary import summary
+    from deltakit.inject.tasks import using_tasks
     from deltakit.interop.convert import convert
     from deltakit.interop.folders import load, save
     from deltakit.interop.formats import register_format
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from deltakit.methods.drop import AdapterDrop
     from deltakit.methods.fusion import AdapterFusion
     from deltakit.methods.gated import Gated
+    from deltakit.methods.hyperformer import HyperFormer
     from deltakit.methods.ia3 import IA3
     from deltakit.methods.invertible import InvertibleAdapter
     from deltakit.methods.learned_mean import LearnedMean
@@ -124,6 +127,7 @@ _HOMES = {
         "RewritesWeight",
         "Scaling",
         "SparselyActive",
+        "TaskConditioned",
         "FFNUnits",
         "MergesAsFFN",
     ),
@@ -149,6 +153,7 @@ _HOMES = {
     "deltakit.inject.prepare": ("prepare",),
     "deltakit.inject.steps": ("step_callbacks",),
     "deltakit.inject.summary": ("summary",),
+    "deltakit.inject.tasks": ("using_tasks",),
     "deltakit.interop.convert": ("convert",),
     "deltakit.interop.folders": ("load", "save"),
     "deltakit.interop.formats": ("register_format",),
@@ -160,6 +165,7 @@ _HOMES = {
     "deltakit.methods.drop": ("AdapterDrop",),
     "deltakit.methods.fusion": ("AdapterFusion",),
     "deltakit.methods.gated": ("Gated",),
+    "deltakit.methods.hyperformer": ("HyperFormer",),
     "deltakit.methods.ia3": ("IA3",),
     "deltakit.methods.invertible": ("InvertibleAdapter",),
     "deltakit.methods.learned_mean": ("LearnedMean",),
@@ -203,6 +209,7 @@ __all__ = [
     "Gated",
     "Handle",
     "HeadOnly",
+    "HyperFormer",
     "InitialOutput",
     "Insertion",
     "InvertibleAdapter",
@@ -242,6 +249,7 @@ __all__ = [
     "StartsFromData",
     "StepCallback",
     "Summable",
+    "TaskConditioned",
     "TrainingStep",
     "VeRA",
     "__version__",
@@ -276,6 +284,7 @@ __all__ = [
     "task_arithmetic",
     "unmerge",
     "using",
+    "using_tasks",
 ]
 
 

@@ -129,6 +129,12 @@ TRAINED = [
     ("PHM", "t5-base", "phm", 351_360),
     ("Compacter-bert", "bert", "compacter", 57_088),
     ("Compacter++-bert", "bert", "compacter++", 28_576),
+    (
+        "HyperFormer++",
+        "t5-base",
+        "hyperformer[tasks=a/b/c/d/e/f/g/h,train_norms=true]",
+        5_211_056,
+    ),
     ("VeRA-base", "roberta", "vera[rank=1024]", 43_008),
     ("VeRA-large", "roberta-large", "vera[rank=256]", 61_440),
     ("VeRA-3b", "llama-3b", "vera[rank=256]", 129_024),

@@ -32,6 +32,8 @@ class Reads(Enum):
     """``(..., tokens)``, the number of each token in the sequence."""
     INPUT_IDS = "input_ids"
     """``(..., tokens)``, the ids that the model was given."""
+    TASKS = "tasks"
+    """``(rows,)``, the index of each row's task among those of a `TaskConditioned` form."""
 
 
 class Delta(nn.Module, ABC):
@@ -149,6 +151,16 @@ class SharesModule(ABC):  # noqa: B024
     are counted, saved and moved once. A form of another delta cannot stand in for this one, not
     even with this one's own parameters.
     """
+
+
+class TaskConditioned(ABC):  # noqa: B024
+    """A form that computes something else for each of several tasks, and reads `Reads.TASKS`.
+
+    Attributes:
+        tasks: the tasks' names.
+    """
+
+    tasks: tuple[str, ...]
 
 
 class DrawnInTraining(ABC):

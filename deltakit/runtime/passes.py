@@ -64,6 +64,7 @@ class Pass:
         tables: what the pass runs with.
         inputs: by name, those of `INPUTS` that the call's module can be given. None for one that
             was not given, and for a mask that is not ``(rows, tokens)``.
+        tasks: the index of the task of all rows, or of each; None where none is named.
         unread: the names of those that were given in another shape.
         rows_given: the rows of the call.
         cached: how many tokens the call's cache held before it.
@@ -82,6 +83,7 @@ class Pass:
     owner: "Owner | None" = None
     tables: "PassTables | None" = None
     inputs: dict[str, Tensor | None] = field(default_factory=dict)
+    tasks: tuple[int, ...] | None = None
     unread: frozenset[str] = frozenset()
     rows_given: int | None = None
     cached: int = 0
@@ -124,6 +126,7 @@ class Pass:
             owner=self.owner,
             tables=self.tables,
             inputs=self.inputs,
+            tasks=self.tasks,
             unread=self.unread,
             rows_given=self.rows_given,
             cached=self.cached,
@@ -172,6 +175,7 @@ class _Thread(threading.local):
         self.outside = Pass()
         self.generation: Generation | None = None
         self.used: tuple[tuple[Owner, PassTables], ...] = ()
+        self.tasks: tuple[tuple[Owner, tuple[int, ...]], ...] = ()
 
 
 THREAD = _Thread()
@@ -195,6 +199,21 @@ def next_tables(owner: Owner) -> "PassTables":
             return tables
     active: PassTables = owner.active
     return active
+
+
+def _tasks_of(owner: Owner) -> tuple[int, ...] | None:
+    return next((tasks for each, tasks in reversed(THREAD.tasks) if each is owner), None)
+
+
+@contextmanager
+def with_tasks(owner: Owner, tasks: tuple[int, ...]) -> Iterator[None]:
+    """Inside, the passes of this thread are of a task, or of one for each row."""
+    before = THREAD.tasks
+    THREAD.tasks = (*before, (owner, tasks))
+    try:
+        yield
+    finally:
+        THREAD.tasks = before
 
 
 @contextmanager
@@ -225,6 +244,7 @@ class PassPort:
             return
         tables = next_tables(self.owner)
         entered = Pass(owner=self.owner, tables=tables, inside=[self.path])
+        entered.tasks = _tasks_of(self.owner)
         THREAD.passes = (*THREAD.passes, entered)
         self._read(entered, args, kwargs)
         tables.begin(entered, module, args, kwargs)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deltakit.core.delta import Reads
 from deltakit.errors import IncompatibleDeltas
-from deltakit.runtime.passes import Pass, current_pass
+from deltakit.runtime.passes import THREAD, Pass, current_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,8 @@ class Given:
                 return self._position_ids()
             case Reads.INPUT_IDS:
                 return self._input_ids()
+            case Reads.TASKS:
+                return self._tasks()
             case _:
                 tensor = {Reads.INPUT: self.x, Reads.REPRESENTATION: self.h}.get(what, self.source)
                 flat = by_token and tensor.ndim == 2
@@ -83,6 +85,20 @@ class Given:
             given = given.index_select(0, self.rows.to(given.device))
         return given.to(self.source.device).expand(rows, -1)
 
+    def _tasks(self) -> Tensor:
+        rows, named = self._shape()[0], _running().tasks
+        if named is None:
+            raise IncompatibleDeltas(
+                "a delta has several tasks, and it is not known which one these rows are of. Call "
+                "the model inside `with deltakit.using_tasks(model, ...)`."
+            )
+        tasks = torch.tensor(named, device=self.source.device)
+        if len(named) == 1:
+            return tasks.expand(rows)
+        if self.rows is not None:
+            return tasks.index_select(0, self.rows.to(tasks.device))
+        return tasks.repeat_interleave(_repetitions(len(named), rows))
+
     def _input_ids(self) -> Tensor:
         shape, given = self._shape(), _running().input_ids(self.stack)
         if given is not None and self.rows is not None:
@@ -95,6 +111,18 @@ class Given:
                 "no delta that adds tokens."
             )
         return given.to(self.source.device)
+
+
+def _repetitions(tasks: int, rows: int) -> int:
+    """How often `generate` repeats each row for its beams. Raises `IncompatibleDeltas`."""
+    generation = THREAD.generation
+    repeated = generation is not None and generation.rows == tasks and rows % tasks == 0
+    if rows != tasks and not repeated:
+        raise IncompatibleDeltas(
+            f"using_tasks names tasks for {tasks} rows, but a module of the model is given {rows}. "
+            "Name one task, or one for each row of the batch."
+        )
+    return rows // tasks
 
 
 def _running() -> Pass:
@@ -114,7 +142,8 @@ def _running() -> Pass:
 
 
 def _by_token(reads: tuple[Reads, ...]) -> bool:
-    return not {Reads.MASK, Reads.POSITION_IDS, Reads.INPUT_IDS}.isdisjoint(reads)
+    by_token = {Reads.MASK, Reads.POSITION_IDS, Reads.INPUT_IDS, Reads.TASKS}
+    return not by_token.isdisjoint(reads)
 
 
 def _check_read(unread: frozenset[str], name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from deltakit.core.delta import Reparametrised
+from deltakit.core.delta import Reparametrised, TaskConditioned
 from deltakit.runtime.nodes import Node
 from deltakit.runtime.passes import (
     THREAD,
@@ -72,7 +72,8 @@ class Tables:
     def generates(self) -> bool:
         """True if it depends on the running call of `generate`."""
         leaves = (leaf for node in self.nodes.values() for leaf in node.leaves)
-        return self.entries is not None or any(isinstance(x.delta, Reparametrised) for x in leaves)
+        kinds = (Reparametrised, TaskConditioned)
+        return self.entries is not None or any(isinstance(x.delta, kinds) for x in leaves)
 
 
 def tables_of(owner: Owner) -> Tables:

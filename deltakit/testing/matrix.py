@@ -24,6 +24,7 @@ _SPECS: dict[str, str] = {
     "compacter": "compacter[bottleneck=4,n=2]",
     "compacter++": "compacter++[bottleneck=4,n=2]",
     "phm": "phm[bottleneck=4,n=2]",
+    "hyperformer": "hyperformer[bottleneck=3,embedding=4,hidden=5]",
     "adamix": "adamix[experts=3,method=pfeiffer[bottleneck=3,placement=ffn]]",
     "molora": "molora[experts=3,method=lora[rank=2]]",
     "mov": "mov[experts=3]",
