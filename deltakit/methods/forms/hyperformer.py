@@ -24,11 +24,11 @@ class Generated(NamedTuple):
     shift: Tensor
 
     def of(self, tasks: Tensor | int) -> "Generated":
-        """Those of one task, or of one for each row."""
+        """The numbers of one task, or of one for each row."""
         return Generated(*(each[tasks] for each in self))
 
     def to(self, device: torch.device) -> "Generated":
-        """The same on another device."""
+        """The numbers on another device."""
         return Generated(*(each.to(device) for each in self))
 
 
