@@ -31,7 +31,8 @@ from deltakit.choose.decide.ladder import (
     RESERVE,
     Ladder,
     TooSmall,
-    depth_that_fits,
+    finals_that_fit,
+    untried,
     plan_ladder,
     total_seconds,
 )
@@ -42,6 +43,7 @@ from deltakit.choose.finals import (
     measured,
     read_test_split,
     save_choice,
+    steps_of,
     train_finals,
 )
 from deltakit.choose.journal import Journal
@@ -125,10 +127,10 @@ class Teller(Watch, Protocol):
     def field(self, candidates: Sequence[Candidate], ruled_out: Mapping[str, str]) -> None:
         """The candidates are known, and which of them a constraint rules out."""
 
-    def planned(self, ladder: Ladder, folder: Path) -> None:
+    def planned(self, ladder: Ladder, arms: Sequence[ArmFacts], folder: Path) -> None:
         """The ladder is known."""
 
-    def finals(self, names: Sequence[str], seeds: int) -> None:
+    def finals(self, names: Sequence[str], seeds: int, steps: int) -> None:
         """The finals begin."""
 
 
@@ -138,10 +140,10 @@ class Quiet(Unwatched):
     def field(self, candidates: Sequence[Candidate], ruled_out: Mapping[str, str]) -> None:
         """Nothing."""
 
-    def planned(self, ladder: Ladder, folder: Path) -> None:
+    def planned(self, ladder: Ladder, arms: Sequence[ArmFacts], folder: Path) -> None:
         """Nothing."""
 
-    def finals(self, names: Sequence[str], seeds: int) -> None:
+    def finals(self, names: Sequence[str], seeds: int, steps: int) -> None:
         """Nothing."""
 
 
@@ -194,7 +196,7 @@ def run_choice(request: ChoiceRequest, out: Path | None, teller: Teller) -> Choi
     kept = tuple(each for each in candidates if each.name not in ruled_out)
     field = measure_field(bench, kept, journal, started)
     ladder = _ladder(field, request, plan)
-    teller.planned(ladder, journal.path)
+    teller.planned(ladder, field.facts, journal.path)
     return _Run(request, journal, bench, field, facts, ruled_out, ladder, teller).choose()
 
 
@@ -296,6 +298,7 @@ class _Run:
             self.journal,
             margin=self.request.margin,
             watch=self.teller,
+            chance=self.bench.majority,
         )
         plan = self._finals(bracket)
         trained = train_finals(plan, self.journal)
@@ -314,24 +317,27 @@ class _Run:
         if not ranked:
             reasons = "; ".join(f"{v.arm}: {v.reason or v.fate.value}" for v in judged)
             raise InvalidConfig(f"every arm failed ({reasons}). Name other --methods.")
-        steps = bracket.rungs[-1].rung.steps
-        some, depth = depth_that_fits(
+        fitting = finals_that_fit(
             ranked,
             seconds=RESERVE_FINALS * 60 * self.request.minutes
             - self.field.setup_seconds
             - bracket.seconds,
-            steps=steps,
+            steps=bracket.rungs[-1].rung.steps,
+            most_steps=full_steps(self.bench.plan),
             costs=self.field.costs,
             floor=self.field.floor,
             slowdown=bracket.slowdown,
         )
-        self.teller.finals([arm.name for arm in some], depth.seeds)
+        self.teller.finals([arm.name for arm in fitting.arms], fitting.depth.seeds, fitting.steps)
         return finals_plan(
             self.bench,
-            [Finalist(candidate=self.field.candidates[arm.name], lr=arm.lr) for arm in some],
+            [
+                Finalist(candidate=self.field.candidates[arm.name], lr=arm.lr)
+                for arm in fitting.arms
+            ],
             self._floor(bracket),
-            depth,
-            steps,
+            fitting.depth,
+            fitting.steps,
             first_seed=10 * self.request.seed,
         )
 
@@ -419,14 +425,16 @@ class _Run:
             cost_share=self._cost_share(bracket, plan),
             ruled_out=self.ruled_out,
             left_out=self.ladder.left_out,
+            untried=untried(self.field.facts, self.ladder),
             not_finished=arms_by_fate(bracket.rungs, Fate.NO_BUDGET),
+            at_chance=arms_by_fate(bracket.rungs, Fate.AT_CHANCE),
             beaten=arms_by_fate(bracket.rungs, Fate.BEATEN),
             failed=self._failed(bracket, trained),
             rungs=bracket.rungs,
             minutes=self.request.minutes,
             minutes_used=(end + self.field.costs.once_seconds) / 60,
             minutes_for_all=self._minutes_for_all(),
-            steps=bracket.rungs[-1].rung.steps,
+            steps=steps_of(plan),
             full_steps=full_steps(plan),
         )
 
@@ -472,7 +480,7 @@ class _Run:
 
         The grid trains every arm in full, and every candidate with three seeds at its best rate.
         """
-        steps = bracket.rungs[-1].rung.steps
+        steps = steps_of(plan)
         of = {arm.name: arm.step_seconds for arm in self.field.facts}
         whole = [arm for arm in self.field.facts if arm.family != FLOOR]
         first = {arm.candidate: arm.step_seconds for arm in whole}

@@ -18,8 +18,9 @@ from deltakit.compare.adapted import TRAINED, adapted_model
 from deltakit.compare.measure import timing
 from deltakit.compare.measure.memory import inference_memory, training_memory
 from deltakit.compare.plan.plan import Plan, Training
+from deltakit.compare.records.result import Predictions
 from deltakit.compare.run.context import RunContext
-from deltakit.compare.run.predict import predict
+from deltakit.compare.run.predict import predict, predictions_of
 from deltakit.core.method import Method, can_be_summed
 from deltakit.core.provider import AdaptedModel, ExternalMethod
 from deltakit.errors import DeltakitError
@@ -80,6 +81,12 @@ class Bench:
         if split not in self._rows:
             self._rows[split] = list(self.encoded(split))
         return self._rows[split]
+
+    def majority(self, number: int) -> Predictions:
+        """The majority's prediction for the first `number` validation examples."""
+        kind, rows = self.plan.task.kind, self.encoded("validation").select(range(number))
+        constant = kind.majority_prediction(self.encoded("train"), rows, self.context.tokenizer)
+        return predictions_of(kind, rows, constant)
 
     def adapted(self, method: Method, base: BaseChoice, seed: int) -> AdaptedModel:
         """A method, attached to a fresh base. It depends on the seed alone."""

@@ -103,6 +103,12 @@ def epochs_of(bench: Bench, steps: int) -> float:
     return float(f"{steps / batches:.4g}")
 
 
+def steps_of(plan: Plan) -> int:
+    """The steps of one training of the finals; the inverse of `epochs_of`."""
+    budget = plan.request.budget
+    return round(budget.epochs * -(-len(plan.task.train) // budget.batch_size))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """The finalists after their trainings.

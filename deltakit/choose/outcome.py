@@ -64,7 +64,9 @@ class Outcome:
         cost_share: time of all trainings over that of the whole grid.
         ruled_out: candidates that a constraint ruled out, with the figure.
         left_out: arms that this budget could not begin.
+        untried: methods of which no arm began.
         not_finished: arms that it could not train on; they are not worse.
+        at_chance: arms that had not begun to learn; they are not worse.
         beaten: arms that were worse.
         failed: arms and finalists whose training failed, with the reason.
         rungs: those that were run.
@@ -88,7 +90,9 @@ class Outcome:
     cost_share: float
     ruled_out: Mapping[str, str]
     left_out: tuple[str, ...]
+    untried: tuple[str, ...]
     not_finished: tuple[str, ...]
+    at_chance: tuple[str, ...]
     beaten: tuple[str, ...]
     failed: Mapping[str, str]
     rungs: tuple[RungResult, ...]
@@ -221,10 +225,13 @@ def _ruled_out(outcome: Outcome) -> Iterator[str]:
 
 
 def _not_trained(outcome: Outcome) -> Iterator[str]:
-    if outcome.left_out:
+    yield from _left_out(outcome)
+    if outcome.at_chance:
+        last = outcome.rungs[-1].rung.steps
         yield (
-            f"This budget had no room to begin {_arms(len(outcome.left_out))}: "
-            f"{', '.join(outcome.left_out)}. They are not worse, they are not tried."
+            f"At chance still when they left, after at most {last} steps: "
+            f"{', '.join(outcome.at_chance)}. This budget could not train them; they are not "
+            "called worse."
         )
     if outcome.not_finished:
         yield (
@@ -233,6 +240,18 @@ def _not_trained(outcome: Outcome) -> Iterator[str]:
         )
     for name, reason in outcome.failed.items():
         yield f"`{name}` failed: {reason}"
+
+
+def _left_out(outcome: Outcome) -> Iterator[str]:
+    """The arms that did not begin: whole families by name, other sizes and rates by number."""
+    if not outcome.left_out:
+        return
+    families = f" Nothing was tried of: {', '.join(outcome.untried)}." if outcome.untried else ""
+    yield (
+        f"This budget had no room to begin {_arms(len(outcome.left_out))}, which choice.json names."
+        f"{families} They are not worse, they are not tried. Methods have room in the order of "
+        "--methods."
+    )
 
 
 def _arms(number: int) -> str:
@@ -291,6 +310,8 @@ def record(outcome: Outcome, *, delta: str, constraints: Mapping[str, Any]) -> d
         "ruled_out": dict(outcome.ruled_out),
         "not_begun": list(outcome.left_out),
         "not_finished": list(outcome.not_finished),
+        "untried": list(outcome.untried),
+        "at_chance": list(outcome.at_chance),
         "worse": list(outcome.beaten),
         "failed": dict(outcome.failed),
         "rungs": [rung_record(rung) for rung in outcome.rungs],

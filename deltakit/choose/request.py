@@ -14,8 +14,8 @@ from deltakit.core.spec import split_outside_brackets
 from deltakit.errors import InvalidConfig, nearest
 
 DEFAULT_MINUTES = 20.0
-DEFAULT_FIELD = ("lora", "adapter", "parallel", "ia3", "bitfit", "prefix")
-"""As in ``configs/choose.yaml``."""
+DEFAULT_FIELD = ("lora", "adapter", "ia3", "bitfit", "parallel", "prefix")
+"""As in ``configs/choose.yaml``, in the order in which they have room."""
 
 COMPARED = (
     "model",
@@ -40,6 +40,9 @@ COMPARED = (
 
 USUAL = {"max_train_samples": "all", "max_eval_samples": 1000, "epochs": 3.0}
 """Their defaults, where they differ from a comparison's."""
+
+SHORT_MINUTES, SHORT_ROWS = 15, 500
+"""A budget of fewer minutes evaluates on fewer examples, so that more of it is for training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,8 @@ def choice_request(settings: Mapping[str, Any]) -> ChoiceRequest:
     margin = _above_zero("--margin", given.get("margin", MARGIN))
     if "weights" in given:
         given["bases"] = given["weights"]
-    compared = {**USUAL, **{name: given[name] for name in COMPARED if name in given}}
+    rows = SHORT_ROWS if minutes < SHORT_MINUTES else USUAL["max_eval_samples"]
+    compared = {**USUAL, "max_eval_samples": rows, **{name: given[name] for name in COMPARED if name in given}}
     return ChoiceRequest(
         methods=_field(given.get("methods", DEFAULT_FIELD)),
         constraints=constraints_of(given),

@@ -11,7 +11,7 @@ from deltakit.choose.candidates import Candidate
 from deltakit.choose.decide.arms import ArmFacts, Reading, Rung
 from deltakit.choose.decide.bracket import RungResult
 from deltakit.choose.decide.halving import Fate
-from deltakit.choose.decide.ladder import Ladder
+from deltakit.choose.decide.ladder import Ladder, untried
 from deltakit.compare.report.number_format import format_count, format_percent
 
 SHOWN = 5
@@ -47,8 +47,8 @@ class ChoiceLines:
             if name not in names:
                 self.say(f"  {name:<{width}}  out: {why}")
 
-    def planned(self, ladder: Ladder, folder: Path) -> None:
-        """The ladder in two lines."""
+    def planned(self, ladder: Ladder, arms: Sequence[ArmFacts], folder: Path) -> None:
+        """The ladder in two lines, and the methods that it has no room for."""
         self.budget = ladder.bracket_seconds + ladder.finals_seconds
         steps = ", ".join(str(rung.steps) for rung in ladder.rungs)
         left = f", {len(ladder.left_out)} have no room" if ladder.left_out else ""
@@ -57,6 +57,8 @@ class ChoiceLines:
             f"{len(ladder.arms)} arms begin{left}; rungs of {steps} steps; then {depth.finalists} "
             f"finalists with {depth.seeds} seeds; {self.budget / 60:.1f} min planned"
         )
+        if missing := untried(arms, ladder):
+            self.say(f"no room for any arm of: {', '.join(missing)}")
         self.say(f"folder: {folder}")
 
     def rung_begins(self, rung: Rung, arms: Sequence[ArmFacts]) -> None:
@@ -87,6 +89,8 @@ class ChoiceLines:
             )
         if len(by_fate[Fate.BEATEN]) > SHOWN:
             self.say(f"  worse: {len(by_fate[Fate.BEATEN]) - SHOWN} more")
+        if stuck := [each.arm for each in result.verdicts if each.at_chance]:
+            self.say(f"  at chance still, so not judged: {', '.join(stuck)}")
         if by_fate[Fate.NO_BUDGET]:
             self.say(f"  no room to go on: {len(by_fate[Fate.NO_BUDGET])} arms")
         for verdict in by_fate[Fate.FAILED]:
@@ -94,9 +98,10 @@ class ChoiceLines:
         if result.correlation is not None:
             self.say(f"  rank correlation with the rung before: {result.correlation:.2f}")
 
-    def finals(self, names: Sequence[str], seeds: int) -> None:
+    def finals(self, names: Sequence[str], seeds: int, steps: int) -> None:
         """The finalists."""
-        self.say(f"finals: {', '.join(names)}; {seeds} fresh seeds{self._left()}")
+        how = f"{seeds} fresh seeds, {steps} steps"
+        self.say(f"finals: {', '.join(names)}; {how}{self._left()}")
 
     def answer(self, choice: Choice) -> None:
         """The answer, the code that loads the delta, and the command that defends it."""

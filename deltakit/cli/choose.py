@@ -31,7 +31,7 @@ or a budget that is too small."""
     "--methods",
     metavar="A,B,...",
     help="The field. A spec with brackets is taken as it is, others get two sizes more. "
-    "[lora,adapter,parallel,ia3,bitfit,prefix]",
+    "[lora,adapter,ia3,bitfit,parallel,prefix]",
 )
 @click.option(
     "--weights", "--bases", "bases", metavar="A,B,...", help="fp32, bf16, int8, nf4. [fp32]"
@@ -60,7 +60,7 @@ or a budget that is too small."""
 @click.option("--compute-dtype", help="What quantised bases compute in.")
 @click.option("--max-train-samples", type=amount, metavar="N|all", help="Training examples. [all]")
 @click.option(
-    "--max-eval-samples", type=amount, metavar="N|all", help="Validation and test examples. [1000]"
+    "--max-eval-samples", type=amount, metavar="N|all", help="Validation and test examples. [1000; 500 below 15 minutes]"
 )
 @click.option("--epochs", type=float, help="Passes over the data of the longest training. [3]")
 @click.option("--batch-size", type=whole, metavar="N", help="Examples a step. [32]")

@@ -7,6 +7,7 @@ import pytest
 
 import deltakit as dk
 from deltakit.choose import finals
+from deltakit.choose.decide import ladder
 from deltakit.choose.journal import Journal
 from deltakit.compare.records.protocol import Protocol
 from deltakit.errors import InvalidConfig
@@ -45,6 +46,10 @@ def _light(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(finals, "PROTOCOL", once)
     monkeypatch.setattr("deltakit.choose.api.SHORTEST", 27)
+    monkeypatch.setattr(ladder, "FIRST_STEPS", 3)
+    monkeypatch.setattr(ladder, "FEWEST_STEPS", 27)
+    monkeypatch.setattr(ladder, "DEPTHS", 4 * (ladder.DEPTHS[-1],))
+    monkeypatch.setattr(ladder, "DEEPER", ())
 
 
 def test_too_small_a_budget_is_told_before_it_starts(bert: Path, reviews: Path) -> None:

@@ -7,7 +7,7 @@ was killed and goes on decides as one that was not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,13 +16,16 @@ from deltakit.choose.decide.halving import (
     MARGIN,
     Fate,
     Verdict,
+    arms_at_chance,
     caution_after,
     judge,
     most_kept,
     rank_correlation,
     scores_of,
+    settled,
 )
 from deltakit.choose.decide.ladder import Ladder
+from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.metrics import Metric
 
 QUARTER = 4
@@ -97,6 +100,7 @@ def run_bracket(
     *,
     margin: float = MARGIN,
     watch: Watch | None = None,
+    chance: Callable[[int], Predictions] | None = None,
 ) -> BracketResult:
     """Trains the ladder's arms rung by rung; what the journal holds is not done again.
 
@@ -110,6 +114,7 @@ def run_bracket(
         journal: what is done already, and what is done here.
         margin: points that do not matter.
         watch: told what happens.
+        chance: the majority's prediction for so many of the first validation examples.
     """
     watch = watch or Unwatched()
     alive = in_turn([arm for arm in arms if arm.facts.name in ladder.arms])
@@ -127,10 +132,11 @@ def run_bracket(
         readings = _climb(alive, rung, before, clock, journal, watch)
         scores, earlier = scores_of(readings, metric), scores
         correlation = rank_correlation(earlier, scores)
+        stuck = arms_at_chance(readings, chance and chance(rung.rows), metric)
         room = most = len(alive)
         if at + 1 < len(ladder.rungs):
             room = clock.room(alive, ladder.rungs[at + 1], rung.steps, at + 1, len(ladder.rungs))
-            most = most_kept(len(alive), correlation)
+            most = most_kept(len(alive), correlation, len(stuck))
         verdicts = judge(
             facts,
             readings,
@@ -138,8 +144,11 @@ def run_bracket(
             capacity=max(min(room, most), 1),
             margin=margin,
             caution=caution_after(rung.number, correlation),
-            keep_families=rung.number == 1,
+            families=max(room, 1) if rung.number == 1 else 0,
+            at_chance=stuck,
         )
+        if at + 1 == len(ladder.rungs):
+            verdicts = settled(verdicts)
         results.append(
             RungResult(
                 rung=rung,

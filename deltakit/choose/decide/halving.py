@@ -1,19 +1,22 @@
 """Successive halving under noise: which arms leave after a rung, and why.
 
 Successive halving (Jamieson and Talwalkar 2016) keeps a fixed share. Here an arm counts as worse
-only where its paired interval excludes the leader. Arms that the budget has no room for leave too,
-with another reason.
+only where its paired interval excludes the leader, and where it has begun to learn: an arm that
+cannot be told from the majority's prediction is at chance, and more steps may change its place.
+Arms that the budget has no room for leave too, with another reason.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from deltakit.choose.decide.arms import ArmFacts, Reading
+from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.metrics import Metric
+from deltakit.compare.stats.significance import LEVEL
 
 MARGIN = 0.5
 """Points of difference that do not matter: the default."""
@@ -37,6 +40,7 @@ class Fate(Enum):
     KEPT = "goes on"
     BEATEN = "worse"
     NO_BUDGET = "no room to go on"
+    AT_CHANCE = "at chance still"
     FAILED = "failed"
 
 
@@ -50,6 +54,7 @@ class Verdict:
         score: on the rung's validation examples, as the metric has it; None where it failed.
         behind: points behind the leader; None where it failed.
         detectable: points that this rung would probably have found; None without spread.
+        at_chance: whether it cannot be told from the majority's prediction.
         reason: why it failed.
     """
 
@@ -58,6 +63,7 @@ class Verdict:
     score: float | None = None
     behind: float | None = None
     detectable: float | None = None
+    at_chance: bool = False
     reason: str | None = None
 
 
@@ -69,22 +75,25 @@ def judge(
     capacity: int,
     caution: float = 1.0,
     margin: float = MARGIN,
-    keep_families: bool = False,
+    families: int = 0,
+    at_chance: Collection[str] = (),
 ) -> tuple[Verdict, ...]:
     """The fate of every arm of a rung, best first.
 
     An arm is worse where it is behind the leader by more than `caution` times the difference that
-    can be detected. Of the others, `capacity` arms go on: in steps of `margin` points by score, and
-    within a step by cost.
+    can be detected, and both have left chance. Of the others, `capacity` arms go on: in steps of
+    `margin` points by score, and within a step by cost. Arms at chance come after them, in the
+    order of `arms`.
 
     Args:
-        arms: those of the rung.
+        arms: those of the rung, the ones that are expected to be good first.
         readings: their readings, by name.
         metric: the score.
-        capacity: arms that the budget has room for.
+        capacity: arms that go on by their score.
         caution: factor on the detectable difference.
         margin: points that do not matter.
-        keep_families: whether the best arm of every family goes on, whatever its score.
+        families: the most arms that go on so that every family keeps its best, whatever its score.
+        at_chance: names of the arms that are at chance (`arms_at_chance`).
     """
     scores = scores_of(readings, metric)
     by_name = {arm.name: arm for arm in arms}
@@ -97,10 +106,12 @@ def judge(
     beaten = {
         name
         for name, (behind, detectable) in found.items()
-        if detectable is not None and behind > caution * detectable
+        if detectable is not None
+        and behind > caution * detectable
+        and not {name, leader} & set(at_chance)
     }
-    order = sorted(
-        scores,
+    learnt = sorted(
+        (name for name in scores if name not in at_chance),
         key=lambda name: (
             _tier(found[name][0], margin),
             _cost(by_name, name),
@@ -108,16 +119,17 @@ def judge(
             name,
         ),
     )
+    order = [*learnt, *(name for name in by_name if name in scores and name in at_chance)]
     kept = [name for name in order if name not in beaten][:capacity]
-    if keep_families:
-        kept += _family_heads(order, kept, by_name)
+    kept = _with_families(order, kept, by_name, families)
     verdicts = [
         Verdict(
             arm=name,
-            fate=_fate(name, kept, beaten),
+            fate=_fate(name, kept, beaten, at_chance),
             score=scores[name],
             behind=found[name][0],
             detectable=found[name][1],
+            at_chance=name in at_chance,
         )
         for name in order
     ]
@@ -152,22 +164,66 @@ def _behind(
     return metric.direction.rank(found.points), found.detectable
 
 
-def _family_heads(
-    order: Sequence[str], kept: Sequence[str], by_name: Mapping[str, ArmFacts]
+def arms_at_chance(
+    readings: Mapping[str, Reading], chance: Predictions | None, metric: Metric
+) -> frozenset[str]:
+    """The arms whose paired interval against the majority's prediction includes zero.
+
+    An arm that is behind it is at chance too.
+
+    Args:
+        readings: of a rung, by name.
+        chance: the majority's prediction for the rung's examples; None where there is none.
+        metric: the score.
+    """
+    if chance is None:
+        return frozenset()
+    made = {name: reading.predictions for name, reading in readings.items()}
+    return frozenset(
+        name
+        for name, each in made.items()
+        if each is not None and not _better(each, chance, metric)
+    )
+
+
+def _better(one: Predictions, other: Predictions, metric: Metric) -> bool:
+    found = metric.difference([one], [other])
+    return metric.direction.rank(found.points) > 0 and found.p <= LEVEL
+
+
+def _with_families(
+    order: Sequence[str], kept: Sequence[str], by_name: Mapping[str, ArmFacts], most: int
 ) -> list[str]:
-    """The best arm of each family that has none among `kept`."""
-    present = {by_name[name].family for name in kept}
+    """`kept` and the best arm of each family that has none there.
+
+    Where they are more than `most`, the best of each family go before a second one of any.
+    """
+    if not most:
+        return list(kept)
     heads: dict[str, str] = {}
-    for name in order:
-        if by_name[name].family not in present:
-            heads.setdefault(by_name[name].family, name)
-    return list(heads.values())
+    for name in (*kept, *order):
+        heads.setdefault(by_name[name].family, name)
+    firsts = list(heads.values())
+    return [*firsts, *(name for name in kept if name not in firsts)][:most]
 
 
-def _fate(name: str, kept: Sequence[str], beaten: set[str]) -> Fate:
+def settled(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """The verdicts of the last rung: an arm at chance does not go on where another has learnt."""
+    learnt = any(each.fate is Fate.KEPT and not each.at_chance for each in verdicts)
+    return tuple(
+        replace(each, fate=Fate.AT_CHANCE)
+        if learnt and each.at_chance and each.fate is Fate.KEPT
+        else each
+        for each in verdicts
+    )
+
+
+def _fate(name: str, kept: Sequence[str], beaten: set[str], at_chance: Collection[str]) -> Fate:
     if name in kept:
         return Fate.KEPT
-    return Fate.BEATEN if name in beaten else Fate.NO_BUDGET
+    if name in beaten:
+        return Fate.BEATEN
+    return Fate.AT_CHANCE if name in at_chance else Fate.NO_BUDGET
 
 
 def _failed(arm: ArmFacts, readings: Mapping[str, Reading]) -> Verdict:
@@ -193,13 +249,18 @@ def rank_correlation(before: Mapping[str, float], after: Mapping[str, float]) ->
     return float(spearmanr(one, other).statistic)
 
 
-def most_kept(arms: int, correlation: float | None) -> int:
-    """The most arms that go on, whatever room there is: half, or three quarters at low trust.
+def most_kept(arms: int, correlation: float | None, at_chance: int = 0) -> int:
+    """The most arms that go on, whatever room there is.
+
+    It is half of them, three quarters at low trust, and all where half of them are at chance.
 
     Args:
         arms: how many were in the rung.
         correlation: that of this rung and the one before it, where there is one.
+        at_chance: how many are at chance.
     """
+    if 2 * at_chance >= arms:
+        return arms
     low = correlation is not None and correlation < LOW_CORRELATION
     return max(FEWEST, math.ceil(arms * (0.75 if low else 0.5)))
 

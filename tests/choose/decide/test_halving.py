@@ -3,10 +3,13 @@
 from deltakit.choose.decide.arms import ArmFacts, Reading
 from deltakit.choose.decide.halving import (
     Fate,
+    arms_at_chance,
     caution_after,
     finalists,
     judge,
+    most_kept,
     rank_correlation,
+    settled,
 )
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.metrics import METRICS
@@ -74,10 +77,68 @@ def test_every_family_keeps_an_arm():
     readings = {name: right(share) for name, share in shares.items()}
     kept = {
         verdict.arm
-        for verdict in judge(arms, readings, ACCURACY, capacity=1, keep_families=True)
+        for verdict in judge(arms, readings, ACCURACY, capacity=1, families=6)
         if verdict.fate is Fate.KEPT
     }
     assert kept == {"a@0", "b@1", "c@0"}
+
+
+def test_where_families_have_no_room_the_best_go_on():
+    arms = [facts(f"{family}@{n}", family=family) for family in "abc" for n in range(2)]
+    readings = {arm.name: right(0.9 - 0.001 * at) for at, arm in enumerate(arms)}
+    found = judge(arms, readings, ACCURACY, capacity=2, families=2)
+    assert {v.arm for v in found if v.fate is Fate.KEPT} == {"a@0", "b@0"}
+
+
+def chance(rows: int = 200) -> Predictions:
+    """The majority's prediction: the second half of the examples is right."""
+    return Predictions(labels=(1,) * rows, predicted=(0,) * (rows // 2) + (1,) * (rows // 2))
+
+
+def test_an_arm_at_chance_is_not_called_worse():
+    arms = [facts("ia3"), facts("lora"), facts("bad")]
+    # As after 14 steps in a run of seven minutes: one arm has left chance.
+    readings = {"ia3": right(0.8), "lora": right(0.5), "bad": right(0.6)}
+    stuck = arms_at_chance(readings, chance(), ACCURACY)
+    assert stuck == {"lora", "bad"}
+    found = judge(arms, readings, ACCURACY, capacity=1, at_chance=stuck)
+    assert fates(found) == {"ia3": Fate.KEPT, "lora": Fate.AT_CHANCE, "bad": Fate.AT_CHANCE}
+    assert fates(judge(arms, readings, ACCURACY, capacity=3))["lora"] is Fate.BEATEN
+
+
+def test_nothing_is_worse_than_a_leader_at_chance():
+    arms = [facts("second", cost=9), facts("first", cost=5), facts("failing", cost=1)]
+    readings = {"second": right(0.52), "first": right(0.5), "failing": right(0.2)}
+    stuck = arms_at_chance(readings, chance(), ACCURACY)
+    assert stuck == set(readings)
+    found = judge(arms, readings, ACCURACY, capacity=2, at_chance=stuck)
+    # Scores at chance are noise: the order is that of the field.
+    assert [v.arm for v in found if v.fate is Fate.KEPT] == ["second", "first"]
+    assert fates(found)["failing"] is Fate.AT_CHANCE
+
+
+def test_a_rare_class_is_at_chance_until_it_is_found():
+    """With f1_macro an arm that predicts the frequent class alone has not begun to learn."""
+    f1 = METRICS.get("f1_macro")
+    labels = (1,) * 8 + (0,) * 192
+    always = Predictions(labels=labels, predicted=(0,) * 200)
+    some = Predictions(labels=labels, predicted=(1,) * 7 + (0,) * 193)
+    readings = {
+        name: Reading(steps=1, seconds=1.0, predictions=made)
+        for name, made in (("always", always), ("some", some))
+    }
+    assert arms_at_chance(readings, always, f1) == {"always"}
+
+
+def test_at_the_last_rung_an_arm_at_chance_is_no_finalist_where_another_learnt():
+    arms = [facts("a"), facts("b")]
+    readings = {"a": right(0.8), "b": right(0.5)}
+    stuck = arms_at_chance(readings, chance(), ACCURACY)
+    found = settled(judge(arms, readings, ACCURACY, capacity=2, at_chance=stuck))
+    assert fates(found) == {"a": Fate.KEPT, "b": Fate.AT_CHANCE}
+    assert [arm.name for arm in finalists(arms, found, 3)] == ["a"]
+    nothing = judge(arms, {"b": right(0.5)}, ACCURACY, capacity=2, at_chance={"b"})
+    assert fates(settled(nothing))["b"] is Fate.KEPT
 
 
 def test_a_failed_training_is_a_result():
@@ -111,6 +172,7 @@ def test_rank_correlation_of_rungs():
     assert rank_correlation(early, {name: 1 - score for name, score in early.items()}) == -1.0
     assert rank_correlation(early, {"a": 0.5, "b": 0.6, "c": 0.7}) is None
     assert rank_correlation(early, dict.fromkeys(early, 0.5)) is None
+    assert most_kept(12, 1.0) == 6 < most_kept(12, 0.2) == 9 < most_kept(12, 1.0, 6) == 12
     assert caution_after(2, -1.0) > caution_after(1, None) > caution_after(2, 1.0) == 1.0
 
 
