@@ -32,9 +32,9 @@ from deltakit.choose.decide.ladder import (
     Ladder,
     TooSmall,
     finals_that_fit,
-    untried,
     plan_ladder,
     total_seconds,
+    untried,
 )
 from deltakit.choose.finals import (
     Finalist,

@@ -85,7 +85,7 @@ class Bench:
     def majority(self, number: int) -> Predictions:
         """The majority's prediction for the first `number` validation examples."""
         kind, rows = self.plan.task.kind, self.encoded("validation").select(range(number))
-        constant = kind.majority_prediction(self.encoded("train"), rows, self.context.tokenizer)
+        constant = kind.majority_prediction(self.encoded("train"), rows, self.context.processor)
         return predictions_of(kind, rows, constant)
 
     def adapted(self, method: Method, base: BaseChoice, seed: int) -> AdaptedModel:

@@ -89,7 +89,11 @@ def choice_request(settings: Mapping[str, Any]) -> ChoiceRequest:
     if "weights" in given:
         given["bases"] = given["weights"]
     rows = SHORT_ROWS if minutes < SHORT_MINUTES else USUAL["max_eval_samples"]
-    compared = {**USUAL, "max_eval_samples": rows, **{name: given[name] for name in COMPARED if name in given}}
+    compared = {
+        **USUAL,
+        "max_eval_samples": rows,
+        **{name: given[name] for name in COMPARED if name in given},
+    }
     return ChoiceRequest(
         methods=_field(given.get("methods", DEFAULT_FIELD)),
         constraints=constraints_of(given),

@@ -60,7 +60,10 @@ or a budget that is too small."""
 @click.option("--compute-dtype", help="What quantised bases compute in.")
 @click.option("--max-train-samples", type=amount, metavar="N|all", help="Training examples. [all]")
 @click.option(
-    "--max-eval-samples", type=amount, metavar="N|all", help="Validation and test examples. [1000; 500 below 15 minutes]"
+    "--max-eval-samples",
+    type=amount,
+    metavar="N|all",
+    help="Validation and test examples. [1000; 500 below 15 minutes]",
 )
 @click.option("--epochs", type=float, help="Passes over the data of the longest training. [3]")
 @click.option("--batch-size", type=whole, metavar="N", help="Examples a step. [32]")

@@ -18,8 +18,8 @@ RUNGS = 3
 """The most rungs."""
 
 FIRST_STEPS = 24
-"""Steps of the first rung at the least. With fewer, most methods are at chance on the shipped tasks:
-`lora` on MiniLM is at 56 % of `rotten_tomatoes` after 16 steps, and at 67 % after 24."""
+"""Steps of the first rung at the least. With fewer, most methods are at chance: `lora` on MiniLM is
+at 56 % on `rotten_tomatoes` after 16 steps, and at 67 % after 24."""
 
 FEWEST_STEPS = 72
 """Steps of the last rung that a choice takes at the least."""
@@ -164,7 +164,7 @@ def plan_ladder(
     last one first: a few arms that learn are worth more than many at chance.
 
     Args:
-        arms: all that a user asked for, at least one; families in the order in which they have room.
+        arms: all that a user asked for, at least one; families that come first have room first.
         seconds: what is left of the budget.
         full_steps: the longest training that is worth its time.
         costs: of the finals.
