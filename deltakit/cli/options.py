@@ -216,11 +216,27 @@ _OPTIONS = (
     ),
     click.option("--baseline", help="The row that all others are compared with, e.g. lora."),
     click.option("--positive", metavar="LABEL", help="The class that F1 is of. [the second]"),
-    click.option("--text-column", help="Column of the text, where the task is yours. [text]"),
+    click.option(
+        "--text-column",
+        help="Column of the text, where the task is yours; two, as in a,b, are a pair. [text]",
+    ),
     click.option("--pair-column", help="Column of the second text, where there is one."),
-    click.option("--label-column", help="Column of the label, where the task is yours. [label]"),
+    click.option(
+        "--label-column",
+        help="Column of the label, where the task is yours; several, as in a,b,c, hold a 1 where "
+        "their label applies. [label]",
+    ),
     click.option(
         "--label-separator", help="What stands between several labels in one cell, e.g. ';'."
+    ),
+    click.option(
+        "--columns",
+        metavar="A,B,...",
+        help="Names of the columns of a local file without a header, in their order.",
+    ),
+    click.option("--encoding", help="Of local files. [their byte order mark's, or utf-8]"),
+    click.option(
+        "--delimiter", help="What separates the cells of local files, e.g. ';' or tab. [shown]"
     ),
 )
 

@@ -18,6 +18,7 @@ from deltakit.compare.plan.request import NamedMethod, Request
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, check_task_name, load_task, subsample
+from deltakit.compare.tasks.data.form import FileForm
 from deltakit.compare.tasks.kinds import KINDS, fitting_metrics
 from deltakit.compare.tasks.positive import with_positive
 from deltakit.compare.tasks.task import TaskData
@@ -184,6 +185,11 @@ def _task(request: Request) -> TaskData:
         pair=request.pair_column,
         label=request.label_column,
         separator=request.label_separator,
+        file=FileForm(
+            columns=request.columns or None,
+            encoding=request.encoding,
+            delimiter=request.delimiter,
+        ),
     )
     data = load_task(request.task, names, kind=request.kind)
     data = _scored(with_positive(data, request.positive), request.metric)

@@ -143,6 +143,9 @@ class Request:
         metric: what scores are; None is what the kind of task usually has.
         text_column: names of columns, where the task is local or on the Hub.
         label_separator: the text between several labels in one cell of a table.
+        columns: the names of the columns of a local file without a header.
+        encoding: the encoding of local files, where they do not show it.
+        delimiter: the character between the cells of local files, where they do not show it.
         protocol: how often things are measured; by default that of the profile, with the numbers
             that the environment variable ``DELTAKIT_PROTOCOL`` changes.
         imports: Python files and modules that register what the request names.
@@ -168,6 +171,9 @@ class Request:
     pair_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None
+    columns: tuple[str, ...] = ()
+    encoding: str | None = None
+    delimiter: str | None = None
     protocol: Protocol = field(default_factory=Protocol.from_environment)
     imports: tuple[str, ...] = ()
 
@@ -179,7 +185,7 @@ def profile(name: str) -> Profile:
 
 ALL = "all"
 """No limit, where a budget limits a number of examples."""
-LISTS = ("bases", "source_tasks", "latency", "imports")
+LISTS = ("bases", "source_tasks", "latency", "imports", "columns")
 """The settings that are several names; as a text they are separated by commas."""
 
 

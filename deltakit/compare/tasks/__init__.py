@@ -51,9 +51,14 @@ def load_task(name: str, names: ColumnNames | None = None, *, kind: str | None =
     names = names or ColumnNames()
     check_task_name(name)
     if name in TASKS:
-        return _shipped(name, {**names.given(), **({"--kind": kind} if kind else {})})
+        kinds = ("--kind",) if kind else ()
+        return _shipped(name, (*names.given(), *names.file.given(), *kinds))
     if _is_path(name):
         return load_folder(name, names, kind)
+    for option in names.file.given():
+        raise InvalidConfig(
+            f"{option} is for a local file; {name!r} is a data set on the Hub. Leave it out."
+        )
     return load_hub(name, names, kind)
 
 

@@ -767,10 +767,9 @@ def test_labels_that_are_joined_otherwise_are_told(
     [
         (
             "text,label\nm\u00e9,a\n".encode("cp1252"),
-            "byte 0xe9 at 12 is not in UTF-8. .* iconv -f",
+            "byte 0xe9 at 12 is not in UTF-8. Name its encoding, for example --encoding cp1252",
         ),
-        ("text,label\nx,a\n".encode("utf-16"), "byte 0xff at 0 is not in UTF-8"),
-        (b"text;label\na, b;x\n", "the header 'text;label' one; .* separated by ';'. Save the"),
+        (b"text;label\na, b;c;x\n", "the header 'text;label' one; .* by ';'. Say so with --delim"),
     ],
 )
 def test_a_file_of_another_encoding_or_delimiter(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltakit.compare.tasks.data.files import Columns, Unusable
+from deltakit.compare.tasks.data.form import FileForm
 from deltakit.errors import InvalidConfig
 
 _LONGEST_SHOWN = 60
@@ -22,12 +23,14 @@ class ColumnNames:
         pair: the second text of a task about pairs.
         label: the label, or the answer.
         separator: the text between the labels of one example.
+        file: the form of the files that hold the columns.
     """
 
     text: str | None = None
     pair: str | None = None
     label: str | None = None
     separator: str | None = None
+    file: FileForm = FileForm()
 
     def given(self) -> dict[str, str]:
         """The given columns, by their option."""
@@ -99,6 +102,12 @@ class RawTable:
             return values
         near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        if seems_headless(self.columns):
+            raise InvalidConfig(
+                f"{self.where} has no column {name!r}, and its first line looks like an example: "
+                f"{short_list(self.columns)}. If the file has no header, name its columns in their "
+                "order, for example --columns text,label."
+            )
         raise InvalidConfig(
             f"{self.where} has no column {name!r}.{hint} It has: "
             f"{short_list(self.columns)}. Choose one with {option}."
@@ -183,6 +192,11 @@ class RawSplit:
             "choose another column with --label-column; the columns are "
             f"{short_list(self.present)}."
         )
+
+
+def seems_headless(columns: Columns) -> bool:
+    """True if the names of columns look like an example: a number, or a value of their column."""
+    return any(is_number(name) or (name and name in values) for name, values in columns.items())
 
 
 def is_number(text: str) -> bool:

@@ -4,31 +4,31 @@ Readers here are strict where data frames guess: a row that is too long, a quote
 closed or a word after a closing quote is an error, and "NA" is a text. Nothing is cached on disk.
 """
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from deltakit.compare.tasks.data.delimited import header_and_rows
+from deltakit.compare.tasks.data.form import FileForm, text_of
 from deltakit.errors import InvalidConfig
 
 Columns = dict[str, list[Any]]
 """Values by column name; all columns are equally long, a null is None."""
 
-# The csv module refuses cells above 128 KiB; documents are longer.
-_LONGEST_CELL = 2**31 - 1
 
-
-def read_columns(path: Path) -> Columns:
+def read_columns(path: Path, form: FileForm | None = None) -> Columns:
     """The columns of one file. All cells of a CSV file are text, an empty one too.
 
     Args:
         path: a file that ends in one of `SUFFIXES`.
+        form: what its encoding, its delimiter and its columns are, where it does not show them.
 
     Raises:
         InvalidConfig: the file has another ending, or cannot be read.
     """
+    form = form or FileForm()
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InvalidConfig(
@@ -36,76 +36,43 @@ def read_columns(path: Path) -> Columns:
             "Convert it to one of these."
         )
     try:
-        return reader(path)
+        return reader(path, form)
     except UnicodeDecodeError as error:
         raise InvalidConfig(
             f"file {str(path)!r} cannot be read: byte {error.object[error.start]:#04x} at "
-            f"{error.start} is not in UTF-8. Convert it, for example by: "
-            f"iconv -f cp1252 -t utf-8 {path.name} > utf8-{path.name}"
+            f"{error.start} is not in {error.encoding.upper()}. Name its encoding, for example "
+            "--encoding cp1252, or latin-1."
         ) from error
     except (OSError, ValueError) as error:
         # json's, pyarrow's and the decoder's errors are all OSError or ValueError.
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise InvalidConfig(
             f"file {str(path)!r} cannot be read: {reason[:200].rstrip('.')}. Check that it is "
-            f"whole, and that it is what its ending {path.suffix!r} says, in UTF-8."
+            f"whole, and that it is what its ending {path.suffix!r} says."
         ) from error
 
 
-def _read_csv(path: Path, delimiter: str = ",") -> Columns:
-    limit = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = list(_rows(file, delimiter)) or [[]]
-    finally:
-        csv.field_size_limit(limit)
+def _read_csv(path: Path, form: FileForm, delimiter: str = ",") -> Columns:
+    text = text_of(path, form.encoding)
+    header, rows = header_and_rows(text, form.separator, delimiter, form.columns)
     return _by_name(header, [[row[column] for row in rows] for column in range(len(header))])
 
 
-def _rows(file: TextIO, delimiter: str) -> Iterator[list[str]]:
-    """The rows that are not blank. Raises ValueError where one is torn or has another length."""
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
-    header: list[str] = []
-    try:
-        for row in reader:
-            header = header or row
-            if row:
-                yield _fitted(row, header, reader.line_num)
-    except csv.Error as error:
-        raise ValueError(
-            f"line {reader.line_num}: {error}. A cell that holds a quote or the delimiter is "
-            "written in quotes, each quote in it twice"
-        ) from error
-
-
-def _fitted(row: list[str], header: Sequence[str], line: int) -> list[str]:
-    """The row as long as the header. Empty cells after it are cut, unnamed ones are filled up."""
-    width = len(header)
-    if len(row) > width and not any(row[width:]):
-        return row[:width]
-    if len(row) < width and not any(header[len(row) :]):
-        return [*row, *[""] * (width - len(row))]
-    other = next((each for each in ";\t|" if width == 1 and each in header[0]), None)
-    if len(row) != width and other is not None:
-        raise ValueError(
-            f"line {line} has {len(row)} cells and the header {header[0]!r} one; the cells may be "
-            f"separated by {other!r}. Save the file with commas between them"
-        )
-    if len(row) != width:
-        raise ValueError(
-            f"line {line} has {len(row)} cells where the header has {width}. A cell that holds the "
-            "delimiter is written in quotes"
-        )
-    return row
-
-
-def _read_parquet(path: Path) -> Columns:
+def _read_parquet(path: Path, form: FileForm) -> Columns:
     from pyarrow import parquet
 
+    _check_unused(form, "--columns", "--encoding", "--delimiter")
     # Opened here, so that a file stays a file: a path would be searched for partitions.
     with path.open("rb") as file:
         table = parquet.read_table(file)
     return _by_name(table.column_names, [_values(column) for column in table.columns])
+
+
+def _check_unused(form: FileForm, *options: str) -> None:
+    """Raises ValueError for an option that files of this ending have no use for."""
+    unused = [option for option in form.given() if option in options]
+    if unused:
+        raise ValueError(f"{unused[0]} is for CSV and TSV files, leave it out for this one")
 
 
 def _values(column: Any) -> list[Any]:
@@ -116,8 +83,9 @@ def _values(column: Any) -> list[Any]:
         return Unusable([None] * len(column), f"holds {column.type} ({error})")
 
 
-def _read_json(path: Path) -> Columns:
-    text = path.read_text(encoding="utf-8-sig")
+def _read_json(path: Path, form: FileForm) -> Columns:
+    _check_unused(form, "--columns", "--delimiter")
+    text = text_of(path, form.encoding)
     records = json.loads(text) if text.lstrip().startswith("[") else list(_lines(text))
     for row, record in enumerate(records, start=1):
         if not isinstance(record, dict):
@@ -169,7 +137,7 @@ def _by_name(names: Sequence[str], columns: Sequence[list[Any]]) -> Columns:
     }
 
 
-_READERS: dict[str, Callable[[Path], Columns]] = {
+_READERS: dict[str, Callable[[Path, FileForm], Columns]] = {
     ".csv": _read_csv,
     ".tsv": partial(_read_csv, delimiter="\t"),
     ".jsonl": _read_json,

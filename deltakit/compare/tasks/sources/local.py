@@ -6,6 +6,12 @@ from pathlib import Path
 from deltakit.compare.tasks.data.columns import ColumnNames, RawTable, short_list
 from deltakit.compare.tasks.data.files import SUFFIXES, read_columns
 from deltakit.compare.tasks.data.listed import with_lists
+from deltakit.compare.tasks.data.several import (
+    with_multi_hot,
+    with_one_label_column,
+    with_pair,
+    without_hidden_test,
+)
 from deltakit.compare.tasks.kinds import kind_of
 from deltakit.compare.tasks.sources.assemble import build_task, select_columns
 from deltakit.compare.tasks.task import TaskData
@@ -44,16 +50,20 @@ def load_folder(
     """
     names, place = names or ColumnNames(), expanded(path)
     sources = {
-        split: RawTable(where=f"{split} ({str(file)!r})", columns=read_columns(file))
+        split: RawTable(where=f"{split} ({str(file)!r})", columns=read_columns(file, names.file))
         for split, file in _files(place).items()
     }
     label = names.label or "label"
+    sources, hidden = without_hidden_test(sources, label)
+    sources = with_one_label_column(sources, names, kind)
     sources = {split: with_lists(source, label, kind) for split, source in sources.items()}
+    sources = with_multi_hot(sources, label)
+    names = with_pair(names, sources["train"].columns)
     chosen = kind_of(kind, sources["train"].columns, names)
     splits = {split: select_columns(source, names, chosen) for split, source in sources.items()}
     full = place.resolve()
     name = full.stem if full.is_file() else full.name
-    return build_task(name, splits, chosen, notes=_unread(place))
+    return build_task(name, splits, chosen, notes=[*hidden, *_unread(place)])
 
 
 def expanded(path: str | Path) -> Path:
