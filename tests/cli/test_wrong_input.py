@@ -129,6 +129,12 @@ def test_a_missing_column(refused: Ask) -> None:
     says(refused("--label-column", "lable"), "'lable'", "Did you mean 'label'", "--label-column")
 
 
+def test_a_form_of_files_that_there_is_not(refused: Ask) -> None:
+    says(refused("--encoding", "utf-9"), "--encoding utf-9", "latin-1")
+    says(refused("--delimiter", ";;"), "--delimiter", "tab")
+    says(refused("--columns", "text,label"), "is a header", "--text-column")
+
+
 def test_an_empty_split(refused: Ask, make: SimpleNamespace, tmp_path: Path) -> None:
     folder = make.task(tmp_path / "task", ("neg", "pos"))
     (folder / "test.csv").write_text("text,label\n")
