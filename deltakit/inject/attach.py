@@ -12,6 +12,7 @@ from deltakit.core.method import Method
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, unknown
 from deltakit.inject.attachments import CHILD, attachments_of, need_attachments, parameter_names
 from deltakit.inject.build import build, new_attachments
+from deltakit.inject.partitions import check_attachable
 from deltakit.inject.switch import (
     change_to,
     check,
@@ -68,6 +69,7 @@ def attach_unchecked(
     A saved delta may name a parameter by names that only its own model has, such as a tied one's.
     """
     check_name(name)
+    check_attachable(model)
     old = attachments_of(model)
     attachments = old or new_attachments(model)
     if name in attachments.attached:

@@ -183,10 +183,12 @@ class Displaced:
 
     Attributes:
         names: the names of those places.
+        places: those places.
         own: where the delta's parameter is.
     """
 
     names: tuple[str, ...]
+    places: tuple[Place, ...]
     own: Place
 
 
@@ -262,6 +264,7 @@ class Attachments(nn.Module):
         self.flags = flags
         self.attached: dict[str, Attached] = {}
         self.running = Running()
+        self._is_managed = False
         self.program: Program | None = None
         """What the model runs by, made with the first delta that is active."""
         self.nodes: dict[Composition, dict[str, Node]] = {}
@@ -275,6 +278,22 @@ class Attachments(nn.Module):
         """The config's own `id2label` and `label2id`, while it has those of a delta's head."""
         self.undo: list[Removable] = []
         """What keeps a quantised base as it is held, and lets it be trained on."""
+
+    @property
+    def _is_fsdp_managed_module(self) -> bool:
+        """The mark that torch's sharded wrappers leave on a module."""
+        return self._is_managed
+
+    @_is_fsdp_managed_module.setter
+    def _is_fsdp_managed_module(self, mark: bool) -> None:
+        self._is_managed = mark
+        for name, displaced in self.running.displaced.items():
+            if any(place.parameter is not displaced.own.parameter for place in displaced.places):
+                raise IncompatibleDeltas(
+                    f"a layer was sharded by itself while {name!r} in it was an active delta's "
+                    "own, which cannot be in two groups. On a new model: activate(model, None), "
+                    "shard it, then activate the delta."
+                )
 
     @property
     def active(self) -> Composition | None:

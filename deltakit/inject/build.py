@@ -21,7 +21,8 @@ from deltakit.inject.attachments import (
     head_names,
     parameter_names,
 )
-from deltakit.inject.places import runs_on, stored_value, weights_of, with_readable_weight
+from deltakit.inject.partitions import check_own_values
+from deltakit.inject.places import place_of, runs_on, stored_value, weights_of, with_readable_weight
 from deltakit.models.quantised import codec_of
 from deltakit.runtime.nodes import PlacedDelta
 from deltakit.runtime.passes import LayerDrop
@@ -74,6 +75,7 @@ def _build_own(
     """The delta's own parameters of the base and the head, which start as copies."""
     aliases = {names[0]: names for names in parameter_names(model)}
     for name in _owned(model, attachments, attached.method):
+        check_own_values([place_of(model, name).module])
         value = stored_value(model, name)
         value = value.to(dtype or trained_dtype(value.dtype), copy=True)
         attached.tree.put(name, nn.Parameter(value))

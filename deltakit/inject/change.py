@@ -9,6 +9,7 @@ from deltakit.core.delta import Reparametrised
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.inject.attachments import Attached, need_attachments
 from deltakit.inject.build import check_layers
+from deltakit.inject.partitions import check_whole
 from deltakit.inject.switch import paused, reapply
 from deltakit.runtime.nodes import PlacedDelta
 
@@ -54,6 +55,7 @@ def deploy(model: "PreTrainedModel", name: str = "default") -> None:
     """
     attachments = need_attachments(model)
     attached = attachments.get(name)
+    check_whole(model, "deploy")
     with paused(model, attachments):
         attached.method = attached.method.deployed()
         attached.leaves = {

@@ -20,7 +20,8 @@ from deltakit.inject.attachments import Attachments, Merged, computes, need_atta
 from deltakit.inject.config_changes import config_changes
 from deltakit.inject.fold import FoldedSites, fold
 from deltakit.inject.merge_report import MergedLinear, MergeReport
-from deltakit.inject.places import is_offloaded, is_sharded, place_of, set_weight
+from deltakit.inject.partitions import wrapper_of
+from deltakit.inject.places import is_offloaded, place_of, set_weight
 from deltakit.inject.switch import active_nodes, reapply, take_off
 from deltakit.models.quantised import codec_of, dequantised_linear
 from deltakit.runtime.nodes import Node, PlacedDelta, SumNode
@@ -448,8 +449,7 @@ def _check_linear(handle: Handle) -> None:
 
 def _check_held(handle: Handle) -> None:
     """Weights that are elsewhere, or in part elsewhere, cannot be written to."""
-    tensors = handle.module.parameters(recurse=False)
-    if is_offloaded(handle.module) or any(map(is_sharded, tensors)):
+    if is_offloaded(handle.module) or wrapper_of(handle.module) is not None:
         raise NotMergeable(
             f"the weight of {handle.path!r} is sharded or offloaded, so nothing merges into it. "
             "Save the delta, load it on a base that is whole in memory, and merge there."
@@ -460,7 +460,7 @@ def _check_whole(model: nn.Module, attachments: Attachments) -> None:
     """The places of the deltas' own parameters are written to, too."""
     for name in attachments.owners(() if attachments.active is None else attachments.active.names):
         place = place_of(model, name)
-        if is_offloaded(place.module) or is_sharded(place.parameter):
+        if is_offloaded(place.module) or wrapper_of(place.module) is not None:
             raise NotMergeable(
                 f"{name!r} is sharded or offloaded, so nothing merges into it. Save the delta, "
                 "load it on a base that is whole in memory, and merge there."

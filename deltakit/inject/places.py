@@ -12,6 +12,7 @@ from deltakit.arch.resolve import fit_linear
 from deltakit.core.site import BaseLinear, Handle
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import CHILD, Attached, Attachments, Displaced, computes
+from deltakit.inject.partitions import first_wrapper, is_sharded
 from deltakit.runtime.own_values import Place, can_run_with, install_own_values
 
 
@@ -138,13 +139,6 @@ def _set_module(model: nn.Module, name: str, value: nn.Module) -> nn.Module:
     return old
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """True if a tensor is distributed over devices (``torch.distributed.tensor.DTensor``)."""
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
 # ------------------------------------------------------------------ a delta's own, at their places
 
 
@@ -169,15 +163,17 @@ def _displace(
     model: nn.Module, attachments: Attachments, name: str, owner: Attached
 ) -> dict[Place, Place]:
     """Puts the owner's parameter into the places; else returns the places to use it for."""
-    base, own = place_of(model, name).parameter, owner.tree.places[name]
+    there, own = place_of(model, name), owner.tree.places[name]
+    base = there.parameter
     names = tuple(_same_places(model, owner.aliases[name], base))
     _fit(own.parameter, base)
     places = [place_of(model, each) for each in names]
-    if not _interchangeable(base, own.parameter) or any(is_offloaded(p.module) for p in places):
+    away = any(is_offloaded(place.module) for place in places) or _in_parts(own, *places)
+    if away or not _interchangeable(base, own.parameter):
         _check_forwards(places, name)
         return dict.fromkeys(places, own)
     attachments.base.put(name, base)
-    attachments.running.displaced[name] = Displaced(names=names, own=own)
+    attachments.running.displaced[name] = Displaced(names=names, places=tuple(places), own=own)
     for place in places:
         place.put(own.parameter)
     return {}
@@ -190,18 +186,28 @@ def _give_back(
     displaced = attachments.running.displaced[name]
     own, base = displaced.own, attachments.base.places[name]
     places = [place_of(model, each) for each in displaced.names]
-    if is_sharded(own.parameter) or is_sharded(base.parameter):
+    if _in_parts(own, base, *places):
         wanted = base if owner is None else owner.tree.places[name]
         same = wanted.parameter is own.parameter
         return {} if same else dict.fromkeys(places, wanted)
-    if places[0].parameter is not own.parameter:  # somebody has put another one there since
-        own.put(places[0].parameter)
+    _follow(places[0], own)
     _fit(base.parameter, own.parameter)
     for place in _unchanged(places, own.parameter):
         place.put(base.parameter)
     attachments.base.take(name)
     del attachments.running.displaced[name]
     return {}
+
+
+def follow_places(model: nn.Module, attachments: Attachments) -> None:
+    """Gives deltas the parameters that the user has put into the places of theirs."""
+    for displaced in attachments.running.displaced.values():
+        _follow(place_of(model, displaced.names[0]), displaced.own)
+
+
+def _follow(place: Place, own: Place) -> None:
+    if place.parameter is not own.parameter:
+        own.put(place.parameter)
 
 
 def _same_places(model: nn.Module, names: tuple[str, ...], base: nn.Parameter) -> Iterator[str]:
@@ -218,8 +224,11 @@ def _unchanged(places: list[Place], own: nn.Parameter) -> Iterator[Place]:
 
 
 def _interchangeable(one: nn.Parameter, other: nn.Parameter) -> bool:
-    alike = (one.dtype, one.device, one.shape) == (other.dtype, other.device, other.shape)
-    return alike and not is_sharded(one) and not is_sharded(other)
+    return (one.dtype, one.device, one.shape) == (other.dtype, other.device, other.shape)
+
+
+def _in_parts(*places: Place) -> bool:
+    return first_wrapper(place.module for place in places) is not None
 
 
 def _check_forwards(places: list[Place], name: str) -> None:

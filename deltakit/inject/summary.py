@@ -16,6 +16,7 @@ from deltakit.inject.attachments import (
     head_names,
     plain_parameters,
 )
+from deltakit.inject.partitions import check_whole
 from deltakit.models.quantised import codec_of
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Summary:
 def summary(model: "PreTrainedModel") -> Summary:
     """Counts the base, the head and the active deltas. Works on meta-device models too."""
     attachments = attachments_of(model)
+    check_whole(model, "summary")
     head = head_names(model)
     parameters = _originals(model, attachments)
     base = [p for name, p in parameters.items() if name not in head]

@@ -15,6 +15,7 @@ from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import Attachments, Merged, plain_parameters
 from deltakit.inject.build import left_out
 from deltakit.inject.labels import settle_labels
+from deltakit.inject.partitions import check_own_values, first_wrapper
 from deltakit.inject.places import place_of, set_weight, submodule, use_own
 from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.compile import compile_composition
@@ -65,6 +66,7 @@ def paused(model: "PreTrainedModel", attachments: Attachments) -> Iterator[Pause
     Afterwards the model runs with ``pause.then``. After an exception, in the block or in making
     that active, it runs with what it ran with before. Flags stay as they are.
     """
+    _check_switch(model, attachments, None)
     before = _deactivate(model, attachments)
     pause = Pause(before=before, then=before)
     try:
@@ -218,6 +220,29 @@ def check(attachments: Attachments, composition: Composition) -> None:
     _nodes(attachments, composition)
 
 
+def _check_switch(
+    model: nn.Module, attachments: Attachments, composition: Composition | None
+) -> None:
+    """Raises `IncompatibleDeltas` where own values cannot be taken off, or put to use."""
+    found = [each for each in (attachments.active, composition) if each is not None]
+    owners = attachments.owners(tuple(name for each in found for name in each.names))
+    modules = (submodule(model, name.rpartition(".")[0]) for name in owners)
+    check_own_values(module for module in modules if module is not None)
+
+
+def _is_shared(model: nn.Module, attachments: Attachments) -> bool:
+    """Whether other threads may use other values at the base's places."""
+    return has_threads() and first_wrapper(_own_places(model, attachments)) is None
+
+
+def _own_places(model: nn.Module, attachments: Attachments) -> Iterator[nn.Module]:
+    """The modules of all places where any attached delta has parameters of its own."""
+    for (name, _), having in attachments.owners_at.items():
+        module = submodule(model, name.rpartition(".")[0]) if having else None
+        if module is not None:
+            yield module
+
+
 def _start(
     model: "PreTrainedModel",
     attachments: Attachments,
@@ -225,7 +250,7 @@ def _start(
     trained: tuple[str, ...],
 ) -> None:
     """Makes the model run with the composition, and train the deltas called `trained`."""
-    tables = tables_of(model, attachments, composition, shared=has_threads())
+    tables = tables_of(model, attachments, composition, shared=_is_shared(model, attachments))
     program_of(model, attachments).switch(model, tables)
     _follow(model, attachments, composition, trained)
 
@@ -241,6 +266,7 @@ def change_to(
     Passes of other threads that are running end with what they began with; the next ones begin with
     the composition.
     """
+    _check_switch(model, attachments, composition)
     before = snapshot_active(model, attachments)
     try:
         _change_to(model, attachments, composition, trained)
@@ -258,7 +284,7 @@ def _change_to(
     composition: Composition | None,
     trained: tuple[str, ...],
 ) -> None:
-    program, shared = program_of(model, attachments), has_threads()
+    program, shared = program_of(model, attachments), _is_shared(model, attachments)
     if shared:
         program.keep_own(own_parameters(model, attachments, attachments.active))
     program.switch(model, tables_of(model, attachments, composition, shared=shared))
@@ -276,6 +302,14 @@ def use_in_thread(
     model: nn.Module, attachments: Attachments, composition: Composition | None
 ) -> Iterator[None]:
     """Inside, passes of this thread run with a composition."""
+    _check_switch(model, attachments, composition)
+    wrapper = first_wrapper(_own_places(model, attachments))
+    if wrapper is not None:
+        raise IncompatibleDeltas(
+            f"{wrapper.name} holds parameters of the base of which deltas have values of their own "
+            "(head, biases, norms or embeddings), so one thread cannot use others than the rest. "
+            "Use `activate`."
+        )
     program = program_of(model, attachments)
     tables = tables_of(model, attachments, composition, shared=True)
     with program.using(model, tables):

@@ -24,7 +24,8 @@ from deltakit.inject.attachments import (
     parameter_names,
 )
 from deltakit.inject.labels import labels_with, take_labels
-from deltakit.inject.places import is_sharded, stored_value
+from deltakit.inject.partitions import check_whole, is_sharded
+from deltakit.inject.places import follow_places, stored_value
 from deltakit.inject.prepare import check_started
 from deltakit.inject.switch import paused, snapshot_active
 
@@ -41,6 +42,8 @@ def to_checkpoint(model: "PreTrainedModel", what: str | Composition = "default")
         DeltakitError: nothing is attached.
     """
     attachments = need_attachments(model)
+    check_whole(model, "saving")
+    follow_places(model, attachments)
     composition = One(what) if isinstance(what, str) else what
     parts = attachments.with_members(composition.names)
     for part in parts:
