@@ -132,8 +132,12 @@ class ImageHead(SequenceHead):
         return tuple(sorted(key for key in missing if key.partition(".")[0] not in heads))
 
 
+class WritingHead(Head):
+    """A pre-trained head over the vocabulary, with which a model generates texts."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class LanguageHead(Head):
+class LanguageHead(WritingHead):
     """The next token, from the head that was pre-trained with the model."""
 
     task: ClassVar[str] = "causal"
@@ -157,3 +161,21 @@ class LanguageHead(Head):
 
         # How a checkpoint likes to be sampled from is no part of a comparison.
         model.generation_config = GenerationConfig(pad_token_id=pad_token_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqHead(WritingHead):
+    """The next token of a target, from the head that an encoder-decoder was pre-trained with."""
+
+    task: ClassVar[str] = "seq2seq"
+    purpose: ClassVar[str] = "write a text for another"
+
+    def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+        from transformers import GenerationConfig
+
+        # What a target begins with is the model's; the rest of its settings is about sampling.
+        kept = {name: vars(model.generation_config).get(name) for name in _STARTS}
+        model.generation_config = GenerationConfig(pad_token_id=pad_token_id, **kept)
+
+
+_STARTS = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")

@@ -25,7 +25,7 @@ from deltakit.compare.measure.timing import (
 from deltakit.compare.records.latency import Shape, ShapeTime
 from deltakit.compare.records.protocol import Protocol
 from deltakit.core.provider import AdaptedModel
-from deltakit.models.heads import Head, LanguageHead
+from deltakit.models.heads import Head, WritingHead
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +74,7 @@ def _timed(
 ) -> Iterator[tuple[str, list[Timing]]]:
     repeats = protocol.repeats(protocol.shape_repeats)
     timed = partial(in_states, states, repeats=repeats, warmup=protocol.latency_warmup)
-    if not isinstance(head, LanguageHead):
+    if not isinstance(head, WritingHead):
         yield "forward", timed(forward(batch))
         return
     tokens = protocol.generated_tokens

@@ -9,7 +9,7 @@ from deltakit.compare.measure.predicted_memory import Load, PredictedMemory, pre
 from deltakit.compare.plan.request import NamedMethod, Request
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
-from deltakit.models.heads import Head, ImageHead, LanguageHead, SequenceHead
+from deltakit.models.heads import Head, ImageHead, LanguageHead, Seq2SeqHead, SequenceHead
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
 from deltakit.models.weights import WEIGHT_FORMATS, Floating, read_config
 
@@ -20,6 +20,7 @@ HEADS: Mapping[str, Head] = {
     "causal": LanguageHead(),
     "answers": LanguageHead(),
     "images": ImageHead(outputs=2),
+    "generation": LanguageHead(),
 }
 """The head of a model by the kind of its task, where no task is read: two classes."""
 
@@ -136,6 +137,8 @@ def _head(kind: str | None, config: Any) -> Head:
         kind = _usual_kind(config)
     if kind not in HEADS:
         raise unknown("--kind", kind, HEADS, hint="Memory is predicted for these.")
+    if config.is_encoder_decoder and kind in ("answers", "generation"):
+        return Seq2SeqHead()
     return HEADS[kind]
 
 
@@ -143,11 +146,16 @@ def _usual_kind(config: Any) -> str:
     """The kind of task that the class of a config is for; classification of texts otherwise."""
     from transformers import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     )
 
-    if any("CausalLM" in name for name in config.architectures or ()):
+    saved = config.architectures or ()
+    if any("CausalLM" in name for name in saved):
         return "causal"
+    writes = type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if writes and any("ForConditionalGeneration" in name for name in saved):
+        return "generation"
     texts = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     return "images" if images and not texts else "classification"

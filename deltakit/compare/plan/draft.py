@@ -198,8 +198,9 @@ def _task(request: Request) -> TaskData:
 
 
 def _scored(data: TaskData, metric: str | None) -> TaskData:
-    """The task with the metric that was asked for."""
+    """The task with the metric that was asked for, which can be computed here."""
     if metric is None:
+        METRICS.get(data.metric).check_installed()
         return data
     if metric not in (fitting := fitting_metrics(data.kind)):
         fit = ", ".join(fitting)
@@ -207,6 +208,7 @@ def _scored(data: TaskData, metric: str | None) -> TaskData:
             f"--metric {METRICS.get(metric).name} does not fit the task {data.name!r}, which is "
             f"{data.kind.name} ({data.kind.description}). Fitting: {fit}."
         )
+    METRICS.get(metric).check_installed()
     return dataclasses.replace(data, metric=metric)
 
 

@@ -11,7 +11,7 @@ from deltakit.core.method import Method
 from deltakit.core.provider import ExternalMethod
 from deltakit.core.site import Handle, Site
 from deltakit.errors import InvalidConfig
-from deltakit.models.heads import LanguageHead
+from deltakit.models.heads import WritingHead
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,12 +129,27 @@ def check_tokens(
 
 def check_answers(
     tasks: Iterable[TaskData], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> None:
-    """Raises `InvalidConfig` for texts to continue that leave no room for their answers."""
-    for task in tasks:
-        if isinstance(task.kind.head, LanguageHead):
-            for split in (task.train, task.validation, task.test):
-                task.kind.encode(split, tokenizer, max_length)
+) -> tuple[str, ...]:
+    """Notes on texts of the first task, the target, that are cut.
+
+    Raises:
+        InvalidConfig: texts to continue leave no room for their answers.
+    """
+    notes = [_cuts(task, tokenizer, max_length) for task in tasks]
+    return notes[0]
+
+
+def _cuts(task: TaskData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[str, ...]:
+    kind, notes = task.kind, []
+    for split in ("train", "validation", "test") if isinstance(kind.head, WritingHead) else ():
+        encoded = kind.encode(getattr(task, split), tokenizer, max_length)
+        lost = [] if kind.cut is None else [tokens for tokens in encoded["lost"] if tokens]
+        if lost:
+            notes.append(
+                f"{split}: {len(lost):,} of {len(encoded):,} texts lose their {kind.cut}, up to "
+                f"{max(lost):,} tokens (--max-length {max_length})."
+            )
+    return tuple(notes)
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, int]]:

@@ -39,7 +39,7 @@ from deltakit.compare.stats.metrics import METRICS
 from deltakit.core.method import CombiningMethod, Method, Role
 from deltakit.errors import DeltakitError, InvalidConfig
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
-from deltakit.models.weights import Floating
+from deltakit.models.weights import Floating, read_config
 
 if TYPE_CHECKING:
     from deltakit.compare.tasks.task import TaskData
@@ -59,6 +59,8 @@ def complete_plan(draft: Draft) -> Plan:
     """The plan of a request of which all names are known. Raises as `build_plan`."""
     request, target, sources, folders = draft.request, draft.target, draft.sources, draft.folders
     model = find_model(request.model)
+    target, *others = (_for_model(task, model) for task in (target, *sources.values()))
+    sources = {task.name: task for task in others}
     bases = _bases(draft, model)
     skeleton = model.skeleton(target.kind.head)
     methods, sizes = _matched(request, draft.methods, skeleton)
@@ -83,6 +85,12 @@ def complete_plan(draft: Draft) -> Plan:
     )
     try_out(plan)
     return plan
+
+
+def _for_model(task: "TaskData", model: ModelSource) -> "TaskData":
+    """The task as the architecture of the model is asked."""
+    config = read_config(model.location, local_files_only=model.local_only)
+    return dataclasses.replace(task, kind=task.kind.for_model(config))
 
 
 def _check_apart(label: str, new: str, sized: Mapping[str, Method], target: int) -> None:
@@ -143,10 +151,10 @@ def _readable(
     usual = request.latency in {each.latency for _, each in PROFILES.items()}
     latency, left_out = readable_shapes(request.latency, limit, model.name, usual)
     length, notes = cut_length(request.budget.max_length, limit, model.name)
-    check_answers(tasks, tokenizer, length)
+    cuts = check_answers(tasks, tokenizer, length)
     budget = dataclasses.replace(request.budget, max_length=length)
     request = dataclasses.replace(request, budget=budget, latency=latency)
-    return request, (*notes, *left_out)
+    return request, (*notes, *left_out, *cuts)
 
 
 def _matched(

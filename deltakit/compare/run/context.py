@@ -109,9 +109,7 @@ class RunContext:
 
     def inference_batch(self, size: int) -> timing.Batch:
         """A batch of typical rows of the test split, without labels."""
-        batch = self._typical("test", size)
-        del batch["labels"]
-        return batch
+        return self.plan.task.kind.without_labels(self._typical("test", size))
 
     def _typical(self, split: str, size: int) -> timing.Batch:
         task = self.plan.task

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import lru_cache
+from importlib.util import find_spec
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -15,7 +16,7 @@ from deltakit._registry import Registry
 from deltakit.compare.records.result import Predictions, Value
 from deltakit.compare.stats import significance as stats
 from deltakit.compare.stats.significance import Difference, Evidence
-from deltakit.errors import InvalidConfig
+from deltakit.errors import InvalidConfig, MissingExtra
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,6 +90,8 @@ class Metric(ABC):
         direction: the direction of better scores.
         takes: its input, in addition to the labels.
         kinds: kinds of task that it fits, in addition to those that have it in `metrics`.
+        package: the module that computes it, where an extra installs that; "" otherwise.
+        extra: the extra.
     """
 
     name: str
@@ -97,6 +100,16 @@ class Metric(ABC):
     direction: Direction = Direction.HIGHER
     takes: Takes = Takes.PREDICTED
     kinds: tuple[str, ...] = ()
+    package: str = ""
+    extra: str = ""
+
+    def check_installed(self) -> None:
+        """Raises `MissingExtra` where the package that computes it is missing."""
+        if self.package and find_spec(self.package) is None:
+            raise MissingExtra(
+                f"the metric {self.name!r} needs the package {self.package!r}. Install it: "
+                f'pip install -e ".[{self.extra}]", or choose another --metric.'
+            )
 
     @classmethod
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The kinds of tasks: classification, regression, several labels, texts, short answers.
+"""The kinds of tasks: classification, regression, several labels, texts, answers, generation.
 
 A kind is one file in this folder, or of your own; everything in which kinds differ is in it.
 """
@@ -17,6 +17,7 @@ from deltakit.compare.tasks.kinds.base import (
 )
 from deltakit.compare.tasks.kinds.causal import Causal
 from deltakit.compare.tasks.kinds.classification import Classification
+from deltakit.compare.tasks.kinds.generation import Generation
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
 from deltakit.compare.tasks.kinds.regression import Regression
 from deltakit.errors import InvalidConfig
@@ -26,6 +27,7 @@ __all__ = [
     "Answers",
     "Causal",
     "Classification",
+    "Generation",
     "Kind",
     "MultiLabel",
     "Outputs",

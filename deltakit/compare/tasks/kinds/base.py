@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from deltakit._registry import Registry
 from deltakit.compare.records.result import Value
@@ -81,6 +81,12 @@ class Kind(ABC):
         return False
 
     @classmethod
+    def columns_in(cls, columns: Columns, asked: ColumnNames) -> tuple[str | None, str | None]:
+        """The names of the text and the label column, the asked ones before the usual ones."""
+        del columns
+        return asked.text or cls.text_column, asked.label or cls.label_column
+
+    @classmethod
     @abstractmethod
     def parse_labels(
         cls, splits: Mapping[str, RawSplit], classes: tuple[str, ...] | None
@@ -117,6 +123,11 @@ class Kind(ABC):
 
     # ------------------------------------------------------------------------- asking the model
 
+    def for_model(self, config: Any) -> Self:
+        """The kind as a model with this configuration is asked; by default no model differs."""
+        del config
+        return self
+
     @property
     @abstractmethod
     def head(self) -> Head:
@@ -138,6 +149,14 @@ class Kind(ABC):
         predictions are judged by) and whatever `predict` needs.
         """
 
+    @property
+    def cut(self) -> str | None:
+        """The part that a long text loses, in words.
+
+        `encode` then counts its tokens in the column ``lost``. None where it does not.
+        """
+        return None
+
     def size(self, example: EncodedExample) -> int:
         """The size of an encoded example, by which batches are made: by default its tokens."""
         return len(example["input_ids"])
@@ -145,6 +164,10 @@ class Kind(ABC):
     @abstractmethod
     def collate(self, rows: Sequence[EncodedExample], processor: Processor) -> Batch:
         """Encoded rows as one padded batch with its labels."""
+
+    def without_labels(self, batch: Batch) -> Batch:
+        """The batch for a forward pass that is timed."""
+        return {name: each for name, each in batch.items() if name != "labels"}
 
     @abstractmethod
     def predict(

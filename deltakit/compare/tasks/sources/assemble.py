@@ -22,11 +22,10 @@ def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> Ra
     Raises:
         InvalidConfig: a column or an input is missing or is not what its place takes.
     """
-    text = names.text or kind.text_column
+    text, column = kind.columns_in(source.columns, names)
     texts = [] if text is None else source.texts(text, "--text-column")
     pairs = None if names.pair is None else source.texts(names.pair, "--pair-column")
     inputs = {name: source.cells(name, type) for name, type in kind.inputs.items()}
-    column = names.label or kind.label_column
     labels = [] if column is None else source.column(column, _LABEL_HINT)
     return RawSplit(
         where=source.where,

@@ -121,14 +121,14 @@ def _unread(loaded: "Mapping[str, Dataset]", used: "Sequence[Dataset | None]") -
 
 def _choose_columns(present: list[str], asked: ColumnNames, kind: type[Kind]) -> ColumnNames:
     """`asked`, with the usual names where no text column is named."""
-    label = asked.label or kind.label_column
-    known = kind.text_column is None or kind.text_column in present
+    own, label = kind.columns_in(dict.fromkeys(present, []), asked)
+    known = own is None or own in present
     texts = () if asked.text or known else _TEXT_COLUMNS
     for text, pair in texts:
         if text in present and (pair is None or pair in present):
             usual = pair if "--pair-column" in kind.options else None
             return dataclasses.replace(asked, text=text, pair=asked.pair or usual, label=label)
-    return dataclasses.replace(asked, text=asked.text or kind.text_column, label=label)
+    return dataclasses.replace(asked, text=own, label=label)
 
 
 def _shown(columns: ColumnNames) -> str:

@@ -1,0 +1,81 @@
+"""Metrics of texts that a model writes: ROUGE, BLEU, chrF, as their usual packages compute them."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from deltakit.compare.records.result import Predictions
+from deltakit.compare.stats.metric import MeanMetric, RatioMetric, register_metric
+
+if TYPE_CHECKING:
+    from deltakit.compare.stats.metric import Array
+
+EXTRA = "generation"
+"""The extra that installs the packages."""
+
+
+# ----------------------------------------------------------------------------------------- ROUGE
+
+
+@cache
+def _rouge(form: str) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([form], use_stemmer=True)
+
+
+def _rouge_f1(predictions: Predictions, *, form: str) -> Array:
+    """The F1 of one form of ROUGE for each example, of stemmed words (Lin 2004)."""
+    import numpy as np
+
+    scorer = _rouge(form)
+    pairs = zip(predictions.labels, predictions.predicted, strict=True)
+    return np.array([scorer.score(str(true), str(made))[form].fmeasure for true, made in pairs])
+
+
+_TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+for _form, _title in _TITLES.items():
+    register_metric(_form, MeanMetric, title=_title, package="rouge_score", extra=EXTRA)(
+        partial(_rouge_f1, form=_form)
+    )
+
+
+# ----------------------------------------------------------------------------- BLEU, chrF: corpus
+
+
+@cache
+def _corpus(name: str) -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    return BLEU(force=True) if name == "bleu" else CHRF()
+
+
+def _statistics(predictions: Predictions, *, name: str) -> Array:
+    """The counts of n-grams of each example, that a score of the corpus is made of their sums."""
+    import numpy as np
+
+    made, true = (list(map(str, each)) for each in (predictions.predicted, predictions.labels))
+    # The step that all of sacrebleu's metrics have in common, as its own bootstrap takes it.
+    return np.array(_corpus(name)._extract_corpus_statistics(made, [true]), dtype=float)
+
+
+def _corpus_score(sums: Array, *, name: str) -> Array:
+    """The score of sums of counts, between 0 and 1."""
+    import numpy as np
+
+    rows = sums.reshape(-1, sums.shape[-1]).astype(int).tolist()
+    scores = [_corpus(name)._compute_score_from_stats(row).score / 100 for row in rows]
+    return np.array(scores).reshape(sums.shape[:-1])
+
+
+for _form, _title in {"bleu": "BLEU", "chrf": "chrF"}.items():
+    register_metric(
+        _form,
+        RatioMetric,
+        title=_title,
+        package="sacrebleu",
+        extra=EXTRA,
+        ratio=partial(_corpus_score, name=_form),
+    )(partial(_statistics, name=_form))
