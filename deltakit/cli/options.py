@@ -217,6 +217,12 @@ _OPTIONS = (
     click.option("--baseline", help="The row that all others are compared with, e.g. lora."),
     click.option("--positive", metavar="LABEL", help="The class that F1 is of. [the second]"),
     click.option(
+        "--beams",
+        type=whole,
+        metavar="N",
+        help="Beams of the search by which texts are generated. [1, greedy]",
+    ),
+    click.option(
         "--text-column",
         help="Column of the text, where the task is yours; two, as in a,b, are a pair. [text]",
     ),

@@ -18,6 +18,7 @@ from deltakit.compare.plan.request import NamedMethod, Request
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, check_task_name, load_task, subsample
+from deltakit.compare.tasks.beams import with_beams
 from deltakit.compare.tasks.data.form import FileForm
 from deltakit.compare.tasks.kinds import KINDS, fitting_metrics
 from deltakit.compare.tasks.positive import with_positive
@@ -81,6 +82,8 @@ def draft_of(request: Request) -> Draft:
 
 def _check_numbers(request: Request) -> None:
     check_whole(request, seeds=request.seeds, trials=request.trials)
+    if request.beams is not None:
+        check_whole(request, beams=request.beams)
     if request.match_params is not None:
         check_whole(request, match_params=request.match_params)
     _check_search(request)
@@ -192,7 +195,8 @@ def _task(request: Request) -> TaskData:
         ),
     )
     data = load_task(request.task, names, kind=request.kind)
-    data = _scored(with_positive(data, request.positive), request.metric)
+    data = with_beams(with_positive(data, request.positive), request.beams)
+    data = _scored(data, request.metric)
     budget = request.budget
     return subsample(data, max_train=budget.max_train_samples, max_eval=budget.max_eval_samples)
 

@@ -140,6 +140,7 @@ class Request:
         kind: the kind of task, where it is local or on the Hub; None is what it looks like.
         positive: the class, of two, that F1 and other metrics of one class are of; None is the
             second.
+        beams: of the search by which texts are generated; None is greedy.
         metric: what scores are; None is what the kind of task usually has.
         text_column: names of columns, where the task is local or on the Hub.
         label_separator: the text between several labels in one cell of a table.
@@ -167,6 +168,7 @@ class Request:
     kind: str | None = None
     metric: str | None = None
     positive: str | None = None
+    beams: int | None = None
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None

@@ -1,4 +1,4 @@
-"""Generation: the text that a model writes for a source: a summary, a translation, another style."""
+"""Generation: a model writes a text for a source, such as a summary or a translation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -247,9 +247,7 @@ class WrittenKind(Kind):
         rows: Sequence[EncodedExample],
         tokenizer: "PreTrainedTokenizerBase",
     ) -> Outputs:
-        texts = generated(
-            model, rows, tokenizer, self.writer, num_beams=self.beams
-        )
+        texts = generated(model, rows, tokenizer, self.writer, num_beams=self.beams)
         said: list[Value] = [self.cleaned(text) for text in texts]
         return Outputs(said)
 
