@@ -170,6 +170,12 @@ class Seq2SeqHead(WritingHead):
     task: ClassVar[str] = "seq2seq"
     purpose: ClassVar[str] = "write a text for another"
 
+    def example_inputs(
+        self, config: Any, rows: int, length: int, device: "torch.device"
+    ) -> "dict[str, Tensor]":
+        inputs = super().example_inputs(config, rows, length, device)
+        return {**inputs, "decoder_input_ids": inputs["input_ids"]}
+
     def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
         from transformers import GenerationConfig
 
