@@ -73,17 +73,28 @@ class Head(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceHead(Head):
+class FreshHead(Head):
+    """A head that no checkpoint has values for."""
+
+    def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = pad_token_id
+
+    def newly_initialised(
+        self, missing: Iterable[str], model: "PreTrainedModel"
+    ) -> tuple[str, ...]:
+        inside = f"{model.base_model_prefix}."
+        return tuple(sorted(key for key in missing if key.startswith(inside)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceHead(FreshHead):
     """A fresh linear over the whole text."""
 
     task: ClassVar[str] = "classify"
     purpose: ClassVar[str] = "classify sequences"
     outputs: int
     problem: str = "single_label_classification"
-
-    def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = pad_token_id
 
     def labels_like(self, ids: "Tensor") -> "Tensor":
         one = ids[:, 0]
@@ -95,11 +106,14 @@ class SequenceHead(Head):
             case _:
                 return one.new_zeros((len(ids), self.outputs)).float()
 
-    def newly_initialised(
-        self, missing: Iterable[str], model: "PreTrainedModel"
-    ) -> tuple[str, ...]:
-        inside = f"{model.base_model_prefix}."
-        return tuple(sorted(key for key in missing if key.startswith(inside)))
+
+@dataclass(frozen=True, kw_only=True)
+class TokenHead(FreshHead):
+    """A fresh linear over each token."""
+
+    task: ClassVar[str] = "classify_tokens"
+    purpose: ClassVar[str] = "tag the tokens of a text"
+    outputs: int
 
 
 @dataclass(frozen=True, kw_only=True)

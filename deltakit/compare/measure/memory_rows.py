@@ -9,7 +9,14 @@ from deltakit.compare.measure.predicted_memory import Load, PredictedMemory, pre
 from deltakit.compare.plan.request import NamedMethod, Request
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
-from deltakit.models.heads import Head, ImageHead, LanguageHead, Seq2SeqHead, SequenceHead
+from deltakit.models.heads import (
+    Head,
+    ImageHead,
+    LanguageHead,
+    Seq2SeqHead,
+    SequenceHead,
+    TokenHead,
+)
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
 from deltakit.models.weights import WEIGHT_FORMATS, Floating, read_config
 
@@ -21,6 +28,7 @@ HEADS: Mapping[str, Head] = {
     "answers": LanguageHead(),
     "images": ImageHead(outputs=2),
     "generation": LanguageHead(),
+    "tokens": TokenHead(outputs=2),
 }
 """The head of a model by the kind of its task, where no task is read: two classes."""
 

@@ -108,6 +108,8 @@ def check_tokens(
             f"the tokenizer of model {model!r} has no token for padding, and no end or unknown "
             "token in its place. Set tokenizer.pad_token to one of its tokens and save it again."
         )
+    for task in tasks:
+        task.kind.check_tokenizer(model, tokenizer)
     known = skeleton.get_input_embeddings().num_embeddings
     for name, number in _special_ids(tokenizer):
         if number >= known:

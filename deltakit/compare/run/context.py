@@ -70,7 +70,10 @@ class RunContext:
         if (task, split) not in self._encoded:
             data = getattr(self.plan.tasks[task], split)
             length = self.plan.request.budget.max_length
-            self._encoded[task, split] = self.kind(task).encode(data, self.processor, length)
+            encoded = self.kind(task).encode(data, self.processor, length)
+            for note in self.kind(task).notes(encoded):
+                self.folder.note(f"{task}, {split}: {note}")
+            self._encoded[task, split] = encoded
         return self._encoded[task, split]
 
     def predictions(self, model: "PreTrainedModel", task: str, split: str) -> Predictions:

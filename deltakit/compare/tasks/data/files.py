@@ -1,4 +1,4 @@
-"""Files of rows, read whole into columns: CSV, TSV, JSON lines, a JSON list, Parquet.
+"""Files of rows, read whole into columns: CSV, TSV, JSON lines, a JSON list, Parquet, CoNLL.
 
 Readers here are strict where data frames guess: a row that is too long, a quote that is never
 closed or a word after a closing quote is an error, and "NA" is a text. Nothing is cached on disk.
@@ -6,10 +6,10 @@ closed or a word after a closing quote is an error, and "NA" is a text. Nothing 
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deltakit.compare.tasks.data.conll import looks_like_conll, read_conll
 from deltakit.compare.tasks.data.delimited import header_and_rows
 from deltakit.compare.tasks.data.form import FileForm, text_of
 from deltakit.errors import InvalidConfig
@@ -56,6 +56,16 @@ def _read_csv(path: Path, form: FileForm, delimiter: str = ",") -> Columns:
     text = text_of(path, form.encoding)
     header, rows = header_and_rows(text, form.separator, delimiter, form.columns)
     return _by_name(header, [[row[column] for row in rows] for column in range(len(header))])
+
+
+def _read_tsv(path: Path, form: FileForm) -> Columns:
+    conll = form.columns is None and looks_like_conll(text_of(path, form.encoding))
+    return _read_conll(path, form) if conll else _read_csv(path, form, "\t")
+
+
+def _read_conll(path: Path, form: FileForm) -> Columns:
+    _check_unused(form, "--columns", "--delimiter")
+    return dict(read_conll(text_of(path, form.encoding)))
 
 
 def _read_parquet(path: Path, form: FileForm) -> Columns:
@@ -139,10 +149,12 @@ def _by_name(names: Sequence[str], columns: Sequence[list[Any]]) -> Columns:
 
 _READERS: dict[str, Callable[[Path, FileForm], Columns]] = {
     ".csv": _read_csv,
-    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".tsv": _read_tsv,
     ".jsonl": _read_json,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".txt": _read_conll,
 }
 
 SUFFIXES = tuple(_READERS)

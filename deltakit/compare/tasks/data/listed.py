@@ -63,6 +63,23 @@ def lists_of(values: Sequence[Any]) -> list[Any] | None:
     return [value if _blank(value) else next(found) for value in values]
 
 
+def as_lists(values: Sequence[Any], separator: str | None = None) -> list[Any] | None:
+    """The values, lists already or written as text, as lists; None where one shows no list.
+
+    Args:
+        values: of a column.
+        separator: the text between the items of a cell that is neither; None where there is none.
+    """
+    texts = [value for value in values if isinstance(value, str)]
+    if separator is not None:
+        return [v.split(separator) if isinstance(v, str) else v for v in values]
+    read = lists_of(texts) if texts else []
+    if read is None:
+        return None
+    found = iter(read)
+    return [next(found) if isinstance(value, str) else value for value in values]
+
+
 def _check_none_is_a_list(table: RawTable, column: str, values: Sequence[Any]) -> None:
     texts = {row: value for row, value in enumerate(values, start=1) if isinstance(value, str)}
     lists = [row for row, value in texts.items() if _quoted(value) is not None]

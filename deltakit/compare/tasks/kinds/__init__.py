@@ -1,4 +1,4 @@
-"""The kinds of tasks: classification, regression, several labels, texts, answers, generation.
+"""The kinds of tasks: classification, regression, several labels, tags, texts, generation.
 
 A kind is one file in this folder, or of your own; everything in which kinds differ is in it.
 """
@@ -20,6 +20,7 @@ from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.generation import Generation
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
 from deltakit.compare.tasks.kinds.regression import Regression
+from deltakit.compare.tasks.kinds.tokens import Tokens
 from deltakit.errors import InvalidConfig
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Outputs",
     "ParsedLabels",
     "Regression",
+    "Tokens",
     "fitting_metrics",
     "kind_of",
     "references",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from deltakit._registry import Registry
 from deltakit.compare.records.result import Value
-from deltakit.compare.tasks.data.columns import CellType, ColumnNames, RawSplit
+from deltakit.compare.tasks.data.columns import CellType, ColumnNames, RawSplit, RawTable
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
+from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head
 from deltakit.models.processor import Processor
 
@@ -87,6 +88,16 @@ class Kind(ABC):
         return asked.text or cls.text_column, asked.label or cls.label_column
 
     @classmethod
+    def prepared(cls, table: RawTable, names: ColumnNames) -> RawTable:
+        """One split as it was read, with the columns under the names that the kind reads.
+
+        Raises:
+            InvalidConfig: a column is missing.
+        """
+        del names
+        return table
+
+    @classmethod
     @abstractmethod
     def parse_labels(
         cls, splits: Mapping[str, RawSplit], classes: tuple[str, ...] | None
@@ -138,6 +149,10 @@ class Kind(ABC):
     def metrics(self) -> tuple[str, ...]:
         """The metrics that fit, the usual one first."""
 
+    def check_tokenizer(self, model: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Raises `InvalidConfig` for a tokenizer of `model` that the kind cannot use."""
+        del model, tokenizer
+
     @abstractmethod
     def encode(self, data: "Dataset", processor: Processor, max_length: int) -> "Dataset":
         """The examples as the model's inputs, not padded yet.
@@ -156,6 +171,11 @@ class Kind(ABC):
         `encode` then counts its tokens in the column ``lost``. None where it does not.
         """
         return None
+
+    def notes(self, encoded: "Dataset") -> tuple[str, ...]:
+        """Notes for a reader of the scores on an encoded split, such as how much was cut off."""
+        del encoded
+        return ()
 
     def size(self, example: EncodedExample) -> int:
         """The size of an encoded example, by which batches are made: by default its tokens."""
@@ -241,3 +261,37 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> "Tensor":
 
     tensors = [torch.tensor(list(row), dtype=torch.long) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+def on_the_right(
+    rows: Sequence[EncodedExample],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    padding: Mapping[str, int],
+    without: Iterable[str] = (),
+) -> Batch:
+    """Encoded rows as one batch, padded on the right.
+
+    A model with absolute positions would count padding on the left.
+
+    Args:
+        rows: with the columns of the model's inputs.
+        tokenizer: pads the inputs that it makes itself.
+        padding: the filling of other columns of lists.
+        without: columns that are not for the model, in addition to ``truth``.
+    """
+    unused = {"truth", *without, *padding}
+    inputs = [{key: row[key] for key in row if key not in unused} for row in rows]
+    batch = dict(tokenizer.pad(inputs, padding_side="right", return_tensors="pt"))
+    own = {key: padded([row[key] for row in rows], value) for key, value in padding.items()}
+    return {**batch, **own}
+
+
+def check_fast(kind: Kind, model: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raises `InvalidConfig` for a tokenizer that does not say where its tokens come from."""
+    if not tokenizer.is_fast:
+        raise InvalidConfig(
+            f"the tokenizer of model {model!r} ({type(tokenizer).__name__}) is not a fast one: it "
+            f"does not say which token is of which word, and the kind {kind.name!r} needs that. "
+            "Convert it to a tokenizer.json, or choose another --model."
+        )

@@ -22,6 +22,7 @@ def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> Ra
     Raises:
         InvalidConfig: a column or an input is missing or is not what its place takes.
     """
+    source = kind.prepared(source, names)
     text, column = kind.columns_in(source.columns, names)
     texts = [] if text is None else source.texts(text, "--text-column")
     pairs = None if names.pair is None else source.texts(names.pair, "--pair-column")
