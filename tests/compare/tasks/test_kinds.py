@@ -66,18 +66,30 @@ def answers(draw: random.Random) -> dict[str, Any]:
     return {"prompt": around(draw, [word]), "answer": ANSWERS[word]}
 
 
+def tokens(draw: random.Random) -> dict[str, Any]:
+    words = around(draw, [draw.choice(list(TOPICS)) for _ in range(draw.randrange(3))]).split()
+    return {"tokens": words, "tags": [f"B-{TOPICS[w]}" if w in TOPICS else "O" for w in words]}
+
+
 MAKERS = {
     "classification": classification,
     "regression": regression,
     "multilabel": multilabel,
     "causal": causal,
     "answers": answers,
+    "tokens": tokens,
 }
-NEW = tuple(MAKERS)[1:]
 ELSEWHERE = ("generation",)
 """Kinds that have test files of their own."""
-USUAL = dict(zip(NEW, ("pearson", "f1_micro", "perplexity", "exact_match"), strict=True))
-TITLES = dict(zip(NEW, ("Score", "Score %", "Score ↓", "Score %"), strict=True))
+USUAL = {
+    "regression": ("pearson", "Score"),
+    "multilabel": ("f1_micro", "Score %"),
+    "causal": ("perplexity", "Score ↓"),
+    "answers": ("exact_match", "Score %"),
+    "tokens": ("span_f1", "Score %"),
+}
+"""The usual metric of a kind, and the title of its column."""
+NEW = tuple(USUAL)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +153,7 @@ def test_each_kind_is_learned_resumed_and_reported(
     first = run_plan(build_plan(ask(name)), tmp_path / "run")
     assert first.failures == ()
     rows = {row.method: row for row in first.results}
-    metric = METRICS.get(USUAL[name])
+    metric = METRICS.get(USUAL[name][0])
     assert {row.metric for row in first.results} == {metric.name}
     ranks = {method: metric.direction.rank(row.score or 0.0) for method, row in rows.items()}
     assert ranks["full"] > ranks["majority"] and ranks["full"] > ranks["head"]
@@ -149,7 +161,7 @@ def test_each_kind_is_learned_resumed_and_reported(
         assert row.score_low is not None and row.score is not None and row.score_high is not None
         assert row.score_low <= row.score <= row.score_high
     table = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
-    assert f" {TITLES[name]} |" in table and metric.title in table
+    assert f" {USUAL[name][1]} |" in table and metric.title in table
 
     before, count = (tmp_path / "run" / "results.csv").read_bytes(), trainings.count
     again = run_plan(build_plan(ask(name)), tmp_path / "run")

@@ -27,7 +27,7 @@ def test_a_test_file_in_another_format_is_the_test_split(folder: Path) -> None:
     assert sorted(load_task(str(folder)).test["text"]) == [f"text {1000 + n}" for n in range(10)]
 
 
-@pytest.mark.parametrize("name", ["test.csv.gz", "dev.xlsx", "Val.txt", "test"])
+@pytest.mark.parametrize("name", ["test.csv.gz", "dev.xlsx", "Val.xml", "test"])
 def test_a_split_that_cannot_be_read_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_text("?")
     with pytest.raises(InvalidConfig, match=f"{name}' is called like a split.*Convert it"):
