@@ -67,10 +67,13 @@ def _is_comment(line: str, cells: Sequence[str], width: int) -> bool:
 
 
 def _check(cells: Sequence[str], width: int, number: int) -> None:
-    if len(cells) != width:
-        raise ValueError(f"line {number} has {len(cells)} cells where the first word has {width}")
+    problem = ""
     if width < 2 or not cells[-1].strip():
+        problem = f"line {number} ({cells[0][:40]!r}) has no tag"
+    elif len(cells) != width:
+        problem = f"line {number} has {len(cells)} cells where the first word has {width}"
+    if problem:
         raise ValueError(
-            f"line {number} ({cells[0][:40]!r}) has no tag. A line holds a word and, after a space "
-            "or a tab, its tag; a blank line ends a sentence"
+            f"{problem}. A line holds a word and, after a space or a tab, its tag; a blank line "
+            "ends a sentence. Save a table of another form as .csv or .tsv"
         )

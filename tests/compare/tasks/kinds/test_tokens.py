@@ -280,7 +280,7 @@ def test_the_shipped_task_is_drawn_with_one_seed_and_trained_on(bert: Path) -> N
     source = find_model(str(bert))
     tokenizer = source.tokenizer()
     model = source.load(BaseChoice(name="fp32"), data.kind.head, tokenizer.pad_token_id).model
-    dk.attach(model, "lora")
+    dk.attach(model, dk.parse_method("lora"))
     rows = data.kind.encode(few.train, tokenizer, 40)
     budget = Budget(epochs=1.0, batch_size=16)
     made = train(
