@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EncodedExample = Mapping[str, Any]
 """One example as `Kind.encode` leaves it."""
