@@ -59,7 +59,8 @@ def _read_csv(path: Path, form: FileForm, delimiter: str = ",") -> Columns:
 
 
 def _read_tsv(path: Path, form: FileForm) -> Columns:
-    conll = form.columns is None and looks_like_conll(text_of(path, form.encoding))
+    own = form.columns is None and form.delimiter is None
+    conll = own and looks_like_conll(text_of(path, form.encoding))
     return _read_conll(path, form) if conll else _read_csv(path, form, "\t")
 
 
