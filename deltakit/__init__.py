@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Mergeable,
         MergesAsFFN,
         Reads,
+        ReadsBlock,
         ReadsEnd,
         Regularised,
         Reparametrised,
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from deltakit.methods.loreft import LoReFT
     from deltakit.methods.mam import MAM
     from deltakit.methods.mixture import Mixture
+    from deltakit.methods.moa import MoA
     from deltakit.methods.norms import NormTuning
     from deltakit.methods.parallel import ParallelAdapter
     from deltakit.methods.partial import PartialFineTuning
@@ -122,6 +124,7 @@ _HOMES = {
         "ExtraPositions",
         "Regularised",
         "Reads",
+        "ReadsBlock",
         "ReadsEnd",
         "Reparametrised",
         "RewritesWeight",
@@ -173,6 +176,7 @@ _HOMES = {
     "deltakit.methods.loreft": ("LoReFT",),
     "deltakit.methods.mam": ("MAM",),
     "deltakit.methods.mixture": ("Mixture",),
+    "deltakit.methods.moa": ("MoA",),
     "deltakit.methods.norms": ("NormTuning",),
     "deltakit.methods.parallel": ("ParallelAdapter",),
     "deltakit.methods.partial": ("PartialFineTuning",),
@@ -225,6 +229,7 @@ __all__ = [
     "Method",
     "MethodWrapper",
     "Mixture",
+    "MoA",
     "NormTuning",
     "NotMergeable",
     "Paper",
@@ -235,6 +240,7 @@ __all__ = [
     "PrefixTuning",
     "PromptTuning",
     "Reads",
+    "ReadsBlock",
     "ReadsEnd",
     "Regularised",
     "Reparametrised",

@@ -77,6 +77,17 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "llama-7b": ("llama", "AutoModel", {}),
+    "llama-8b": (
+        "llama",
+        "AutoModel",
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+        },
+    ),
     "llama-3b": (
         "llama",
         "AutoModelForCausalLM",
@@ -135,6 +146,7 @@ TRAINED = [
         "hyperformer[tasks=a/b/c/d/e/f/g/h,train_norms=true]",
         5_211_056,
     ),
+    ("MoA-sparse", "llama-8b", "moa", 28_058_240),
     ("VeRA-base", "roberta", "vera[rank=1024]", 43_008),
     ("VeRA-large", "roberta-large", "vera[rank=256]", 61_440),
     ("VeRA-3b", "llama-3b", "vera[rank=256]", 129_024),

@@ -248,6 +248,7 @@ def _stack_handles(
                 linear=ModuleLinear(module, columns) if site in LINEAR_SITES else None,
                 dtype=_dtype(module, layer, model.dtype),
                 device=_device(module, layer),
+                block=layer,
             )
 
 

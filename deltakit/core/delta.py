@@ -32,6 +32,8 @@ class Reads(Enum):
     """``(..., tokens)``, the number of each token in the sequence."""
     INPUT_IDS = "input_ids"
     """``(..., tokens)``, the ids that the model was given."""
+    BLOCK = "block"
+    """What a `ReadsBlock` form's module makes of the stream that enters the block."""
     TASKS = "tasks"
     """``(rows,)``, the index of each row's task among those of a `TaskConditioned` form."""
 
@@ -151,6 +153,15 @@ class SharesModule(ABC):  # noqa: B024
     are counted, saved and moved once. A form of another delta cannot stand in for this one, not
     even with this one's own parameters.
     """
+
+
+class ReadsBlock(ABC):
+    """A form that reads `Reads.BLOCK`, which is computed once a pass for all forms of a block."""
+
+    @property
+    @abstractmethod
+    def of_block(self) -> nn.Module:
+        """The module that is given the stream, ``(rows, tokens, d)``; forms of a block share it."""
 
 
 class TaskConditioned(ABC):  # noqa: B024

@@ -178,6 +178,7 @@ class Handle:
         relative: at keys and values, the module whose ``compute_bias`` gives the biases of relative
             positions, as T5's; None where there are none.
         limit: at the tokens' positions, how many the model has; None without an end.
+        block: the layer that has the site, as a module; None before and behind all layers.
     """
 
     site: Site
@@ -200,6 +201,7 @@ class Handle:
     linear: BaseLinear | None = None
     relative: nn.Module | None = None
     limit: int | None = None
+    block: nn.Module | None = None
 
     @property
     def in_a_layer(self) -> bool:

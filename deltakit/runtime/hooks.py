@@ -17,7 +17,7 @@ from deltakit.runtime.attention import AttentionPort, Switch
 from deltakit.runtime.batch_rows import PerRowNode
 from deltakit.runtime.disentangled import DisentangledPort, Replaced
 from deltakit.runtime.nodes import Node, Signal
-from deltakit.runtime.passes import NOTHING, Owner, current_pass
+from deltakit.runtime.passes import BLOCK, NOTHING, Owner, Stream, current_pass
 from deltakit.runtime.port_kinds import AddingPort, SitePort
 from deltakit.runtime.tables import tables_of
 from deltakit.runtime.tokens import TokensPort
@@ -170,6 +170,18 @@ class Reader(SitePort):
             current_pass().held[self.key] = _first(args, kwargs)
 
 
+class BlockReader:
+    """Keeps in the pass the stream that enters a block, until the next block begins."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> None:
+        running = current_pass()
+        if running.owner is self.owner:
+            running.held[BLOCK] = Stream(_first(args, kwargs))
+
+
 class AttentionReader(SitePort):
     """Keeps in the pass what an attention module was given, for keys and values that depend on it.
 
@@ -228,6 +240,11 @@ def install_reader(owner: Owner, handle: Handle) -> Iterator[Removable]:
     if handle.hook_kind is HookKind.OUTPUT and handle.reader is not None:
         reader = Reader(owner, handle)
         yield handle.reader.register_forward_pre_hook(reader, with_kwargs=True)
+
+
+def install_block(owner: Owner, block: nn.Module) -> Removable:
+    """Keeps the stream that enters a block."""
+    return block.register_forward_pre_hook(BlockReader(owner), with_kwargs=True)
 
 
 def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -22,6 +22,7 @@ from deltakit.core.delta import (
     ExtraPositions,
     FusedAdd,
     Reads,
+    ReadsBlock,
     compute_dtype,
     overrides_both,
 )
@@ -126,6 +127,11 @@ class Node(ABC):
         return any(Reads.INPUT in leaf.delta.reads for leaf in self.leaves)
 
     @property
+    def reads_block(self) -> bool:
+        """True if any of the deltas reads the stream that enters its block."""
+        return any(isinstance(leaf.delta, ReadsBlock) for leaf in self.leaves)
+
+    @property
     def reads_input(self) -> bool:
         """True if any of the deltas reads x."""
         return any(
@@ -189,7 +195,14 @@ class PlacedDelta(Node):
         dtype, source = compute_dtype(self.delta), self.source(signal)
         if self.delta.reads == (Reads.SOURCE,):
             return (cast(source, dtype),)
-        given = Given(source=source, x=signal.x, h=signal.h, rows=signal.rows, stack=self.stack)
+        given = Given(
+            source=source,
+            x=signal.x,
+            h=signal.h,
+            rows=signal.rows,
+            stack=self.stack,
+            of_block=self.delta.of_block if isinstance(self.delta, ReadsBlock) else None,
+        )
         return tuple(cast(each, dtype) for each in given.all(self.delta.reads))
 
     def source(self, signal: Signal) -> Tensor:

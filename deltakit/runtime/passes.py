@@ -41,6 +41,18 @@ INPUTS = (
 """The arguments that a pass notes."""
 
 
+BLOCK = "block"
+"""The key under which a pass holds the `Stream` of the block that runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The stream that enters a block, and what modules have made of it in this pass."""
+
+    stream: Tensor
+    made: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class LayerDrop:
     """The number of the lowest layers that run without their deltas in one forward pass.
@@ -344,7 +356,11 @@ class _Resumed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_pass() is self.first:
             return self.layer(*args, **kwargs)
-        with running(self.first.again()):
+        again = self.first.again()
+        stream = next((each for each in args if isinstance(each, Tensor)), None)
+        if stream is not None:  # the layer's own hooks are not called again
+            again.held[BLOCK] = Stream(stream)
+        with running(again):
             return self.layer(*args, **kwargs)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from deltakit.core.site import Handle
 from deltakit.runtime.generation import NotedGenerate, install_generation
-from deltakit.runtime.hooks import Removable, install, install_reader
+from deltakit.runtime.hooks import Removable, install, install_block, install_reader
 from deltakit.runtime.own_parameters import install_parameters
 from deltakit.runtime.passes import THREAD, PassPorts
 from deltakit.runtime.tables import Tables
@@ -42,6 +42,7 @@ class Program:
         self.used: list[Tables] = []
         self.sites: dict[str, list[Removable]] = {}
         self.readers: dict[str, list[Removable]] = {}
+        self.blocks: dict[nn.Module, Removable] = {}
         self.modules: dict[nn.Module, Removable] = {}
         self.generation: list[NotedGenerate] = []
 
@@ -104,6 +105,9 @@ class Program:
                 self.sites[key] = [*install(self, self.handles[key])]
             if key not in self.readers and node.reads_input:
                 self.readers[key] = [*install_reader(self, self.handles[key])]
+        for block in self._blocks(tables):
+            if block not in self.blocks:
+                self.blocks[block] = install_block(self, block)
         for module in tables.modules:
             if module not in self.modules:
                 self.modules[module] = install_parameters(self, module)
@@ -111,9 +115,14 @@ class Program:
             self.generation.extend(install_generation(model))
         return self._count() != before
 
+    def _blocks(self, tables: Tables) -> set[nn.Module]:
+        """The blocks whose stream is read."""
+        reading = (key for key, node in tables.nodes.items() if node.reads_block)
+        return {block for key in reading if (block := self.handles[key].block) is not None}
+
     def _count(self) -> int:
         """How many places have hooks."""
-        places = (self.passes.hooks, self.sites, self.readers, self.modules)
+        places = (self.passes.hooks, self.sites, self.readers, self.blocks, self.modules)
         return sum(map(len, places))
 
     def _remove_unneeded(self) -> bool:
@@ -128,6 +137,8 @@ class Program:
         nodes = [item for each in needed for item in each.nodes.items()]
         _remove_others(self.sites, {key for key, _ in nodes})
         _remove_others(self.readers, {key for key, node in nodes if node.reads_input})
+        for block in self.blocks.keys() - {b for each in needed for b in self._blocks(each)}:
+            self.blocks.pop(block).remove()
         for module in self.modules.keys() - {m for each in needed for m in each.modules}:
             self.modules.pop(module).remove()
         if not any(each.generates for each in needed):

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deltakit.core.delta import Reads
+from deltakit.core.delta import Reads, compute_dtype
 from deltakit.errors import IncompatibleDeltas
-from deltakit.runtime.passes import THREAD, Pass, current_pass
+from deltakit.runtime.passes import BLOCK, THREAD, Pass, current_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Given:
         h: the representation.
         rows: the batch's rows that these are; None for all of them.
         stack: the stack of layers, whose mask it is.
+        of_block: the module whose output for the block's stream is read; None where none is.
     """
 
     source: Tensor
@@ -28,6 +29,7 @@ class Given:
     h: Tensor
     rows: Tensor | None
     stack: str
+    of_block: nn.Module | None = None
 
     def all(self, reads: tuple[Reads, ...]) -> tuple[Tensor, ...]:
         """The inputs that the form asks for, in its order."""
@@ -43,6 +45,8 @@ class Given:
                 return self._input_ids()
             case Reads.TASKS:
                 return self._tasks()
+            case Reads.BLOCK:
+                return self._block()
             case _:
                 tensor = {Reads.INPUT: self.x, Reads.REPRESENTATION: self.h}.get(what, self.source)
                 flat = by_token and tensor.ndim == 2
@@ -99,6 +103,31 @@ class Given:
             return tasks.index_select(0, self.rows.to(tasks.device))
         return tasks.repeat_interleave(_repetitions(len(named), rows))
 
+    def _block(self) -> Tensor:
+        assert self.of_block is not None, "the form is no ReadsBlock"
+        held = _running().held
+        if BLOCK not in held:
+            raise IncompatibleDeltas(
+                "a delta reads the stream that enters its block, and a part of the block was "
+                "called by itself. Call the model as a whole."
+            )
+        stream, made = held[BLOCK].stream, held[BLOCK].made
+        if self.rows is not None:
+            return self._fitting(_computed(self.of_block, stream.index_select(0, self.rows)))
+        if self.of_block not in made:
+            made[self.of_block] = _computed(self.of_block, stream)
+        return self._fitting(made[self.of_block])
+
+    def _fitting(self, by_token: Tensor) -> Tensor:
+        if by_token.shape[:-1] != self._shape():
+            rows, tokens = self._shape()
+            raise IncompatibleDeltas(
+                f"a delta at a module that is given {rows} rows of {tokens} tokens reads the "
+                f"stream of its block, which has {tuple(by_token.shape[:-1])}. Use a method that "
+                "reads no stream with this model."
+            )
+        return by_token
+
     def _input_ids(self) -> Tensor:
         shape, given = self._shape(), _running().input_ids(self.stack)
         if given is not None and self.rows is not None:
@@ -111,6 +140,12 @@ class Given:
                 "no delta that adds tokens."
             )
         return given.to(self.source.device)
+
+
+def _computed(module: nn.Module, stream: Tensor) -> Tensor:
+    dtype = compute_dtype(module)
+    made: Tensor = module(stream if dtype is None else stream.to(dtype))
+    return made
 
 
 def _repetitions(tasks: int, rows: int) -> int:
@@ -142,7 +177,7 @@ def _running() -> Pass:
 
 
 def _by_token(reads: tuple[Reads, ...]) -> bool:
-    by_token = {Reads.MASK, Reads.POSITION_IDS, Reads.INPUT_IDS, Reads.TASKS}
+    by_token = {Reads.MASK, Reads.POSITION_IDS, Reads.INPUT_IDS, Reads.TASKS, Reads.BLOCK}
     return not by_token.isdisjoint(reads)
 
 

@@ -35,6 +35,7 @@ _SPECS: dict[str, str] = {
     "invertible+adapter": "invertible[block=glow]+adapter[bottleneck=3]",
     "unipelt": "unipelt[method=prefix[length=3,bottleneck=4]+pfeiffer[bottleneck=3]+lora[rank=2]]",
     "gated": "gated[gate=token,method=lora[rank=2]+parallel[bottleneck=3]]",
+    "moa": "moa[method=lora[rank=2,targets=q/down]+parallel[bottleneck=3]]",
     "sparse": "sparse[keep=0.5,method=pfeiffer[bottleneck=3]]",
     "sparse[method=lora]": "sparse[keep=0.5,score=synflow,method=lora[rank=2]]",
     "ia3": "ia3",
