@@ -28,6 +28,7 @@ HEADS: Mapping[str, Head] = {
     "answers": LanguageHead(),
     "images": ImageHead(outputs=2),
     "generation": LanguageHead(),
+    "chat": LanguageHead(),
     "tokens": TokenHead(outputs=2),
 }
 """The head of a model by the kind of its task, where no task is read: two classes."""

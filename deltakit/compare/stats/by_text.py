@@ -1,12 +1,19 @@
-"""Metrics of texts that a model writes: ROUGE, BLEU, chrF, as their usual packages compute them."""
+"""Metrics of texts that a model writes: ROUGE, BLEU and chrF, and those of a chat's answers."""
 
 from __future__ import annotations
 
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from deltakit.compare.records.result import Predictions
-from deltakit.compare.stats.metric import MeanMetric, RatioMetric, register_metric
+from deltakit.compare.records.result import Predictions, Value
+from deltakit.compare.stats.metric import (
+    Direction,
+    MeanMetric,
+    ProportionMetric,
+    RatioMetric,
+    Unit,
+    register_metric,
+)
 
 if TYPE_CHECKING:
     from deltakit.compare.stats.metric import Array
@@ -79,3 +86,43 @@ for _form, _title in {"bleu": "BLEU", "chrf": "chrF"}.items():
         extra=EXTRA,
         ratio=partial(_corpus_score, name=_form),
     )(partial(_statistics, name=_form))
+
+
+# ---------------------------------------------------------------------------- answers of a chat
+
+
+def _exponent(sums: Array) -> Array:
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return np.exp(sums[..., 0] / sums[..., 1])
+
+
+@register_metric(
+    "answer_perplexity",
+    RatioMetric,
+    title="perplexity of the answers",
+    unit=Unit.PLAIN,
+    direction=Direction.LOWER,
+    ratio=_exponent,
+)
+def _nats_and_tokens(predictions: Predictions) -> Array:
+    """The negative log-likelihood of a chat's answers in nats, and the number of their tokens."""
+    import numpy as np
+
+    return np.array([_parts(made)[:2] for made in predictions.predicted], dtype=float)
+
+
+@register_metric("answer_match", ProportionMetric, title="exact match of the last answer")
+def _matches(predictions: Predictions) -> Array:
+    """Whether the last answer is generated as it is."""
+    import numpy as np
+
+    pairs = zip(predictions.labels, predictions.predicted, strict=True)
+    return np.array([float(true == _parts(made)[2]) for true, made in pairs])
+
+
+def _parts(made: Value) -> tuple[int | float | str, ...]:
+    """Nats, tokens and the last answer."""
+    assert isinstance(made, tuple)
+    return made

@@ -79,7 +79,7 @@ MAKERS = {
     "answers": answers,
     "tokens": tokens,
 }
-ELSEWHERE = ("generation",)
+ELSEWHERE = ("chat", "generation")
 """Kinds that have test files of their own."""
 USUAL = {
     "regression": ("pearson", "Score"),

@@ -16,6 +16,7 @@ from deltakit.compare.tasks.kinds.base import (
     register_kind,
 )
 from deltakit.compare.tasks.kinds.causal import Causal
+from deltakit.compare.tasks.kinds.chat import Chat
 from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.generation import Generation
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
@@ -27,6 +28,7 @@ __all__ = [
     "KINDS",
     "Answers",
     "Causal",
+    "Chat",
     "Classification",
     "Generation",
     "Kind",
@@ -52,9 +54,10 @@ def kind_of(asked: str | None, columns: Columns, names: ColumnNames) -> type[Kin
     kind = KINDS.get(asked) if asked else _looks_like(columns, names)
     for option, name in names.given().items():
         if option not in kind.options:
+            known = ", ".join(sorted(kind.options)) or "none of them"
             raise InvalidConfig(
-                f"{option} {name} is not for the kind {kind.name!r}, which takes "
-                f"{', '.join(sorted(kind.options))}. Leave it out, or choose another --kind."
+                f"{option} {name} is not for the kind {kind.name!r}, which takes {known}. Leave it "
+                "out, or choose another --kind."
             )
     return kind
 

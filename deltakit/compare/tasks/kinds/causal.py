@@ -87,16 +87,7 @@ class Causal(Kind):
         rows: Sequence[EncodedExample],
         tokenizer: "PreTrainedTokenizerBase",
     ) -> Outputs:
-        from torch.nn.functional import cross_entropy
-
-        batch = {key: each.to(model.device) for key, each in self.collate(rows, tokenizer).items()}
-        labels = batch.pop("labels")[:, 1:]
-        # From the end: a method may put positions of its own before the text.
-        logits = model(**batch).logits[:, -labels.shape[1] - 1 : -1].float()
-        surprise = cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return Outputs(surprise.view_as(labels).double().sum(1).tolist())
+        return Outputs(surprise(model, self.collate(rows, tokenizer)))
 
     def majority_prediction(
         self, train: "Dataset", test: "Dataset", tokenizer: "PreTrainedTokenizerBase"
@@ -108,6 +99,20 @@ class Causal(Kind):
         counts = 1.0 + np.bincount(followers, minlength=len(tokenizer))
         surprise = np.log(counts.sum()) - np.log(counts)
         return Outputs([float(surprise[row[1:]].sum()) for row in test["labels"]])
+
+
+def surprise(model: "PreTrainedModel", batch: Batch) -> list[float]:
+    """The negative log-likelihood of each row's labels, in nats, summed; a first token has none."""
+    from torch.nn.functional import cross_entropy
+
+    batch = {key: each.to(model.device) for key, each in batch.items()}
+    labels = batch.pop("labels")[:, 1:]
+    # From the end: a method may put positions of its own before the text.
+    logits = model(**batch).logits[:, -labels.shape[1] - 1 : -1].float()
+    nats = cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return [float(row) for row in nats.view_as(labels).double().sum(1)]
 
 
 def language_batch(rows: Sequence[EncodedExample], tokenizer: "PreTrainedTokenizerBase") -> Batch:
