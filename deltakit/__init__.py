@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from deltakit.arch.family import Family, LayerStack, Location, register_family
     from deltakit.arch.infer import infer_family
     from deltakit.arch.resolve import resolve
-    from deltakit.choose.api import Choice, choose
+    from deltakit.choose.api import choose
+    from deltakit.choose.choice import Choice
     from deltakit.compare.api import Results, compare
     from deltakit.compare.stats.metrics import register_metric
     from deltakit.compare.tasks.kinds import register_kind
@@ -102,7 +103,7 @@ if TYPE_CHECKING:
     from deltakit.models.weights import load_base, register_weight_format
 
 _HOMES = {
-    "deltakit.choose.api": ("Choice",),
+    "deltakit.choose.choice": ("Choice",),
     "deltakit.compare.api": ("Results",),
     "deltakit.compare.stats.metrics": ("register_metric",),
     "deltakit.compare.tasks.kinds": ("register_kind",),

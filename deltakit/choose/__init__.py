@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deltakit.choose.api import Choice
+    from deltakit.choose.choice import Choice
 
 
 class _CallableModule(ModuleType):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +62,7 @@ def measure_field(
     stored = journal.read("times.json")
     if stored is None:
         stored = _times(bench, (floor, *candidates))
-        stored["setup"] = time.perf_counter() - started
+        stored["setup"] = bench.clock.now() - started
         journal.write("times.json", stored)
     facts: dict[str, ArmFacts] = {}
     of: dict[str, Candidate] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import deltakit as dk
 from deltakit._imports import code_of
 from deltakit.choose.candidates import Candidate
+from deltakit.choose.clock import Clock, WallClock
 from deltakit.choose.constraints import Constraints, Facts
 from deltakit.compare.adapted import TRAINED, adapted_model
 from deltakit.compare.measure import timing
@@ -51,11 +51,13 @@ class Bench:
         plan: the task, the model, the bases and the budget, without methods.
         context: data as tokens.
         seed: of the arms' heads, deltas and order of data.
+        clock: what all times are read from.
     """
 
     plan: Plan
     context: RunContext
     seed: int
+    clock: Clock = field(default_factory=WallClock)
     _bases: dict[tuple[BaseChoice, int], Any] = field(default_factory=dict)
     _rows: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -188,21 +190,30 @@ def _saves(adapted: AdaptedModel, form: str) -> bool:
 def timed(bench: Bench, method: Method, base: BaseChoice) -> dict[str, float]:
     """Seconds of the untrained delta: ``fixed`` to attach it, a training ``step``, a ``row``."""
     bench.adapted(method, base, bench.seed)  # the first one reads the base from disk
-    started = time.perf_counter()
+    clock = bench.clock
+    started = clock.now()
     adapted = bench.adapted(method, base, bench.seed)
-    fixed = 2 * (time.perf_counter() - started)  # what it takes to store an arm is about as much
+    fixed = 2 * (clock.now() - started)  # what it takes to store an arm is about as much
     step = 0.0
     if any(parameter.requires_grad for parameter in adapted.model.parameters()):
         once = timing.Step(adapted.model, bench.context.train_batch)
-        (times,) = timing.interleave([once], repeats=TIMED_STEPS, warmup=1)
-        step = min(times.times_ms) / 1e3
+        once()  # the first one is slower
+        step = min(_step_seconds(once, clock) for _ in range(TIMED_STEPS))
     kind = bench.plan.task.kind
     validation = bench.encoded("validation")
     rows = validation.select(range(min(TIMED_ROWS, len(validation))))
-    started = time.perf_counter()
+    started = clock.now()
     predict(adapted.model, rows, kind, bench.context.processor)
+    clock.worked(rows=len(rows))
     return {
         "fixed": fixed,
         "step": step,
-        "row": (time.perf_counter() - started) / max(1, len(rows)),
+        "row": (clock.now() - started) / max(1, len(rows)),
     }
+
+
+def _step_seconds(once: timing.Step, clock: Clock) -> float:
+    started = clock.now()
+    timing.interleave([once], repeats=1, warmup=0)  # waits for the device too
+    clock.worked(steps=1)
+    return clock.now() - started

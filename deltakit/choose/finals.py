@@ -6,7 +6,6 @@ They are chosen on the validation split. The test split is read once, after the 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from deltakit.choose.bench import Bench
 from deltakit.choose.candidates import Candidate
+from deltakit.choose.clock import Clock
 from deltakit.choose.constraints import Facts
 from deltakit.choose.decide.arms import Reading
 from deltakit.choose.decide.ladder import Depth
@@ -126,7 +126,7 @@ class Trained:
     failed: Mapping[tuple[str, str], str]
 
 
-def train_finals(plan: Plan, journal: Journal) -> Trained:
+def train_finals(plan: Plan, journal: Journal, clock: Clock) -> Trained:
     """Trains what is not trained yet of the finals, and predicts the validation split."""
     folder = open_run(plan, journal.path / "finals", describe(plan))
     context = RunContext(plan=plan, folder=folder, progress=Silent())
@@ -141,7 +141,7 @@ def train_finals(plan: Plan, journal: Journal) -> Trained:
         name = f"final-{cell.label}-{cell.base}-{cell.seed}"
         reading = journal.reading(name, 0)
         if reading is None:
-            reading = _trained(context, cell)
+            reading = _trained(context, cell, clock)
             journal.keep(name, 0, reading)
         seconds += reading.seconds
         if reading.predictions is None:
@@ -157,18 +157,22 @@ def train_finals(plan: Plan, journal: Journal) -> Trained:
     )
 
 
-def _trained(context: RunContext, cell: Cell) -> Reading:
+def _trained(context: RunContext, cell: Cell, clock: Clock) -> Reading:
     """A training that fails is a result."""
     assert cell.training is not None
-    started = time.perf_counter()
+    started, rows = clock.now(), len(context.plan.task.validation)
     try:
-        training, _ = with_chosen_rate(context, cell.training)
+        training, choice = with_chosen_rate(context, cell.training)
+        if cell.seed == context.plan.cells[0].seed:  # the trials are of all seeds
+            clock.worked(steps=len(choice.trials) * steps_of(context.plan))
+            clock.worked(rows=len(choice.trials) * rows)
         adapted, record = get_trained(context, training)
     except (SearchFailed, TrainingFailed) as error:
-        spent = time.perf_counter() - started
+        spent = clock.now() - started
         return Reading(steps=0, seconds=spent, predictions=None, reason=str(error))
     made = context.predictions(adapted.model, cell.task, "validation")
-    return Reading(steps=record.steps, seconds=time.perf_counter() - started, predictions=made)
+    clock.worked(steps=record.steps, rows=rows)
+    return Reading(steps=record.steps, seconds=clock.now() - started, predictions=made)
 
 
 def read_test_split(plan: Plan, folder: Path) -> Results:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,17 +57,19 @@ class TrainedArm:
 
     def advance(self, rung: Rung) -> Reading:
         """Trains until the rung's number of steps, and predicts its validation examples."""
-        started = time.perf_counter()
+        clock = self.bench.clock
+        started = clock.now()
         adapted = self.bench.adapted(self.candidate.method, self.candidate.base, self.bench.seed)
         try:
             self._train(adapted, rung)
         except TrainingFailed as error:
-            seconds = time.perf_counter() - started
+            seconds = clock.now() - started
             return Reading(steps=rung.steps, seconds=seconds, predictions=None, reason=str(error))
         task = self.bench.plan.task
         rows = self.bench.encoded("validation").select(range(rung.rows))
         made = predict(adapted.model, rows, task.kind, self.bench.context.processor)
-        return Reading(steps=rung.steps, seconds=time.perf_counter() - started, predictions=made)
+        clock.worked(rows=rung.rows)
+        return Reading(steps=rung.steps, seconds=clock.now() - started, predictions=made)
 
     def _train(self, adapted: AdaptedModel, rung: Rung) -> None:
         model = adapted.model
@@ -87,6 +88,7 @@ class TrainedArm:
             if step >= done:
                 between_steps = (between.before_update, between.after_update)
                 self._step(model, batch, optimizer, step, between_steps)
+                self.bench.clock.worked(steps=1)
         if not between.bound:
             self._store(model, trained, optimizer, rung.steps)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deltakit.choose.api import Choice
 from deltakit.choose.candidates import Candidate
+from deltakit.choose.choice import Choice
 from deltakit.choose.decide.arms import ArmFacts, Reading, Rung
 from deltakit.choose.decide.bracket import RungResult
 from deltakit.choose.decide.halving import Fate

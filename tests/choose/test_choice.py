@@ -45,7 +45,7 @@ def _light(monkeypatch: pytest.MonkeyPatch) -> None:
         curve_points=0,
     )
     monkeypatch.setattr(finals, "PROTOCOL", once)
-    monkeypatch.setattr("deltakit.choose.api.SHORTEST", 27)
+    monkeypatch.setattr("deltakit.choose.prepare.SHORTEST", 27)
     monkeypatch.setattr(ladder, "FIRST_STEPS", 3)
     monkeypatch.setattr(ladder, "FEWEST_STEPS", 27)
     monkeypatch.setattr(ladder, "DEPTHS", 4 * (ladder.DEPTHS[-1],))

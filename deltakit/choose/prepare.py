@@ -1,0 +1,170 @@
+"""The preparation of a choice: the candidates, what constraints rule out, the arms, the ladder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltakit.choose.arm_facts import Field, measure_field
+from deltakit.choose.bench import Bench, facts_of, measured_facts
+from deltakit.choose.candidates import Candidate, candidates_of, read_field
+from deltakit.choose.clock import Clock
+from deltakit.choose.constraints import Facts, check_feasible, violations
+from deltakit.choose.decide.ladder import Ladder, TooSmall, plan_ladder
+from deltakit.choose.journal import Journal
+from deltakit.choose.request import ChoiceRequest
+from deltakit.choose.tellers import Teller
+from deltakit.compare.plan.lr_search import TUNING_SEED
+from deltakit.compare.plan.plan import Plan, content_id
+from deltakit.compare.plan.resolve import build_plan
+from deltakit.compare.run.context import RunContext
+from deltakit.compare.run.progress import Silent
+from deltakit.compare.stats.metrics import METRICS
+from deltakit.compare.store.run_folder import RunFolder
+from deltakit.core.method import method_to_dict
+from deltakit.errors import InvalidConfig
+
+SHORTEST = 100
+"""Steps of a full training, where three passes over the data are fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A choice whose ladder is known.
+
+    Attributes:
+        request: what is asked for.
+        journal: what is stored of it.
+        bench: base and data.
+        field: the arms.
+        facts: of each candidate, by name.
+        ruled_out: why candidates are out, by name.
+        ladder: the use of the budget.
+    """
+
+    request: ChoiceRequest
+    journal: Journal
+    bench: Bench
+    field: Field
+    facts: Mapping[str, Facts]
+    ruled_out: Mapping[str, str]
+    ladder: Ladder
+
+    @property
+    def metric(self) -> Any:
+        """The metric of the task."""
+        return METRICS.get(self.bench.plan.task.metric)
+
+
+def prepare(request: ChoiceRequest, out: Path | None, teller: Teller, clock: Clock) -> Prepared:
+    """Finds the candidates, measures the arms and plans the ladder.
+
+    Raises:
+        InvalidConfig: constraints that no candidate keeps, or a budget that is too small.
+    """
+    started = clock.now()
+    methods = read_field(request.methods)
+    plan = build_plan(request.compared)
+    skeleton = plan.model.skeleton(plan.task.kind.head)
+    bases = {cell.base: cell.training.base for cell in plan.cells if cell.training is not None}
+    candidates, misfits = candidates_of(methods, list(bases.values()), skeleton)
+    identity = _identity(request, plan, candidates)
+    journal = Journal(out or Path("runs") / f"choice-{content_id(identity)}")
+    journal.open(content_id(identity), identity)
+    folder = RunFolder(journal.path / "finals")
+    bench = Bench(
+        plan=plan,
+        context=RunContext(plan=plan, folder=folder, progress=Silent()),
+        seed=TUNING_SEED + request.seed,
+        clock=clock,
+    )
+    facts, ruled_out = _ruled_out(bench, journal, request, candidates, misfits)
+    teller.field(candidates, ruled_out)
+    kept = tuple(each for each in candidates if each.name not in ruled_out)
+    field = measure_field(bench, kept, journal, started)
+    ladder = _ladder(field, request, plan)
+    teller.planned(ladder, field.facts, journal.path)
+    return Prepared(
+        request=request,
+        journal=journal,
+        bench=bench,
+        field=field,
+        facts=facts,
+        ruled_out=ruled_out,
+        ladder=ladder,
+    )
+
+
+def _identity(
+    request: ChoiceRequest, plan: Plan, candidates: Sequence[Candidate]
+) -> dict[str, Any]:
+    """Everything that decides a choice, but the speed of the machine."""
+    return {
+        "task": plan.task.fingerprint,
+        "model": plan.model.fingerprint,
+        "candidates": [[method_to_dict(each.method), each.base.name] for each in candidates],
+        "constraints": request.constraints.to_dict(),
+        "minutes": request.minutes,
+        "seed": request.seed,
+        "margin": request.margin,
+        "budget": dataclasses.asdict(request.compared.budget),
+    }
+
+
+def _ruled_out(
+    bench: Bench,
+    journal: Journal,
+    request: ChoiceRequest,
+    candidates: Sequence[Candidate],
+    misfits: Mapping[str, str],
+) -> tuple[dict[str, Facts], dict[str, str]]:
+    """The facts of each candidate, and why some are out.
+
+    What counting rules out is not measured.
+
+    Raises:
+        InvalidConfig: nothing is left.
+    """
+    constraints = request.constraints
+    facts = {each.name: facts_of(each, bench.base_params) for each in candidates}
+    stored = journal.read("measured.json") or {}
+    for each in candidates:
+        if violations(facts[each.name], constraints) or not constraints.need_measuring:
+            continue
+        if each.name not in stored:
+            found = measured_facts(bench, each, facts[each.name], constraints)
+            stored[each.name] = dataclasses.asdict(found)
+            journal.write("measured.json", stored)
+        known = stored[each.name]
+        facts[each.name] = Facts(**{**known, "abilities": tuple(known["abilities"])})
+    check_feasible(facts, constraints, misfits)
+    out = {name: "; ".join(violations(each, constraints).values()) for name, each in facts.items()}
+    return facts, {**{name: why for name, why in out.items() if why}, **misfits}
+
+
+def _ladder(field: Field, request: ChoiceRequest, plan: Plan) -> Ladder:
+    seconds = 60 * request.minutes - field.setup_seconds
+    try:
+        return plan_ladder(
+            field.facts,
+            seconds=seconds,
+            full_steps=full_steps(plan),
+            costs=field.costs,
+            floor=field.floor,
+        )
+    except TooSmall as error:
+        least = (error.seconds + field.setup_seconds) / 60
+        raise InvalidConfig(
+            f"--minutes {request.minutes:g} is too small for one ladder of this field on this "
+            f"machine: --minutes {least * 1.05:.2g} would do. Or name fewer --methods."
+        ) from None
+
+
+def full_steps(plan: Plan) -> int:
+    """Steps of a full training: the budget's passes over the data, or a hundred."""
+    budget = plan.request.budget
+    batches = -(-len(plan.task.train) // budget.batch_size)
+    return max(SHORTEST, round(batches * budget.epochs))

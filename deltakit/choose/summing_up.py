@@ -1,0 +1,127 @@
+"""The outcome of a choice, from its rungs and its finals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from deltakit.choose.cost import cost_share, minutes_for_all
+from deltakit.choose.decide.bracket import BracketResult
+from deltakit.choose.decide.certainty import pooled, probability, score_interval
+from deltakit.choose.decide.halving import Fate
+from deltakit.choose.decide.ladder import untried
+from deltakit.choose.finals import Trained, measured, steps_of
+from deltakit.choose.outcome import FinalRow, Outcome, arms_by_fate
+from deltakit.choose.prepare import Prepared, full_steps
+from deltakit.choose.selection import facts_of_row
+from deltakit.compare.api import Results
+from deltakit.compare.plan.plan import Plan
+from deltakit.compare.records.result import Predictions
+
+
+def outcome_of(
+    prepared: Prepared,
+    bracket: BracketResult,
+    trained: Trained,
+    results: Results,
+    choice: tuple[str, str],
+    broken: Mapping[tuple[str, str], tuple[str, ...]],
+    plan: Plan,
+) -> Outcome:
+    """The outcome, as plain data."""
+    tested = _tested(results, trained)
+    names = {key: _name(prepared, key) for key in tested}
+    tests = {names[key]: seeds for key, seeds in tested.items()}
+    rows = tuple(
+        _row(prepared, key, tests, trained, results, broken.get(key, ())) for key in tested
+    )
+    both = {names[key]: list(map(pooled, trained.validation[key], tested[key])) for key in tested}
+    chosen = names[choice]
+    metric, floor = prepared.metric, _name(prepared, _floor_key(plan))
+    end = prepared.field.setup_seconds + bracket.seconds + trained.seconds
+    return Outcome(
+        choice=next(row for row in rows if row.name == chosen),
+        rows=rows,
+        floor=floor,
+        metric=metric,
+        task=plan.task.name,
+        model=plan.model.name,
+        n_test=len(plan.task.test),
+        vs={
+            name: metric.difference(seeds, tests[chosen])
+            for name, seeds in tests.items()
+            if name != chosen
+        },
+        probability=probability(both, chosen, metric, margin=prepared.request.margin),
+        margin=prepared.request.margin,
+        cost_share=cost_share(prepared, bracket, plan),
+        ruled_out=prepared.ruled_out,
+        left_out=prepared.ladder.left_out,
+        untried=untried(prepared.field.facts, prepared.ladder),
+        not_finished=arms_by_fate(bracket.rungs, Fate.NO_BUDGET),
+        at_chance=arms_by_fate(bracket.rungs, Fate.AT_CHANCE),
+        beaten=arms_by_fate(bracket.rungs, Fate.BEATEN),
+        failed=_failed(bracket, trained),
+        rungs=bracket.rungs,
+        minutes=prepared.request.minutes,
+        minutes_used=(end + prepared.field.costs.once_seconds) / 60,
+        minutes_for_all=minutes_for_all(prepared),
+        steps=steps_of(plan),
+        full_steps=full_steps(plan),
+    )
+
+
+def _name(prepared: Prepared, key: tuple[str, str]) -> str:
+    return key[0] if len(prepared.bench.bases) == 1 else " on ".join(key)
+
+
+def _row(
+    prepared: Prepared,
+    key: tuple[str, str],
+    tests: Mapping[str, Sequence[Predictions]],
+    trained: Trained,
+    results: Results,
+    broken: tuple[str, ...],
+) -> FinalRow:
+    name = _name(prepared, key)
+    score, low, high = score_interval(tests, name, prepared.metric)
+    facts = measured(results, key, facts_of_row(prepared, key))
+    return FinalRow(
+        name=name,
+        method=key[0],
+        base=key[1],
+        lr=trained.rates.get(key),
+        score=score,
+        low=low,
+        high=high,
+        seeds=len(tests[name]),
+        deployed=facts.deployed_params,
+        latency=facts.latency,
+        broken=broken,
+    )
+
+
+def _failed(bracket: BracketResult, trained: Trained) -> dict[str, str]:
+    arms = {
+        verdict.arm: verdict.reason or ""
+        for rung in bracket.rungs
+        for verdict in rung.verdicts
+        if verdict.fate is Fate.FAILED
+    }
+    return {**arms, **{" on ".join(key): why for key, why in trained.failed.items()}}
+
+
+def _floor_key(plan: Plan) -> tuple[str, str]:
+    label = plan.roles["floor"]
+    return next((cell.label, cell.base) for cell in plan.cells if cell.label == label)
+
+
+def _tested(results: Results, trained: Trained) -> dict[tuple[str, str], tuple[Predictions, ...]]:
+    """The predictions of each finalist's seeds on the test split, in the order of the seeds."""
+    found: dict[tuple[str, str], list[tuple[int, Predictions]]] = {}
+    for (label, base, seed), made in results.predictions.items():
+        if (label, base) in trained.validation:
+            found.setdefault((label, base), []).append((seed, made))
+    return {
+        key: tuple(made for _, made in sorted(each, key=lambda e: e[0]))
+        for key, each in found.items()
+    }
