@@ -12,14 +12,18 @@ one unit, a row of a training step three. The choice is given its budget in this
 training is stored in ``--out``; the same command goes on where it stopped.
 """
 
+import argparse
 import dataclasses
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
+from tabulate import tabulate
 
 from deltakit.choose.api import run_choice
 from deltakit.choose.arm_facts import floor_candidate
@@ -37,6 +41,7 @@ from deltakit.compare.records.result import Predictions
 from deltakit.compare.run.cell import train_now
 from deltakit.compare.run.context import RunContext
 from deltakit.compare.run.progress import Silent
+from deltakit.compare.run.queue import silence_libraries
 from deltakit.compare.run.train import TrainingFailed
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.run_folder import RunFolder
