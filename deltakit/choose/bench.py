@@ -17,6 +17,7 @@ from deltakit.choose.constraints import Constraints, Facts
 from deltakit.compare.adapted import TRAINED, adapted_model
 from deltakit.compare.measure import timing
 from deltakit.compare.measure.memory import inference_memory, training_memory
+from deltakit.compare.measure.predicted_memory import Load, predicted_memory
 from deltakit.compare.plan.plan import Plan, Training
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.run.context import RunContext
@@ -150,9 +151,7 @@ def measured_facts(
     if constraints.must:
         found["abilities"] = abilities_of(adapted, candidate.method)
     if constraints.max_memory is not None:
-        found["train_peak_bytes"] = training_memory(
-            timing.Step(adapted.model, bench.context.train_batch)
-        ).peak
+        found["train_peak_bytes"] = _training_peak(bench, candidate, adapted)
     if constraints.max_infer_memory is not None:
         eight = bench.context.inference_batch(8)
         found["infer_peak_bytes"] = inference_memory(adapted.model, eight)
@@ -161,6 +160,27 @@ def measured_facts(
         timed = timing.latency(adapted, one, repeats=LATENCY_REPEATS, warmup=2)
         found["latency"] = timed.vs_base
     return replace(facts, **found)
+
+
+def _training_peak(bench: Bench, candidate: Candidate, adapted: AdaptedModel) -> int:
+    """The predicted bytes of a step on a batch of the longest texts; measured where it cannot be.
+
+    It is predicted on fake tensors, as ``deltakit plan`` does.
+    """
+    budget, head = bench.plan.request.budget, bench.plan.task.kind.head
+    load = Load(batch_size=budget.batch_size, max_length=budget.max_length)
+    try:
+        found = predicted_memory(
+            bench.plan.model,
+            candidate.method,
+            candidate.base,
+            head,
+            load,
+            device=bench.context.device,
+        )
+    except DeltakitError:
+        return training_memory(timing.Step(adapted.model, bench.context.train_batch)).peak
+    return found.training_peak
 
 
 def abilities_of(adapted: AdaptedModel, method: Method) -> tuple[str, ...]:

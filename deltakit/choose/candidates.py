@@ -65,8 +65,7 @@ def read_field(specs: Iterable[str | Method]) -> dict[str, Method]:
     """The methods of the field by their specs.
 
     Raises:
-        InvalidConfig: the field is empty, names a method twice, a baseline, or a method that
-            combines others.
+        InvalidConfig: the field is empty, names a method twice, or a baseline.
         UnknownName: a method that does not exist.
     """
     field: dict[str, Method] = {}
@@ -78,11 +77,6 @@ def read_field(specs: Iterable[str | Method]) -> dict[str, Method]:
         if method.role is not Role.METHOD:
             raise InvalidConfig(
                 f"{label!r} is a baseline, which no choice is made of. Leave it out."
-            )
-        if isinstance(method, CombiningMethod):
-            raise InvalidConfig(
-                f"{label!r} combines deltas that are trained before it, so it is no arm of a "
-                "choice. Compare it with the choice: deltakit compare."
             )
         know_classes(method)
         field[label] = method
@@ -160,7 +154,31 @@ def counts_of(method: Method, skeleton: Any) -> Counts:
     """The numbers of parameters of a method on a model without weights."""
     adapted = adapted_model(copy.deepcopy(skeleton), method)
     adapted.attach()
+    if isinstance(method, ExternalMethod) and adapted.callbacks():
+        raise InvalidConfig(
+            "changes itself between steps with callbacks of transformers' Trainer, which an arm "
+            "that stops and goes on cannot store; deltakit compare trains it"
+        )
     return adapted.counts()
+
+
+def combining(
+    field: Mapping[str, Method], stage_one: int, steps: int
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """The field without the methods that combine trained deltas, and the reason of each that does.
+
+    Args:
+        field: the methods by their specs.
+        stage_one: trainings before the one of such a method.
+        steps: of each in full.
+    """
+    out = {label for label, method in field.items() if isinstance(method, CombiningMethod)}
+    why = (
+        f"combines deltas that are trained before it: {stage_one} trainings of {steps} steps come "
+        "before its first, and no rung is as long; deltakit compare trains them"
+    )
+    kept = {label: method for label, method in field.items() if label not in out}
+    return kept, {label: why for label in field if label in out}
 
 
 def _distinct(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

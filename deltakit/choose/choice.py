@@ -77,7 +77,7 @@ def stored_choice(
     )
     head = plan.task.kind.head
     python = python_lines(plan.model.location, choice[1], head.task, head.outputs, str(delta))
-    command = compare_command(defence(prepared.request, plan, outcome))
+    command = compare_command(defence(plan, outcome))
     answer = tuple(sentences(outcome))
     write_page(path / "report.html", outcome, answer, python=python, command=command)
     write_text(path / "choice.json", json.dumps(content, indent=2) + "\n")

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from deltakit.choose.outcome import Outcome
-from deltakit.choose.request import ChoiceRequest
 from deltakit.compare.plan.plan import Plan
+from deltakit.compare.plan.request import Request
+
+DATA_OPTIONS = (
+    "compute_dtype",
+    "kind",
+    "metric",
+    "positive",
+    "text_column",
+    "pair_column",
+    "label_column",
+    "label_separator",
+)
+"""Settings of a request that decide what is read and scored; None is what the data tell."""
 
 DEFENCE = {"seeds": 5, "trials": 4}
 """Seeds and rates of the comparison that defends a choice."""
 
 
-def defence(request: ChoiceRequest, plan: Plan, outcome: Outcome) -> dict[str, object]:
+def defence(plan: Plan, outcome: Outcome) -> dict[str, object]:
     """The options of a comparison of the finalists with more seeds and a search for each rate."""
-    budget = plan.request.budget
+    asked, budget = plan.request, plan.request.budget
     methods = [row.method for row in outcome.rows if row.name != outcome.floor]
     return {
         "methods": ",".join(dict.fromkeys(methods)),
@@ -24,5 +36,14 @@ def defence(request: ChoiceRequest, plan: Plan, outcome: Outcome) -> dict[str, o
         "epochs": f"{budget.epochs:g}",
         "batch_size": budget.batch_size,
         "max_length": budget.max_length,
+        **_data_options(asked),
         **DEFENCE,
     }
+
+
+def _data_options(asked: Request) -> dict[str, object]:
+    """The options that say how the data are read and scored, where they were given."""
+    named = {name: getattr(asked, name) for name in DATA_OPTIONS}
+    given = {name: value for name, value in named.items() if value is not None}
+    # One option for each file: a path may have a comma.
+    return {**given, **({"import": asked.imports} if asked.imports else {})}

@@ -352,8 +352,9 @@ def python_lines(model: str, base: str, task: str, labels: int | None, delta: st
 
 
 def compare_command(parts: Mapping[str, object]) -> str:
-    """The command that compares the finalists in full."""
+    """The command that compares the finalists in full; several values repeat their option."""
     words = ["deltakit", "compare"]
     for option, value in parts.items():
-        words += [f"--{option.replace('_', '-')}", str(value)]
+        for each in value if isinstance(value, tuple) else (value,):
+            words += [f"--{option.replace('_', '-')}", str(each)]
     return " ".join(map(shlex.quote, words))

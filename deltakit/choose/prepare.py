@@ -10,7 +10,7 @@ from typing import Any
 
 from deltakit.choose.arm_facts import Field, measure_field
 from deltakit.choose.bench import Bench, facts_of, measured_facts
-from deltakit.choose.candidates import Candidate, candidates_of, read_field
+from deltakit.choose.candidates import Candidate, candidates_of, combining, read_field
 from deltakit.choose.clock import Clock
 from deltakit.choose.constraints import Facts, check_feasible, violations
 from deltakit.choose.decide.ladder import Ladder, TooSmall, plan_ladder
@@ -70,7 +70,10 @@ def prepare(request: ChoiceRequest, out: Path | None, teller: Teller, clock: Clo
     plan = build_plan(request.compared)
     skeleton = plan.model.skeleton(plan.task.kind.head)
     bases = {cell.base: cell.training.base for cell in plan.cells if cell.training is not None}
+    sources = len(request.compared.source_tasks) + 1  # the task's own delta is one too
+    methods, combined = combining(methods, sources, full_steps(plan))
     candidates, misfits = candidates_of(methods, list(bases.values()), skeleton)
+    misfits |= combined
     identity = _identity(request, plan, candidates)
     journal = Journal(out or Path("runs") / f"choice-{content_id(identity)}")
     journal.open(content_id(identity), identity)

@@ -51,7 +51,6 @@ def test_what_is_wrong_is_named(settings: dict[str, object], said: str) -> None:
     ("methods", "said"),
     [
         ("head", "baseline"),
-        ("fusion", "combines deltas"),
         ("lora,lora", "twice"),
         ("", "--methods is empty"),
     ],

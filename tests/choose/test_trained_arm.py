@@ -1,17 +1,19 @@
 """Trained arms: a training that was stopped goes on bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deltakit.choose.arm_facts import arm_facts
-from deltakit.choose.bench import Bench, abilities_of, facts_of, measured_facts
-from deltakit.choose.candidates import Candidate, candidates_of, read_field
+from deltakit.choose.bench import Bench, abilities_of, facts_of, measured_facts, timed
+from deltakit.choose.candidates import Candidate, candidates_of, combining, read_field
 from deltakit.choose.constraints import constraints_of
 from deltakit.choose.decide.arms import Reading, Rung
 from deltakit.choose.journal import Journal
 from deltakit.choose.request import choice_request
 from deltakit.choose.trained_arm import TrainedArm, shuffled_batches
+from deltakit.compare.measure.predicted_memory import Load, predicted_memory
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.run.context import RunContext
 from deltakit.compare.run.progress import Silent
@@ -125,6 +127,64 @@ def test_facts_are_measured_where_a_constraint_asks(bench: Bench) -> None:
     assert found.latency and found.train_peak_bytes and found.infer_peak_bytes
     assert found.train_peak_bytes > found.infer_peak_bytes > 0
     assert facts.latency is None
+
+
+def test_the_memory_of_training_is_predicted_from_the_config(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lora,) = candidates(bench, "lora[rank=2,alpha=4]")
+    asked = constraints_of({"max_memory": "1GB"})
+    load = Load(batch_size=16, max_length=16)
+    head = bench.plan.task.kind.head
+    found = measured_facts(bench, lora, facts_of(lora, bench.base_params), asked)
+    expected = predicted_memory(bench.plan.model, lora.method, lora.base, head, load)
+    assert found.train_peak_bytes == expected.training_peak
+
+    def refuse(*_: object, **__: object) -> None:
+        raise InvalidConfig("sizes depend on values")
+
+    monkeypatch.setattr("deltakit.choose.bench.predicted_memory", refuse)
+    measured = measured_facts(bench, lora, facts_of(lora, bench.base_params), asked)
+    assert measured.train_peak_bytes and measured.train_peak_bytes != found.train_peak_bytes
+
+
+def test_what_combines_deltas_is_out_with_the_cost_of_its_first_stage() -> None:
+    field = read_field(["lora", "fusion"])
+    kept, out = combining(field, 3, 800)
+    assert list(kept) == ["lora"] and list(out) == ["fusion"]
+    assert "3 trainings of 800 steps come before its first" in out["fusion"]
+
+
+def test_a_tuner_with_callbacks_of_the_trainer_is_out(bench: Bench) -> None:
+    pytest.importorskip("peft")
+    skeleton = bench.plan.model.skeleton(bench.plan.task.kind.head)
+    field = read_field(["peft:adalora[init_r=4,target_r=2]", "peft:lora[r=2]"])
+    found, out = candidates_of(field, list(bench.bases.values()), skeleton)
+    assert [each.label for each in found] == ["peft:lora[r=2]"]
+    assert "callbacks of transformers' Trainer" in out["peft:adalora[init_r=4,target_r=2]"]
+
+
+def test_the_majority_is_predicted_for_the_rows_of_a_rung(bench: Bench) -> None:
+    made = bench.majority(10)
+    assert len(made.labels) == 10 and set(made.predicted) == {0}
+
+
+def test_a_clock_that_work_moves_is_all_that_times_depend_on(bench: Bench, tmp_path: Path) -> None:
+    class Work:
+        def __init__(self) -> None:
+            self.spent = 0.0
+
+        def now(self) -> float:
+            return self.spent
+
+        def worked(self, *, steps: int = 0, rows: int = 0) -> None:
+            self.spent += 3 * steps + 0.125 * rows
+
+    counted = replace(bench, clock=Work())
+    (lora,) = candidates(counted, "lora[rank=2,alpha=4]")
+    assert timed(counted, lora.method, lora.base) == {"fixed": 0.0, "step": 3.0, "row": 0.125}
+    reading = arm(counted, "lora[rank=2,alpha=4]", tmp_path).advance(rung(2))
+    assert reading.seconds == 2 * 3 + 32 * 0.125
 
 
 def test_abilities_are_tried(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from deltakit.compare.records import result as schema
 from deltakit.compare.records.result import CellResult
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.columns import columns_for, legend
+from deltakit.compare.report.frame import answer
 from deltakit.compare.report.number_format import MISSING
 from deltakit.compare.report.summary import RowSummary
 
@@ -30,11 +31,12 @@ def _cells_frame(rows: Sequence[CellResult]) -> pd.DataFrame:
 
 
 def table_md(summaries: Sequence[RowSummary], run: RunRecord) -> str:
-    """``table.md``: the table and its legend."""
+    """``table.md``: the answer in one sentence, the table and its legend."""
     frame = _frame(summaries, _markdown)
     align = ["left", *["right"] * (frame.shape[1] - 1)]
     table = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return "\n\n".join([table, *map(_markdown, legend(summaries, run))]) + "\n"
+    before = _markdown(answer(summaries, run))
+    return "\n\n".join([before, table, *map(_markdown, legend(summaries, run))]) + "\n"
 
 
 def table_tex(summaries: Sequence[RowSummary]) -> str:

@@ -349,6 +349,7 @@ def test_lower_is_better_in_every_view(write: Write, drawn: None) -> None:
     assert found["small"]["vs floor"] == "−8.14 (p < 0.001)"
     assert found["small"]["vs ceiling"] == "+4.94 (p < 0.001)"
     said = (folder / "table.md").read_text(encoding="utf-8")
+    assert said.startswith("small scores lowest, 12.5 [12.0, 12.8]")
     assert "Score: perplexity, lower is better, on 100 test examples." in said
     assert " is what this run finds 4 times in 5." in said and "points" not in said
     fronted = [
