@@ -576,7 +576,7 @@ def test_blank_texts_are_not_modelled(make: SimpleNamespace, tmp_path: Path) -> 
         ("causal", {"pair": "text"}, r"--pair-column text is not for .* takes --text-column\."),
         ("answers", {"pair": "text"}, r"--pair-column text is not for the kind 'answers'"),
         ("regression", {"separator": ";"}, r"--label-separator ; is not for .*'regression'"),
-        ("ranking", {}, r"unknown kind 'ranking'.*answers, causal, classification.*multilabel"),
+        ("ranking", {}, r"unknown kind 'ranking'.*answers, causal, .*classification.*multilabel"),
         ("answers", {}, r"no column 'prompt'.*--text-column"),
     ],
 )

@@ -290,6 +290,28 @@ def test_an_encoder_decoder_takes_answers_and_a_fusion(
     assert run_plan(plan, tmp_path / "run").failures == ()
 
 
+@pytest.mark.parametrize("family", ["t5", pytest.param("decoder", marks=SLOW)])
+def test_the_shipped_sentences_are_rewritten(
+    family: str, asked: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    limits = {"max_train_samples": 16, "max_eval_samples": 8, "epochs": 1.0, "max_length": 38}
+    request = asked("head", task="passive", model=str(models[family]), beams=2, **limits)
+    assert run_plan(build_plan(request), tmp_path / "run").failures == ()
+
+
+def test_shipped_targets_are_right_and_no_source_is_twice() -> None:
+    task = load_task("passive")
+    rows = [row for split in (task.train, task.validation, task.test) for row in split]
+    assert len({row["text"] for row in rows}) == len(rows) == 1_620
+    assert {
+        "text": "The judge stole cakes after lunch.",
+        "label": "Cakes were stolen by the judge after lunch.",
+    } in rows
+    words = [sorted(row[side].lower().strip(".").split()) for row in rows for side in row]
+    assert all(" by the " in row["label"] for row in rows) and min(map(len, words)) > 4
+    assert not task.notes
+
+
 # --------------------------------------------------------------------------------------- metrics
 
 

@@ -195,6 +195,23 @@ def test_chats_are_learned_resumed_and_reported(
     assert again.predictions == first.predictions
 
 
+def test_the_shipped_chats_are_right_and_run(
+    asked: Any, talker: Callable[[str], Path], tmp_path: Path
+) -> None:
+    task = load_task("counting")
+    for row in (row for split in (task.train, task.validation, task.test) for row in split):
+        numbers = [
+            [int(word) for word in content.split() if word.isdigit()]
+            for _, content in (*row["messages"], ("assistant", row["label"]))
+        ]
+        (had, more), (first,), (less,), (last,) = numbers
+        assert (first, last) == (had + more, had + more - less)
+    assert not task.notes and len(task.train) == 352
+    limits = {"max_train_samples": 16, "max_eval_samples": 8, "epochs": 1.0, "max_length": 40}
+    request = asked("head", task="counting", model=str(talker(PLAIN)), **limits)
+    assert run_plan(build_plan(request), tmp_path / "run").failures == ()
+
+
 # ---------------------------------------------------------------------------------- what is refused
 
 
