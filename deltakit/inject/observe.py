@@ -1,6 +1,7 @@
 """Observation of running deltas: their changes, and the attention of a fusion."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,12 +36,34 @@ class FusionAttention:
     weights: dict[str, Tensor] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _tokens: dict[str, Tensor] = field(default_factory=dict)
+    _first: dict[str, Tensor] = field(default_factory=dict)
+    _entropies: dict[str, Tensor] = field(default_factory=dict)
 
     def mean(self) -> dict[str, dict[str, float]]:
         """By site and member, the mean over all tokens of all passes, padding left out."""
         return {
             site: dict(zip(self.members[site], (total / self._tokens[site]).tolist(), strict=True))
             for site, total in self._sums.items()
+        }
+
+    def load(self) -> dict[str, dict[str, float]]:
+        """By site and member, the share of the tokens whose largest weight is the member's.
+
+        A member with a share of zero is dead: no token needs it. Padding is left out.
+        """
+        return {
+            site: dict(zip(self.members[site], (first / self._tokens[site]).tolist(), strict=True))
+            for site, first in self._first.items()
+        }
+
+    def entropy(self) -> dict[str, float]:
+        """By site, the mean entropy of a token's weights, over that of equal weights.
+
+        It is 1 where all members weigh the same, and 0 where each token has one member.
+        """
+        return {
+            site: float(total / self._tokens[site] / math.log(max(len(self.members[site]), 2)))
+            for site, total in self._entropies.items()
         }
 
     def _record(self, site: str, weights: Tensor) -> None:
@@ -52,6 +75,12 @@ class FusionAttention:
         total = torch.einsum("...n,...->n", weights.float(), mask)
         self._sums[site] = self._sums.get(site, torch.zeros_like(total)) + total
         self._tokens[site] = self._tokens.get(site, mask.new_zeros(())) + mask.sum()
+        largest = torch.nn.functional.one_hot(weights.argmax(-1), weights.shape[-1])
+        first = torch.einsum("...n,...->n", largest.float(), mask)
+        self._first[site] = self._first.get(site, torch.zeros_like(first)) + first
+        share = weights.float() / weights.float().sum(-1, keepdim=True).clamp(min=1e-12)
+        entropies = (torch.special.entr(share).sum(-1) * mask).sum()
+        self._entropies[site] = self._entropies.get(site, torch.zeros_like(entropies)) + entropies
 
 
 @contextlib.contextmanager

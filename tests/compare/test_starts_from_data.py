@@ -35,6 +35,13 @@ def test_each_is_trained_from_its_start(usual: dict[str, Any], monkeypatch: Any)
     assert all(1 <= count <= PREPARE_BATCHES for count in given)
 
 
+def test_a_mixture_is_a_row_and_its_experts_load_is_on_the_page(usual: dict[str, Any]) -> None:
+    mixture = dk.Mixture(dk.LoRA(rank=2), experts=3)
+    results = dk.compare({"mixture": mixture}, out="run", seeds=1, **usual)
+    assert set(results.frame["status"]) == {"done"}, results.frame["reason"]
+    assert "Where the tokens go" in results.page.read_text(encoding="utf-8")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_pefts_starts_are_rows(usual: dict[str, Any]) -> None:
     pytest.importorskip("peft", reason="PEFT is not installed (extra 'peft')")

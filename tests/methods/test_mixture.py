@@ -85,6 +85,33 @@ def test_the_formula(kit: SimpleNamespace, top: int | None) -> None:
     torch.testing.assert_close(form(x), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("share", [(), "first", "last"])
+@pytest.mark.parametrize("label", ["adapter", "parallel", "lora"])
+def test_units_are_weighed_and_no_change_of_the_models_width_is_made(
+    kit: SimpleNamespace, label: str, share: Any
+) -> None:
+    parts = ("lora_A", "lora_B") if label == "lora" else ("down", "up")
+    shared = {"first": parts[:1], "last": parts[1:]}.get(share, ())
+    model = mixed(kit, Mixture(METHODS[label], experts=3, share=shared))
+    form = next(iter(forms(model).values()))
+    x, saved = torch.randn(4, 5, form.router.in_features, requires_grad=True), []
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        found = form(x)
+    assert max(saved) < 3 * found.numel(), "one for each expert would be kept for the gradient"
+    weights = form.attention(form.router(x)).reshape(-1, 3)
+    changes = form.experts.all(x.reshape(-1, x.shape[-1]))
+    expected = torch.einsum("te,etd->td", weights, changes).view_as(found)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    grads = [torch.autograd.grad(out.square().sum(), x, retain_graph=True)[0]
+             for out in (found, expected)]  # fmt: skip
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+
+
 def test_experts_of_adamix_start_as_copies_of_one(kit: SimpleNamespace) -> None:
     model = kit.make_model("bert")
     dk.attach(

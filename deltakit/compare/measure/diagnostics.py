@@ -6,6 +6,8 @@
      "moved": {"encoder.0": 0.12},                             by block
      "changes": {"encoder.0.block.out": 0.08},                 by site
      "attention": {"encoder.0.block.out": {"imdb": 0.3}},      by site and member
+     "load": {"encoder.0.attn.q": {"0": 0.4, "1": 0.6}},       tokens by site and member
+     "entropy": {"encoder.0.attn.q": 0.7},                     of a token's weights, by site
      "by_dropped": {"0": 1.0, "6": 0.91},                      latency by layers dropped, and
      "by_members": {"1": 1.0, "3": 1.12}}                      by members, over the first one's
 
@@ -26,7 +28,7 @@ from deltakit.compare.measure import timing
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import attachments_of, need_attachments
 from deltakit.inject.change import pruned
-from deltakit.inject.observe import site_changes
+from deltakit.inject.observe import FusionAttention, site_changes
 from deltakit.inject.switch import active_nodes
 
 if TYPE_CHECKING:
@@ -45,11 +47,14 @@ def diagnose(model: "PreTrainedModel", batch: timing.Batch, *, repeats: int) -> 
         return {}
     model.eval()
     one = {name: value[:1] for name, value in batch.items()}
-    attention = attended(model, batch)
+    seen = attended(model, batch)
+    attention = {} if seen is None else seen.mean()
     parts = {
         "moved": moved(model, batch),
         "changes": changed(model, batch),
         "attention": attention,
+        "load": {} if seen is None else seen.load(),
+        "entropy": {} if seen is None else seen.entropy(),
         "by_dropped": latency_by_dropped(model, one, repeats),
         "by_members": latency_by_members(model, one, attention, repeats),
     }
@@ -94,14 +99,14 @@ def _states(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, Tensor]:
     }
 
 
-def attended(model: "PreTrainedModel", batch: timing.Batch) -> dict[str, dict[str, float]]:
-    """By site and member, the mean attention over the batch's tokens; nothing without a fusion."""
+def attended(model: "PreTrainedModel", batch: timing.Batch) -> FusionAttention | None:
+    """The weights of members over the batch's tokens; None where nothing weighs members."""
     try:
         with dk.fusion_attention(model) as seen, torch.inference_mode():
             model(**batch)
     except IncompatibleDeltas:
-        return {}
-    return seen.mean()
+        return None
+    return seen
 
 
 # -------------------------------------------------------------- what layers and members cost
@@ -141,14 +146,16 @@ def latency_by_members(
     Args:
         model: one whose active delta combines others.
         batch: what is passed.
-        usage: as `attended` returns it; empty where nothing is combined.
+        usage: the mean attention by site and member; empty where nothing is combined.
         repeats: how often each number of members is timed.
     """
+    attachments = need_attachments(model)
+    names = () if attachments.active is None else attachments.active.names
+    combined = [name for name in names if attachments.get(name).members]
     members = min((len(each) for each in usage.values()), default=0)
-    active = need_attachments(model).active
-    if members < 2 or active is None:
+    if members < 2 or len(combined) != 1 or len(names) != 1:
         return {}
-    (name,) = active.names
+    (name,) = combined
     prune = partial(pruned, model, usage, name)
     numbers = sorted({1, (1 + members) // 2, members})
     states = {str(n): partial(prune, keep=n) for n in numbers}

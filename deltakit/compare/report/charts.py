@@ -6,7 +6,7 @@ Curves are of a search (score against the learning rate) and of a training (scor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,6 +288,24 @@ def attention(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Layers | 
         for member, value in members.items()
     }
     return _layers(values, lambda value: f"{value:.2f}", _as_it_is) if values else None
+
+
+def load(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Layers | None:
+    """The share of the tokens that each member gets; None where nothing weighs members."""
+    values = {(names[row], key): value for row, key, value in _loads(found)}
+    return _layers(values, lambda value: f"{value:.2f}", _as_it_is) if values else None
+
+
+def dead(found: Mapping[Row, Found], names: Mapping[Row, str]) -> list[str]:
+    """The members that no token goes to, in words."""
+    return [f"{names[row]}: {key}" for row, key, value in _loads(found) if value == 0]
+
+
+def _loads(found: Mapping[Row, Found]) -> Iterator[tuple[Row, str, float]]:
+    for row, each in found.items():
+        for key, members in each.get("load", {}).items():
+            for member, value in members.items():
+                yield row, f"{key} · {member}", value
 
 
 def _by_line(line: Mapping[int, float]) -> dict[int, float]:

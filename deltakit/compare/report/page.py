@@ -197,10 +197,27 @@ def _maps(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Iterator[html
             "to 1; equal shares mean that the fusion does not tell them apart.",
             charts.attention(found, names),
         ),
+        (
+            "Where the tokens go",
+            "The share of the tokens whose largest weight is a member’s or an expert’s. "
+            f"{_dead_words(charts.dead(found, names))}",
+            charts.load(found, names),
+        ),
     )
     for title, text, layers in maps:
         if layers is not None:
             yield html.LayerMap(title=title, text=text, layers=layers)
+
+
+NAMED = 12
+"""Dead members that the page names."""
+
+
+def _dead_words(dead: Sequence[str]) -> str:
+    if not dead:
+        return "Every one of them gets some."
+    more = f" and {len(dead) - NAMED} more" if len(dead) > NAMED else ""
+    return f"None goes to {len(dead)} of them: {'; '.join(dead[:NAMED])}{more}."
 
 
 def _limits(

@@ -22,6 +22,7 @@ from deltakit.core.delta import (
     SparselyActive,
     overrides_both,
 )
+from deltakit.core.factors import Factored, Factors
 from deltakit.errors import InvalidConfig
 
 
@@ -44,6 +45,9 @@ class Experts(nn.Module):
             _put(self.form, name, torch.stack([value.detach() for value in each]))
         self.names = tuple(name for name, _ in self.form.named_parameters())
         self._by_row = (rows,)
+        self._is_factored = isinstance(self.form, Factored) and overrides_both(
+            type(self.form), "factors"
+        )
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters."""
@@ -57,6 +61,21 @@ class Experts(nn.Module):
             for name, value in self.parameters_by_name().items()
         }
         return self._change(stacked, x.expand(self.count, *x.shape))
+
+    def weighed(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Σ_e p_e f_e(x): ``(tokens, d)`` and ``(tokens, experts)`` to ``(tokens, d_out)``.
+
+        Where the form has factors, its few units are weighed, and no change of the model's width is
+        made for each expert.
+        """
+        factors = self._factors()
+        if factors is None:
+            return torch.einsum("te,etd->td", weights, self.all(x))
+        return _by_units(factors, x, weights)
+
+    def _factors(self) -> Factors | None:
+        form: Delta = self.form
+        return form.factors() if self._is_factored and isinstance(form, Factored) else None
 
     def one(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The change of one expert with these parameters, ``(1, ...)`` each, for ``(..., d)``."""
@@ -77,6 +96,22 @@ class Experts(nn.Module):
         for name, value in self.mean().items():
             _put(form, name, value.detach()[0])
         return form
+
+
+def _by_units(stacked: Factors, x: Tensor, weights: Tensor) -> Tensor:
+    """As `Experts.weighed`, with every expert's factors stacked, ``(1, ...)`` where they share."""
+    bias = None if stacked.down_bias is None else stacked.down_bias.flatten()
+    units = stacked.activation(F.linear(x, stacked.down.flatten(0, 1), bias))
+    code = weights.unsqueeze(-1) * units.unflatten(-1, (len(stacked.down), -1))
+    if len(stacked.up) == 1:
+        change = F.linear(code.sum(1), stacked.up[0])
+    else:
+        change = code.flatten(1) @ stacked.up.mT.flatten(0, 1)
+    if stacked.up_bias is None:
+        return change
+    if len(stacked.up_bias) == 1:
+        return change + weights.sum(-1, keepdim=True) * stacked.up_bias
+    return change + weights @ stacked.up_bias
 
 
 def _computes_rows(form: Delta) -> BatchedRows:
@@ -184,9 +219,9 @@ class Routed(Mixed, Attending, SparselyActive):
 
     def mixed(self, x: Tensor, weights: Tensor) -> Tensor:
         """Σ_e p_e f_e(x), with weights ``(..., experts)``."""
-        changes = self.experts.all(x.reshape(-1, x.shape[-1]))
         weights = weights.reshape(-1, self.experts.count)
-        return torch.einsum("te,etd->td", weights, changes).view(*x.shape[:-1], -1)
+        changes = self.experts.weighed(x.reshape(-1, x.shape[-1]), weights)
+        return changes.view(*x.shape[:-1], -1)
 
 
 class RoutedByToken(Routed):

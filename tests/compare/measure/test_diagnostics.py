@@ -91,3 +91,29 @@ def test_what_changes_nothing_has_no_moves(kit: SimpleNamespace, method: dk.Meth
 
 def test_of_a_model_without_deltas_nothing_is_said(kit: SimpleNamespace) -> None:
     assert diagnose(kit.make_model("bert"), kit.make_inputs("bert"), repeats=1) == {}
+
+
+@pytest.mark.parametrize("top", [None, 1])
+def test_the_load_of_experts(kit: SimpleNamespace, top: int | None) -> None:
+    model = prepared(kit, dk.Mixture(dk.LoRA(rank=2), experts=3, top=top))
+    found = diagnose(model, kit.make_inputs("bert"), repeats=1)
+    assert found["load"].keys() == found["entropy"].keys() == found["attention"].keys()
+    for site, shares in found["load"].items():
+        assert sum(shares.values()) == pytest.approx(1)
+        if top == 1:
+            assert shares == pytest.approx(found["attention"][site])
+            assert found["entropy"][site] == pytest.approx(0, abs=1e-6)
+        else:
+            assert 0.3 < found["entropy"][site] <= 1
+
+
+def test_a_dead_expert_has_no_load(kit: SimpleNamespace) -> None:
+    model = prepared(kit, dk.Mixture(dk.LoRA(rank=2), experts=2))
+    with torch.no_grad():
+        for form in dict(model.deltakit.attached["default"].modules()).values():
+            form.router.weight.zero_()
+    batch = kit.make_inputs("bert")
+    equal = diagnose(model, batch, repeats=1)
+    assert all(entropy == pytest.approx(1) for entropy in equal["entropy"].values())
+    for shares in equal["load"].values():
+        assert sorted(shares.values()) == [0, 1], "the first of equal weights is the largest"

@@ -134,6 +134,16 @@ def test_attention_is_as_dark_as_it_is_large() -> None:
     }
 
 
+def test_the_load_of_experts_and_those_without_any() -> None:
+    found = {ROW: {"load": {"encoder.0.attn.q": {"0": 1.0, "1": 0.0}}}}
+    assert lines(charts.load(found, NAMES)) == {
+        "lora · attn.q · 0": [("1.00", 1.0)],
+        "lora · attn.q · 1": [("0.00", 0.0)],
+    }
+    assert charts.dead(found, NAMES) == ["lora: encoder.0.attn.q · 1"]
+    assert charts.load({}, NAMES) is None and charts.dead({}, NAMES) == []
+
+
 def test_where_nothing_was_recorded_there_is_no_map() -> None:
     assert charts.changes({ROW: {"texts": 8}}, NAMES, "moved") is None
     assert charts.attention({}, NAMES) is None
