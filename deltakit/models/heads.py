@@ -117,6 +117,29 @@ class TokenHead(FreshHead):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpanHead(FreshHead):
+    """A fresh linear over each token: is it the first of an answer, is it the last?"""
+
+    task: ClassVar[str] = "extract_spans"
+    purpose: ClassVar[str] = "find an answer in a text"
+    outputs: int = 2
+
+    def check(self, name: str, config: Any) -> None:
+        from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, MODEL_MAPPING
+
+        kind = MODEL_FOR_QUESTION_ANSWERING_MAPPING.get(type(config), None)
+        body = MODEL_MAPPING.get(type(config), None)
+        body = body[0] if isinstance(body, tuple) else body
+        # transformers would load Llama, and draw all its weights: their names do not fit the class.
+        if kind is None or body is None or kind.base_model_prefix != body.base_model_prefix:
+            raise InvalidConfig(
+                f"model {name!r} ({config.model_type}) cannot {self.purpose}: transformers has no "
+                "class for that which reads the model's weights. Name an encoder with --model, "
+                "such as minilm, or a task of another --kind."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageHead(SequenceHead):
     """A fresh linear over the whole picture."""
 

@@ -24,6 +24,8 @@ HEAD_CLASSES = {
     "classify": "AutoModelForSequenceClassification",
     "classify_tokens": "AutoModelForTokenClassification",
     "classify_images": "AutoModelForImageClassification",
+    "extract_spans": "AutoModelForQuestionAnswering",
+    "choose": "AutoModelForMultipleChoice",
 }
 """What a model is loaded for, and transformers' class for it."""
 
@@ -200,7 +202,8 @@ def load_base(
         model: a Hub name, or a folder.
         base: "fp32", "bf16", "int8", "nf4" or "fp4"; by default the one that the checkpoint is
             quantised in, else "fp32". A quantised checkpoint is kept as it is.
-        task: "bare", "causal", "seq2seq", "classify", "classify_tokens" or "classify_images".
+        task: "bare", "causal", "seq2seq", "classify", "classify_tokens", "classify_images",
+            "extract_spans" or "choose".
         labels: how many classes the head has.
         dtype: what a quantised base computes in, and what is not quantised is held in; bf16 by
             default.

@@ -1,6 +1,6 @@
 """The shipped metrics, and `register_metric` for your own."""
 
-from deltakit.compare.stats import by_label, by_score, by_text, by_word
+from deltakit.compare.stats import by_answer, by_label, by_score, by_text, by_word
 from deltakit.compare.stats.metric import (
     METRICS,
     CorpusMetric,
@@ -16,7 +16,7 @@ from deltakit.compare.stats.metric import (
     register_metric,
 )
 
-SHIPPED = (by_label, by_score, by_text, by_word)
+SHIPPED = (by_answer, by_label, by_score, by_text, by_word)
 """The modules that register the shipped metrics."""
 
 __all__ = [

@@ -71,6 +71,11 @@ def tokens(draw: random.Random) -> dict[str, Any]:
     return {"tokens": words, "tags": [f"B-{TOPICS[w]}" if w in TOPICS else "O" for w in words]}
 
 
+def spans(draw: random.Random) -> dict[str, Any]:
+    word = draw.choice(list(TOPICS))
+    return {"question": "the end", "context": around(draw, [word]), "answer": word}
+
+
 MAKERS = {
     "classification": classification,
     "regression": regression,
@@ -78,6 +83,7 @@ MAKERS = {
     "causal": causal,
     "answers": answers,
     "tokens": tokens,
+    "spans": spans,
 }
 ELSEWHERE = ("chat", "generation")
 """Kinds that have test files of their own."""
@@ -87,6 +93,7 @@ USUAL = {
     "causal": ("perplexity", "Score ↓"),
     "answers": ("exact_match", "Score %"),
     "tokens": ("span_f1", "Score %"),
+    "spans": ("answer_f1", "Score %"),
 }
 """The usual metric of a kind, and the title of its column."""
 NEW = tuple(USUAL)

@@ -12,6 +12,7 @@ from typing import Any
 from deltakit.compare.tasks.data.conll import looks_like_conll, read_conll
 from deltakit.compare.tasks.data.delimited import header_and_rows
 from deltakit.compare.tasks.data.form import FileForm, text_of
+from deltakit.compare.tasks.data.squad import read_squad
 from deltakit.errors import InvalidConfig
 
 Columns = dict[str, list[Any]]
@@ -97,6 +98,9 @@ def _values(column: Any) -> list[Any]:
 def _read_json(path: Path, form: FileForm) -> Columns:
     _check_unused(form, "--columns", "--delimiter")
     text = text_of(path, form.encoding)
+    squad = read_squad(text)
+    if squad is not None:
+        return squad
     records = json.loads(text) if text.lstrip().startswith("[") else list(_lines(text))
     for row, record in enumerate(records, start=1):
         if not isinstance(record, dict):

@@ -21,6 +21,7 @@ from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.generation import Generation
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
 from deltakit.compare.tasks.kinds.regression import Regression
+from deltakit.compare.tasks.kinds.spans import Spans
 from deltakit.compare.tasks.kinds.tokens import Tokens
 from deltakit.errors import InvalidConfig
 
@@ -36,6 +37,7 @@ __all__ = [
     "Outputs",
     "ParsedLabels",
     "Regression",
+    "Spans",
     "Tokens",
     "fitting_metrics",
     "kind_of",
