@@ -22,7 +22,7 @@ from deltakit.inject.fold import FoldedSites, fold
 from deltakit.inject.merge_report import MergedLinear, MergeReport
 from deltakit.inject.partitions import wrapper_of
 from deltakit.inject.places import is_offloaded, place_of, set_weight
-from deltakit.inject.switch import active_nodes, reapply, take_off
+from deltakit.inject.switch import active_nodes, check_reached, reapply, take_off
 from deltakit.models.quantised import codec_of, dequantised_linear
 from deltakit.runtime.nodes import Node, PlacedDelta, SumNode
 
@@ -78,6 +78,7 @@ def merge(
         _check_kept(attachments.merged.report.folded, keep=keep)
         attachments.merged.kept |= keep
         return attachments.merged.report
+    check_reached(attachments)
     _check_whole(model, attachments)
     nodes = active_nodes(attachments)
     folded = {key: found for key, node in nodes.items() if (found := fold(node)) is not None}

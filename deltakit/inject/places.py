@@ -1,7 +1,7 @@
 """The places of the base's parameters: what is in them, and what is put there in its stead."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import CHILD, Attached, Attachments, Displaced, computes
 from deltakit.inject.partitions import first_wrapper, is_sharded
 from deltakit.runtime.own_values import Place, can_run_with, install_own_values
+from deltakit.runtime.reached import install_reached
 
 
 def place_of(model: nn.Module, name: str) -> Place:
@@ -155,8 +156,16 @@ def use_own(model: nn.Module, attachments: Attachments, owners: Mapping[str, Att
             elsewhere |= _displace(model, attachments, name, owner)
     hooks = attachments.running.hooks
     hooks.extend(install_own_values(elsewhere))
+    if elsewhere:
+        hooks.append(install_reached(model, _by_path(model, elsewhere)))
     if owners:
         hooks.extend(_state_hooks(model, attachments, owners))
+
+
+def _by_path(model: nn.Module, places: Iterable[Place]) -> dict[str, nn.Module]:
+    """The modules of the places, by path."""
+    modules = {place.module for place in places}
+    return {path: module for path, module in model.named_modules() if module in modules}
 
 
 def _displace(

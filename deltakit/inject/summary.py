@@ -17,6 +17,7 @@ from deltakit.inject.attachments import (
     plain_parameters,
 )
 from deltakit.inject.partitions import check_whole
+from deltakit.inject.switch import check_reached
 from deltakit.models.quantised import codec_of
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def summary(model: "PreTrainedModel") -> Summary:
     """Counts the base, the head and the active deltas. Works on meta-device models too."""
     attachments = attachments_of(model)
     check_whole(model, "summary")
+    if attachments is not None:
+        check_reached(attachments)
     head = head_names(model)
     parameters = _originals(model, attachments)
     base = [p for name, p in parameters.items() if name not in head]

@@ -23,6 +23,7 @@ from deltakit.runtime.nodes import Node, PlacedDelta, SequentialNode, SumNode
 from deltakit.runtime.own_values import Place
 from deltakit.runtime.penalty import install_penalty
 from deltakit.runtime.program import Program, has_threads
+from deltakit.runtime.reached import check_steps
 from deltakit.runtime.tables import RowHead, Tables, upcoming_tables
 
 if TYPE_CHECKING:
@@ -110,6 +111,12 @@ def reapply(model: "PreTrainedModel", attachments: Attachments) -> None:
 def active_nodes(attachments: Attachments) -> "Mapping[str, Node]":
     """The nodes of this thread's next pass, by the handle's key."""
     return {} if attachments.program is None else upcoming_tables(attachments.program).nodes
+
+
+def check_reached(attachments: Attachments) -> None:
+    """Raises `IncompatibleDeltas` if a module where active deltas act was replaced."""
+    if attachments.program is not None:
+        check_steps(upcoming_tables(attachments.program).steps)
 
 
 def _remove_hooks(attachments: Attachments) -> None:
@@ -217,7 +224,9 @@ def check(attachments: Attachments, composition: Composition) -> None:
     """Raises `IncompatibleDeltas` if the composition cannot run; changes nothing."""
     _check_owners(attachments, composition.names)
     _check_rows(attachments, composition)
-    _nodes(attachments, composition)
+    nodes = _nodes(attachments, composition)
+    if attachments.program is not None:
+        check_steps(attachments.program.paths.to(nodes))
 
 
 def _check_switch(
@@ -353,10 +362,12 @@ def tables_of(
     if composition is None:
         return Tables(own=own)
     nodes = _nodes(attachments, composition)
+    steps = program_of(model, attachments).paths.to(nodes)
     if not isinstance(composition, PerRow):
-        return Tables(nodes=nodes, own=own)
+        return Tables(nodes=nodes, own=own, steps=steps)
     heads = _heads_by_module(model, _heads(attachments, composition))
-    return Tables(nodes=nodes, entries=len(composition.rows), heads=heads, own=own)
+    rows = len(composition.rows)
+    return Tables(nodes=nodes, entries=rows, heads=heads, own=own, steps=steps)
 
 
 def own_parameters(

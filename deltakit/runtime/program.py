@@ -9,22 +9,33 @@ A graph guards the tables that it was made with, but not hooks that it has not s
 change, compiled graphs are forgotten.
 """
 
+import copy
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from deltakit.core.site import Handle
+from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.generation import NotedGenerate, install_generation
 from deltakit.runtime.hooks import Removable, install, install_block, install_reader
 from deltakit.runtime.own_parameters import install_parameters
 from deltakit.runtime.passes import THREAD, PassPorts
+from deltakit.runtime.reached import Paths
 from deltakit.runtime.tables import Tables
 
 _LOCK = threading.RLock()
+
+
+class _Idle:
+    """What a part of a model that was copied alone runs by: no deltas."""
+
+    def __init__(self) -> None:
+        self.active = Tables()
 
 
 class Program:
@@ -36,7 +47,9 @@ class Program:
     """
 
     def __init__(self, model: nn.Module, handles: Mapping[str, Handle]) -> None:
+        self.model = model
         self.handles = handles
+        self.paths = Paths(model, {k: (h.path, h.module) for k, h in handles.items()})
         self.passes = PassPorts(model, handles.values(), self)
         self.active = Tables()
         self.used: list[Tables] = []
@@ -45,6 +58,23 @@ class Program:
         self.blocks: dict[nn.Module, Removable] = {}
         self.modules: dict[nn.Module, Removable] = {}
         self.generation: list[NotedGenerate] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Program | _Idle":
+        """A copy of the whole model has one of its own; a part that is copied alone has no deltas.
+
+        Raises:
+            IncompatibleDeltas: a part is copied while deltas act.
+        """
+        whole = id(self.model) in memo
+        if not whole and self.active.acts:
+            raise IncompatibleDeltas(
+                f"a part of a {type(self.model).__name__} was copied alone, and the deltas that "
+                "act in it belong to the whole. Copy the model, or copy the part inside `disabled`."
+            )
+        copied = memo[id(self)] = object.__new__(Program) if whole else _Idle()
+        if whole:
+            vars(copied).update({n: copy.deepcopy(each, memo) for n, each in vars(self).items()})
+        return copied
 
     def switch(self, model: nn.Module, tables: Tables) -> None:
         """Makes tables active: passes that begin from now on run with them."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from deltakit.core.delta import Reparametrised, TaskConditioned
@@ -19,6 +20,7 @@ from deltakit.runtime.passes import (
     Pass,
     next_tables,
 )
+from deltakit.runtime.reached import Step, check_steps
 from deltakit.runtime.row_counts import count_rows
 
 RowHead = tuple[Mapping[str, nn.Parameter], tuple[int, ...]]
@@ -34,6 +36,7 @@ class Tables:
         entries: how many rows a batch has, where it chooses by row.
         heads: by module of the task head, the parameters of each row, where it chooses by row.
         own: by module, the parameters that it uses there in place of those that are there.
+        steps: the paths to the modules of the sites.
         gates: the draws of layers that training makes.
     """
 
@@ -41,6 +44,7 @@ class Tables:
     entries: int | None = None
     heads: Mapping[nn.Module, tuple[RowHead, ...]] = field(default_factory=dict)
     own: dict[nn.Module, dict[str, nn.Parameter]] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
     gates: tuple[LayerDrop, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,7 +53,13 @@ class Tables:
         object.__setattr__(self, "gates", tuple(gates))
 
     def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Draws and counts what a pass that begins with these tables needs."""
+        """Draws and counts what a pass that begins with these tables needs.
+
+        Raises:
+            IncompatibleDeltas: the module of a site was replaced.
+        """
+        if not torch.compiler.is_compiling():
+            check_steps(self.steps)
         if module.training:
             for gate in self.gates:
                 entered.dropped[gate] = gate.draw()
