@@ -5,13 +5,14 @@ DeepSpeed ZeRO-3 leave flat pieces there outside a forward pass.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from deltakit.errors import DeltakitError, IncompatibleDeltas
+from deltakit.inject.attachments import CHILD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def check_attachable(model: nn.Module) -> None:
 
     DeepSpeed partitions a base while it is loaded, and deltas when its engine is made.
     """
-    wrapper = first_wrapper(model.modules())
+    wrapper = first_wrapper(_base_modules(model))
     if wrapper is not None and wrapper is not ZERO:
         raise IncompatibleDeltas(
             f"this {type(model).__name__} is wrapped by {wrapper.name}, which would not keep a new "
@@ -96,16 +97,23 @@ def check_whole(model: nn.Module, wanted: str) -> None:
     """Raises `DeltakitError` where values that are read are parts.
 
     Args:
-        model: the model, with its deltas.
+        model: the model; its deltas are held as its base is.
         wanted: what reads them.
     """
-    wrapper = next((found for each in model.modules() if (found := _in_parts(each))), None)
+    found = (_in_parts(each) for each in _base_modules(model))
+    wrapper = next((each for each in found if each is not None), None)
     if wrapper is not None:
         raise DeltakitError(
             f"{wrapper.name} holds parts of this {type(model).__name__}'s parameters in each "
             f"process, and {wanted} needs whole ones. Call it in all processes inside "
             f"`{wrapper.whole}`."
         )
+
+
+def _base_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of the base, without a look at the deltas, of which there may be many."""
+    deltas = {model._modules[CHILD]} if CHILD in model._modules else set()
+    return (module for _, module in model.named_modules(memo=deltas))  # type: ignore[arg-type]
 
 
 def _in_parts(module: nn.Module) -> Wrapper | None:

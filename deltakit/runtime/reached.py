@@ -90,8 +90,8 @@ def check_steps(steps: Iterable[Step]) -> None:
         if not there and not step.leads_there():
             raise IncompatibleDeltas(
                 f"another module was put at {step.path!r} after deltas were attached, so they do "
-                "not act there. Replace modules before you attach; to keep what is trained, save the "
-                "deltas, `detach`, and load them on the model as it is now."
+                "not act there. Replace modules before you attach; to keep what is trained, save "
+                "the deltas, `detach`, and load them on the model as it is now."
             )
 
 
