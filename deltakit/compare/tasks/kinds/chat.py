@@ -1,5 +1,6 @@
 """Chats: the likelihood of the assistant's turns, and whether a short last turn is generated."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,12 @@ def _message(cell: Any) -> list[str] | None:
 
 
 def _messages(cell: Any) -> list[list[str]] | None:
+    """The messages of a cell, which may be JSON in a text: a table has no lists."""
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return None
     read = [_message(each) for each in cell] if isinstance(cell, list) and cell else [None]
     kept = [each for each in read if each is not None]
     return kept if len(kept) == len(read) else None

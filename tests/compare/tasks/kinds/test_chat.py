@@ -1,5 +1,6 @@
 """Chats: which tokens are the assistant's, how they are judged, compared and refused."""
 
+import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -9,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
 from deltakit.compare.api import run_plan
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.run.predict import predict
 from deltakit.compare.stats.metrics import METRICS
-from deltakit.compare.tasks import load_task
+from deltakit.compare.tasks import ColumnNames, load_task
 from deltakit.compare.tasks.kinds import Chat
 from deltakit.compare.tasks.kinds.chat import masked
+from deltakit.compare.tasks.sources.hub import hub_task
 from deltakit.errors import InvalidConfig
 from deltakit.models.source import BaseChoice, find_model
 
@@ -281,6 +284,32 @@ def test_what_is_told_of_chats(make: SimpleNamespace, tmp_path: Path) -> None:
     assert task.kind.metrics == ("answer_perplexity", "answer_match")
     make.lines(tmp_path / "test.jsonl", [{"messages": said("ask", "long " * 20)}])
     assert load_task(str(tmp_path)).kind.metrics == ("answer_perplexity",)
+
+
+def test_messages_as_json_in_a_table(make: SimpleNamespace, tmp_path: Path) -> None:
+    rows = [{"messages": json.dumps(said(f"ask {n}", "yes"))} for n in range(20)]
+    task = load_task(str(make.rows(tmp_path / "data.csv", rows)))
+    assert task.kind == Chat(short=True)
+    assert task.test[0]["messages"][0][1].startswith("ask ")
+
+
+def test_chats_from_the_hub() -> None:
+    whole = Dataset.from_list([{"messages": said(f"ask {n}", "yes"), "id": n} for n in range(40)])
+    splits = {"train": whole, "test": whole.select(range(4))}
+    task = hub_task("some/chats", splits, ColumnNames())
+    assert task.kind == Chat(short=True) and len(task.test) == 4
+    assert any("of 4 examples have a text that is in train too" in n for n in task.notes)
+
+
+@pytest.mark.slow
+def test_chats_on_four_bits(
+    asked: Any, talker: Callable[[str], Path], folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    limits = {"max_train_samples": 16, "max_eval_samples": 8, "epochs": 1.0, "max_length": 32}
+    model = str(talker(PLAIN))
+    request = asked("lora", task=str(folder), model=model, bases=("nf4",), **limits)
+    assert run_plan(build_plan(request), tmp_path / "run").failures == ()
 
 
 def test_columns_are_not_named(folder: Path, deltakit: Callable[..., Any]) -> None:

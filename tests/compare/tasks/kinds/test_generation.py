@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 import deltakit as dk
 from deltakit.compare.adapted import adapted_model
@@ -20,6 +21,7 @@ from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, load_task
 from deltakit.compare.tasks.kinds import Answers, Generation
 from deltakit.compare.tasks.kinds.written import EncoderDecoder
+from deltakit.compare.tasks.sources.hub import hub_task
 from deltakit.errors import InvalidConfig, MissingExtra
 from deltakit.models.source import BaseChoice, find_model
 
@@ -381,6 +383,16 @@ def test_columns_by_their_usual_names(make: SimpleNamespace, tmp_path: Path) -> 
     with pytest.raises(InvalidConfig, match=r"several sources and targets: .*--text-column"):
         kind_of(**both)
     assert kind_of(ColumnNames(text="text"), **both).test[0]["text"].startswith("t ")
+
+
+def test_summaries_from_the_hub() -> None:
+    rows = [{"document": f"long {n}", "summary": f"short\n{n}", "id": n} for n in range(40)]
+    rows[3]["summary"] = None
+    task = hub_task("some/news", {"train": Dataset.from_list(rows)}, ColumnNames())
+    assert task.kind == Generation()
+    assert {row["label"] for row in task.test} <= {f"short\n{n}" for n in range(40)}
+    assert any("train: 1 rows without a text or a label were left out" in n for n in task.notes)
+    assert any("'document'" in note for note in task.notes)
 
 
 def test_conflicts_and_leaks_are_told(make: SimpleNamespace, tmp_path: Path) -> None:
