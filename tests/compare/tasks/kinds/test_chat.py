@@ -270,6 +270,17 @@ def test_chats_that_cannot_be_used(
     assert "\n" not in str(caught.value)
 
 
+def test_a_chat_without_an_assistant_ends_the_command(
+    make: SimpleNamespace, deltakit: Callable[..., Any], decoder: Path, tmp_path: Path
+) -> None:
+    file = make.lines(tmp_path / "data.jsonl", [{"messages": said("hello")}] * 4)
+    ended = deltakit("compare", "--methods", "lora", "--task", file, "--model", decoder)
+    assert ended.code == 2 and "row 1: the chat has no turn of the assistant" in ended.line
+    good = make.lines(tmp_path / "good.jsonl", [{"messages": said(f"{n}", "a")} for n in range(9)])
+    ended = deltakit("compare", "--methods", "lora", "--task", good, "--model", decoder)
+    assert ended.code == 2 and "no chat template" in ended.line
+
+
 def test_what_is_told_of_chats(make: SimpleNamespace, tmp_path: Path) -> None:
     rows = [{"messages": said(f"ask {n}", "yes\nsir")} for n in range(20)]
     other, longer = {"messages": said("ask 1", "no")}, {"messages": said("a", "b", "c")}
