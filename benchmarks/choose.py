@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from deltakit.choose import finals
 from deltakit.choose.api import run_choice
 from deltakit.choose.arm_facts import floor_candidate
 from deltakit.choose.bench import Bench
@@ -37,6 +38,7 @@ from deltakit.choose.tellers import Quiet
 from deltakit.compare.api import report_folder
 from deltakit.compare.plan.lr_search import TUNING_SEED
 from deltakit.compare.plan.resolve import build_plan
+from deltakit.compare.records.protocol import Protocol
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.run.cell import train_now
 from deltakit.compare.run.context import RunContext
@@ -51,6 +53,20 @@ SEEDS = (0, 1)
 
 BACKWARD = 3
 """Units of a row of a training step."""
+
+ONCE = Protocol(
+    step_repeats=1,
+    step_warmup=0,
+    latency_repeats_b1=1,
+    latency_repeats_b8=1,
+    latency_warmup=0,
+    shape_repeats=1,
+    handling_repeats=1,
+    inspected_texts=1,
+    inspected_repeats=1,
+    curve_points=0,
+)
+"""The measuring of finalists, whose times are not read here."""
 
 SECONDS = 0.01
 """The time that a choice is told a unit takes."""
@@ -292,6 +308,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    finals.PROTOCOL = ONCE
     silence_libraries()
     settings = {
         "methods": asked.methods,

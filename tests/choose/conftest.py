@@ -1,31 +1,27 @@
-"""A tiny BERT, and a task that it can learn, for choices that are really trained."""
+"""Tiny models, and tasks that they can learn, for choices that are really trained."""
 
-import csv
-import random
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-WORDS = {"neg": ("bad", "dull", "poor"), "pos": ("good", "fresh", "fine")}
-FILLERS = ("the", "a", "film", "plot", "of", "and", "is", "was", "it", "one")
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_tasks import VOCABULARY, given_away, save_task  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder of a tiny BERT with a whole-word tokenizer."""
+def save_model(folder: Path, kind: str, **sizes: Any) -> Path:
+    """A checkpoint folder of a tiny model with a whole-word tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-    words = [*SPECIAL, *FILLERS, *(word for each in WORDS.values() for word in each)]
-    ids = {word: at for at, word in enumerate(words)}
+    ids = {word: at for at, word in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", "attention_mask"],
@@ -35,14 +31,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sep_token="[SEP]",
     ).save_pretrained(folder)
     config = AutoConfig.for_model(
-        "bert",
-        vocab_size=len(words),
-        hidden_size=16,
+        kind,
+        vocab_size=len(VOCABULARY),
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=32,
         max_position_embeddings=24,
         pad_token_id=0,
+        **sizes,
     )
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
@@ -50,21 +45,39 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    return save_model(folder, "bert", hidden_size=16, intermediate_size=32)
+
+
+@pytest.fixture(scope="session")
+def wide_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT whose matrices have a whole number of blocks of 64, as nf4 packs them."""
+    folder = tmp_path_factory.mktemp("models") / "wide-bert"
+    return save_model(folder, "bert", hidden_size=64, intermediate_size=128)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny decoder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    return save_model(folder, "llama", hidden_size=16, intermediate_size=32, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task folder: one word of each sentence gives the class away."""
-    folder = tmp_path_factory.mktemp("tasks") / "reviews"
-    folder.mkdir()
-    for split, number in (("train", 96), ("validation", 64), ("test", 80)):
-        draw = random.Random(split)
-        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("text", "label"))
-            for at in range(number):
-                label = ("neg", "pos")[at % 2]
-                words = [*draw.choices(FILLERS, k=draw.randrange(2, 8)), draw.choice(WORDS[label])]
-                draw.shuffle(words)
-                writer.writerow((" ".join(words), label))
-    return folder
+    return save_task(tmp_path_factory.mktemp("tasks") / "reviews", given_away)
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choices that measure once and train shortly."""
+    from tiny_choice import LIGHT
+
+    for module, name, value in LIGHT:
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture(autouse=True)

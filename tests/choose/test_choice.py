@@ -1,15 +1,15 @@
 """A whole choice on a tiny model: its answer, its files, and how it goes on when it was killed."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import tiny_choice as tiny
 
-import deltakit as dk
-from deltakit.choose import finals
-from deltakit.choose.decide import ladder
 from deltakit.choose.journal import Journal
-from deltakit.compare.records.protocol import Protocol
 from deltakit.errors import InvalidConfig
 
 KEYS = [
@@ -23,51 +23,27 @@ class Killed(BaseException):
     """The process was killed."""
 
 
-def choose(bert: Path, reviews: Path, **settings: object) -> "dk.Choice":
-    settings = {"minutes": 60, "methods": "lora[rank=4,alpha=8]", "epochs": 1, **settings}
-    return dk.choose(
-        str(reviews), model=str(bert), batch_size=32, max_length=16, out="choice", **settings
-    )
-
-
 @pytest.fixture(autouse=True)
-def _light(monkeypatch: pytest.MonkeyPatch) -> None:
-    once = Protocol(
-        step_repeats=1,
-        step_warmup=0,
-        latency_repeats_b1=1,
-        latency_repeats_b8=1,
-        latency_warmup=0,
-        shape_repeats=1,
-        handling_repeats=1,
-        inspected_texts=1,
-        inspected_repeats=1,
-        curve_points=0,
-    )
-    monkeypatch.setattr(finals, "PROTOCOL", once)
-    monkeypatch.setattr("deltakit.choose.prepare.SHORTEST", 27)
-    monkeypatch.setattr(ladder, "FIRST_STEPS", 3)
-    monkeypatch.setattr(ladder, "FEWEST_STEPS", 27)
-    monkeypatch.setattr(ladder, "DEPTHS", 4 * (ladder.DEPTHS[-1],))
-    monkeypatch.setattr(ladder, "DEEPER", ())
+def _light(light: None) -> None:
+    """Every choice here is small."""
 
 
 def test_too_small_a_budget_is_told_before_it_starts(bert: Path, reviews: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"--minutes 0\.001 is too small .* would do"):
-        choose(bert, reviews, minutes=0.001)
+        tiny.choose(bert, reviews, minutes=0.001)
     assert not list(Path("choice").glob("arms/*"))
 
 
 def test_infeasible_constraints_are_one_line(bert: Path, reviews: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"Nearest: lora\[rank=4,alpha=8\] on fp32 trains"):
-        choose(bert, reviews, max_params=5)
+        tiny.choose(bert, reviews, max_params=5)
 
 
 @pytest.mark.slow
 def test_a_choice_that_was_killed_ends_as_one_that_was_not(
     bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = choose(bert, reviews)
+    whole = tiny.choose(bert, reviews)
     content = json.loads(Path("choice/choice.json").read_text())
     assert list(content)[: len(KEYS)] == KEYS
     assert content["method"] in ("lora[rank=4,alpha=8]", "head")
@@ -99,10 +75,38 @@ def test_a_choice_that_was_killed_ends_as_one_that_was_not(
             for name in ("request.json", "times.json"):
                 Path("choice", name).write_text(Path("undisturbed", name).read_text())
         with pytest.raises(Killed):
-            choose(bert, reviews)
+            tiny.choose(bert, reviews)
     monkeypatch.setattr(Journal, "keep", keep)
-    again = choose(bert, reviews)
+    again = tiny.choose(bert, reviews)
     assert json.loads(Path("choice/times.json").read_text()) == times
     assert (again.method, again.lr, again.base) == (whole.method, whole.lr, whole.base)
     assert again.record["score"] == whole.record["score"]
     assert again.probability == whole.probability
+
+
+MOMENTS = ("request.json", "times.json", "arms/*/rung-1.json", "arms/final-*/rung-0.json", "delta")
+"""What exists in the folder when the process is killed."""
+
+
+@pytest.mark.slow
+def test_killed_for_real_at_five_moments_it_ends_with_the_same_choice(
+    bert: Path, reviews: Path
+) -> None:
+    whole = tiny.choose(bert, reviews, out="undisturbed")
+    Path("choice").mkdir()
+    for name in ("request.json", "times.json"):  # decisions follow from the times
+        Path("choice", name).write_text(Path("undisturbed", name).read_text())
+    for moment in MOMENTS:
+        command = [sys.executable, tiny.__file__, str(bert), str(reviews), "choice"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not list(Path("choice").glob(moment)):
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    again = tiny.choose(bert, reviews)
+    assert (again.method, again.lr, again.base) == (whole.method, whole.lr, whole.base)
+    assert again.record["score"] == whole.record["score"]
+    assert again.probability == whole.probability
+    assert [rung["arms"] for rung in again.record["rungs"]] == [
+        rung["arms"] for rung in whole.record["rungs"]
+    ]
