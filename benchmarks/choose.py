@@ -47,6 +47,7 @@ from deltakit.compare.run.queue import silence_libraries
 from deltakit.compare.run.train import TrainingFailed
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.run_folder import RunFolder
+from deltakit.errors import InvalidConfig
 
 SEEDS = (0, 1)
 """Seeds of the grid after the one that finds rates."""
@@ -264,7 +265,11 @@ def lines(grid: Grid, shares: Sequence[float], seeds: int) -> Iterator[list[obje
     lora = grid.test(grid.seeds_of(grid.candidates[0], grid.candidates[0].rates[0]))
     for share in shares:
         for seed in range(seeds):
-            choice = chosen(grid, share, seed)
+            try:
+                choice = chosen(grid, share, seed)
+            except InvalidConfig as error:
+                yield [Path(grid.task).stem, f"{share:.0%}", "–", "–", str(error)]
+                continue
             found = grid.metric.difference(best, choice.made)
             yield [
                 Path(grid.task).stem,

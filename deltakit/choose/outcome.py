@@ -191,10 +191,13 @@ def _broken(outcome: Outcome) -> Iterator[str]:
 
 
 def _certainty(outcome: Outcome) -> str:
-    return (
-        f"It is within {outcome.margin:g} points of the best finalist in "
-        f"{outcome.probability:.0%} of resamples over examples and seeds.".replace("%", " %")
+    share = f"{outcome.probability:.0%}".replace("%", " %")
+    said = (
+        f"It is within {outcome.margin:g} points of the best finalist in {share} of resamples over "
+        "examples and seeds."
     )
+    untrained = outcome.left_out or outcome.not_finished or outcome.at_chance
+    return f"{said} It says nothing of what was not trained." if untrained else said
 
 
 def front(outcome: Outcome) -> tuple[FinalRow, ...]:
