@@ -83,7 +83,13 @@ MOLA = Paper(
 
 
 @register_method("mixture")
-@register_method("adamix", method=SequentialAdapter(placement="ffn"), route="batch", share=("up",))
+@register_method(
+    "adamix",
+    method=SequentialAdapter(placement="ffn"),
+    route="batch",
+    share=("up",),
+    consistency=1.0,
+)
 @register_method("molora", method=LoRA(rank=4, targets=("all",)), experts=10)
 @register_method("mov", method=IA3(), experts=10)
 @register_method(

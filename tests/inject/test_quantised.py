@@ -32,6 +32,8 @@ METHODS: dict[str, str] = {
     "dora": "dora[rank=2]",
     "vera": "vera[rank=3]",
     "compacter": "compacter[bottleneck=4,n=2]",
+    "hyperformer": "hyperformer[bottleneck=3,embedding=4,hidden=5]",
+    "moa": "moa[method=lora[rank=2,targets=q/down]+parallel[bottleneck=3]]",
     "adamix": "adamix[experts=2,method=adapter[bottleneck=4,placement=ffn]]",
     "mola": "mola[experts=2/3,balance=0.1,method=lora[rank=2]]",
     "sequence": "mixture[experts=2,route=sequence,method=ia3]",

@@ -38,6 +38,7 @@ TINY = {
     "compacter": "compacter[bottleneck=4,n=2]",
     "compacter++": "compacter++[bottleneck=4,n=2]",
     "fusion": "fusion[names=a/b]",
+    "hyperformer": "hyperformer[bottleneck=4]",
     "learned_mean": "learned_mean[names=a/b]",
     "phm": "phm[bottleneck=4,n=2]",
 }
