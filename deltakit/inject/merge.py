@@ -21,10 +21,11 @@ from deltakit.inject.config_changes import config_changes
 from deltakit.inject.fold import FoldedSites, fold
 from deltakit.inject.merge_report import MergedLinear, MergeReport
 from deltakit.inject.partitions import wrapper_of
-from deltakit.inject.places import is_offloaded, place_of, set_weight
+from deltakit.inject.places import place_of, set_weight
 from deltakit.inject.switch import active_nodes, check_reached, reapply, take_off
 from deltakit.models.quantised import codec_of, dequantised_linear
 from deltakit.runtime.nodes import Node, PlacedDelta, SumNode
+from deltakit.runtime.twins import is_offloaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,6 +15,7 @@ from deltakit.inject.attachments import CHILD, Attached, Attachments, Displaced,
 from deltakit.inject.partitions import first_wrapper, is_sharded
 from deltakit.runtime.own_values import Place, can_run_with, install_own_values
 from deltakit.runtime.reached import install_reached
+from deltakit.runtime.twins import execution_device, is_offloaded, loaded
 
 
 def place_of(model: nn.Module, name: str) -> Place:
@@ -34,12 +35,7 @@ def stored_value(model: nn.Module, name: str) -> Tensor:
 @contextlib.contextmanager
 def weights_of(module: nn.Module | None) -> Iterator[None]:
     """Inside, an offloaded module's weights are where it runs."""
-    if module is None or not is_offloaded(module):
-        yield
-        return
-    from accelerate.utils import align_module_device
-
-    with align_module_device(module, vars(vars(module)["_hf_hook"])["execution_device"]):
+    with contextlib.nullcontext() if module is None else loaded(module):
         yield
 
 
@@ -53,7 +49,7 @@ def runs_on(model: nn.Module, handle: Handle) -> torch.device:
     for around in _around(model, handle):
         for module in around.modules():
             if is_offloaded(module):
-                return torch.device(vars(vars(module)["_hf_hook"])["execution_device"])
+                return execution_device(module)
     return handle.device
 
 
@@ -84,12 +80,6 @@ class UnreadableLinear(BaseLinear):
         )
 
     bias = weight
-
-
-def is_offloaded(module: nn.Module) -> bool:
-    """True if accelerate keeps the module's weights elsewhere until it runs."""
-    hook = vars(module).get("_hf_hook")
-    return hook is not None and bool(vars(hook).get("offload"))
 
 
 def with_readable_weight(handle: Handle) -> Handle:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
+
+from deltakit.runtime.twins import Forward
 
 _BY_ACCELERATE = "_old_forward"
 
@@ -95,16 +95,13 @@ class OwnForward:
         self.places = dict(places)
         self.slot = _BY_ACCELERATE if _BY_ACCELERATE in vars(module) else "forward"
         self.before: Callable[..., Any] | None = vars(module).get(self.slot)
-        self.plain = _ClassForward(module)
+        self.forward = Forward(module, _function(module, self.before))
         self.__signature__ = inspect.signature(module.forward)
         vars(module)[self.slot] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        values = cast_values(self.module, {n: p.parameter for n, p in self.places.items()})
-        if torch.compiler.is_compiling():
-            inner = {f"module.{name}": value for name, value in values.items()}
-            return functional_call(self.plain, inner, args, kwargs)
-        return run_with(self.module, values, self.before, args, kwargs)
+        values = {name: place.parameter for name, place in self.places.items()}
+        return self.forward.run_loaded(values, args, kwargs)
 
     def remove(self) -> None:
         """Gives the module its own forward back."""
@@ -115,63 +112,17 @@ class OwnForward:
             own[self.slot] = self.before
 
 
-def cast_values(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values in the dtypes of the module's own parameters of the same names."""
-    return {
-        name: value.to(_dtype_there(module, name, value.dtype)) for name, value in values.items()
-    }
-
-
-def _dtype_there(module: nn.Module, name: str, default: torch.dtype) -> torch.dtype:
-    there = module._parameters.get(name)
-    return default if there is None else there.dtype
-
-
-def run_with(
-    module: nn.Module,
-    values: Mapping[str, Tensor],
-    forward: Callable[..., Any] | None,
-    args: Any,
-    kwargs: Any,
-) -> Any:
-    """Calls a module's forward, without its hooks, with `values` for some of its parameters.
-
-    Args:
-        module: the module, which is not written to.
-        values: by the name in the module.
-        forward: an attribute of the module's own that is called for its class's forward, or None.
-        args: what the forward is called with.
-        kwargs: what it is called with by name.
-    """
-    own = forward is None or (isinstance(forward, MethodType) and forward.__self__ is module)
-    assert own, f"the forward of {type(module).__name__} was replaced by {forward!r}"
-    function = type(module).forward if forward is None else forward.__func__  # type: ignore[attr-defined]
-    return function(_twin(module, values), *args, **kwargs)
+def _function(module: nn.Module, before: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The forward as a function of the module: the class's, or what is bound in its place."""
+    own = before is None or (isinstance(before, MethodType) and before.__self__ is module)
+    assert own, f"the forward of {type(module).__name__} was replaced by {before!r}"
+    return before.__func__ if isinstance(before, MethodType) else None
 
 
 def can_run_with(module: nn.Module) -> bool:
-    """True if `run_with` works: the module's forward is its class's, or bound to it."""
+    """True if `OwnForward` works: the module's forward is its class's, or bound to it."""
     forward = vars(module).get(_BY_ACCELERATE, vars(module).get("forward"))
     return forward is None or (isinstance(forward, MethodType) and forward.__self__ is module)
-
-
-def _twin(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a module that shares all that it has but the parameters named."""
-    twin = object.__new__(type(module))
-    vars(twin).update(vars(module))
-    vars(twin)["_parameters"] = {**module._parameters, **values}
-    return twin
-
-
-class _ClassForward(nn.Module):
-    """The forward of a module's class, without hooks and replaced forwards."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.module).forward(self.module, *args, **kwargs)
 
 
 def install_own_values(places: Mapping[Place, Place]) -> Iterator[OwnForward]:

@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.row_counts import RowCounts
+from deltakit.runtime.twins import is_offloaded
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 """No arguments by name: of a hook whose flag another thread has not set yet."""
@@ -90,6 +91,7 @@ class Pass:
         held: what one port keeps for another, by a key; empty again when the pass is over.
         cast: the latest input that was cast for a delta, and the result.
         inside: the paths of the hooked modules that are running, the outermost first.
+        alone: whether other threads' passes of offloaded bases wait for this one.
     """
 
     owner: "Owner | None" = None
@@ -107,6 +109,7 @@ class Pass:
     held: dict[str, Any] = field(default_factory=dict)
     cast: tuple[Tensor, Tensor] | None = None
     inside: list[str] = field(default_factory=list)
+    alone: bool = False
 
     def attention_mask(self, stack: str) -> Tensor | None:
         """The padding mask ``(rows, tokens)`` of the tokens in a stack of layers, or None.
@@ -258,6 +261,9 @@ class PassPort:
         entered = Pass(owner=self.owner, tables=tables, inside=[self.path])
         entered.tasks = _tasks_of(self.owner)
         THREAD.passes = (*THREAD.passes, entered)
+        if _has_offloaded(module) and not torch.compiler.is_compiling():
+            _BRINGING.acquire()
+            entered.alone = True
         self._read(entered, args, kwargs)
         tables.begin(entered, module, args, kwargs)
 
@@ -269,6 +275,8 @@ class PassPort:
         current.inside.pop()
         if not current.inside:
             THREAD.passes = THREAD.passes[:-1]
+            if current.alone:
+                _BRINGING.release()
 
     def _read(self, entered: Pass, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Notes the call's masks and positions."""
@@ -281,6 +289,16 @@ class PassPort:
         given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         entered.rows_given = next((value.shape[0] for value in given if value.ndim > 1), None)
         entered.cached = _cached(kwargs)
+
+
+_BRINGING = threading.RLock()
+"""Held by a pass of an offloaded base: accelerate takes weights away behind each module, whatever
+other threads compute with them."""
+
+
+def _has_offloaded(module: nn.Module) -> bool:
+    """True if accelerate brings weights for a part of the module; it marks the whole, too."""
+    return "_hf_hook" in vars(module) and any(map(is_offloaded, module.modules()))
 
 
 def _cached(kwargs: Mapping[str, Any]) -> int:

@@ -5,7 +5,8 @@ another thread would compute with them. A twin shares all but the parameters, an
 place of the module.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -43,27 +44,71 @@ class Forward(nn.Module):
     """A module's forward without the hooks on it, with other parameters.
 
     Args:
-        module: the module.
+        module: the module, which is not written to.
+        function: the forward; the one of the module's class by default.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, function: Callable[..., Any] | None = None) -> None:
         super().__init__()
         self.module = module
+        self.function = type(module).forward if function is None else function
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.forward(*args, **kwargs)
+        return self.function(self.module, *args, **kwargs)
 
     def run(self, values: Mapping[str, Tensor], args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """The forward's output with `values`, by name in the module, in the module's dtypes."""
-        cast = {n: value.to(_there(self.module, n).dtype) for n, value in values.items()}
+        """The forward's output with `values`, by name in the module, in the module's dtypes.
+
+        Parameters of an offloaded module that `values` does not name are fetched for it.
+        """
+        if torch.compiler.is_compiling():  # compiled code cannot fetch them
+            return self.run_loaded(values, args, kwargs)
+        with loaded(self.module):
+            # A value without data is the base's own, which has been fetched to its place.
+            given = {n: v for n, v in values.items() if not v.is_meta or _is_meta(self.module, n)}
+            return self.run_loaded(given, args, kwargs)
+
+    def run_loaded(self, values: Mapping[str, Tensor], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """The same output, where an offloaded module's parameters have been fetched already."""
+        cast = {n: v.to(_dtype_there(self.module, n, v.dtype)) for n, v in values.items()}
         if torch.compiler.is_compiling():
             inner = {f"module.{name}": value for name, value in cast.items()}
             return functional_call(self, inner, args, dict(kwargs))
-        return type(self.module).forward(twin(self.module, cast), *args, **kwargs)
+        return self.function(twin(self.module, cast), *args, **kwargs)
 
 
-def _there(module: nn.Module, name: str) -> Tensor:
+def _there(module: nn.Module, name: str) -> Tensor | None:
     path, _, last = name.rpartition(".")
-    there = module.get_submodule(path)._parameters[last]
-    assert there is not None, f"{name} is None"
-    return there
+    return module.get_submodule(path)._parameters.get(last)
+
+
+def _dtype_there(module: nn.Module, name: str, default: torch.dtype) -> torch.dtype:
+    there = _there(module, name)
+    return default if there is None else there.dtype
+
+
+def _is_meta(module: nn.Module, name: str) -> bool:
+    there = _there(module, name)
+    return there is None or there.is_meta
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """True if accelerate keeps the module's weights elsewhere until it runs."""
+    hook = vars(module).get("_hf_hook")
+    return hook is not None and bool(vars(hook).get("offload"))
+
+
+@contextmanager
+def loaded(module: nn.Module) -> Iterator[None]:
+    """Inside, an offloaded module and those in it have their parameters where they run."""
+    with ExitStack() as stack:
+        for each in filter(is_offloaded, module.modules()):
+            from accelerate.utils import align_module_device
+
+            stack.enter_context(align_module_device(each, execution_device(each)))
+        yield
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """The device to which accelerate moves an offloaded module's weights when it runs."""
+    return torch.device(vars(vars(module)["_hf_hook"])["execution_device"])

@@ -2,6 +2,7 @@
 
 import copy
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -436,6 +437,56 @@ def test_an_offloaded_base_computes_with_deltas(kit: SimpleNamespace, spec: str)
     assert torch.equal(kit.out(big, batch), expected)
     with dk.disabled(big):
         assert torch.equal(kit.out(big, batch), plain)
+
+
+@pytest.mark.parametrize("spec", ["bitfit", "lora+norms", "lora"])
+def test_an_offloaded_base_computes_with_deltas_of_one_thread(
+    kit: SimpleNamespace, spec: str
+) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    batch, models = kit.make_batch(), [kit.make_model("bert", "classify") for _ in range(2)]
+    big = models[1]
+    accelerate.cpu_offload(big, execution_device=torch.device("cpu"))
+    for model in models:
+        torch.manual_seed(5)
+        for name in ("a", "b"):
+            dk.attach(model, dk.parse_method(spec), name)
+        randomise_all(kit, model)
+    expected = outputs(kit, models[0], batch)
+    dk.activate(big, "a")
+    for name in ("b", None, "a"):
+        with dk.using(big, name):
+            torch.testing.assert_close(kit.out(big, batch), expected[name], msg=str(name))
+    torch.testing.assert_close(kit.out(big, batch), expected["a"])
+    if spec == "lora":  # rows choose no norms and biases, but a head
+        mixed = ["b", None, "a"]
+        with dk.using(big, dk.PerRow(mixed)):
+            rows = torch.stack([expected[name][row] for row, name in enumerate(mixed)])
+            torch.testing.assert_close(kit.out(big, batch), rows)
+    assert {p.device.type for n, p in big.named_parameters() if "delta" not in n} == {"meta"}
+
+
+def test_threads_take_turns_on_an_offloaded_base(kit: SimpleNamespace) -> None:
+    """Accelerate takes a module's weights away behind it, also from another thread's pass."""
+    accelerate = pytest.importorskip("accelerate")
+    batch, model = kit.make_batch(), kit.make_model("bert", "classify")
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    for name in ("a", "b"):
+        dk.attach(model, dk.LoRA(rank=2), name)
+    randomise_all(kit, model)
+    expected = outputs(kit, model, batch)
+    dk.activate(model, "a")
+
+    def answer(name: str | None) -> bool:
+        with dk.using(model, name):
+            return torch.allclose(kit.out(model, batch), expected[name], atol=1e-6)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(answer, ["a", "b", None] * 16))
+    with pytest.raises(ValueError, match="specify exactly one|either input_ids"):
+        model(input_ids=batch["input_ids"], inputs_embeds=batch["input_ids"])
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(answer, "b").result(timeout=60)
 
 
 def test_a_method_that_reads_offloaded_weights_is_refused(kit: SimpleNamespace) -> None:
