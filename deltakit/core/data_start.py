@@ -56,6 +56,10 @@ class StartsFromData(ABC):  # noqa: B024
 
     data_start: DataStart | None = None
 
+    def end_wait(self) -> None:
+        """Waits no longer: the start was given, or loaded, or any will do."""
+        self.data_start = None
+
 
 def awaiting(modules: Iterable[nn.Module]) -> list[StartsFromData]:
     """The forms among modules and their children that wait for a start."""
@@ -67,4 +71,4 @@ def awaiting(modules: Iterable[nn.Module]) -> list[StartsFromData]:
 def take_as_started(modules: Iterable[nn.Module]) -> None:
     """Makes the forms wait no longer: they were loaded, or any start will do."""
     for form in awaiting(modules):
-        form.data_start = None
+        form.end_wait()

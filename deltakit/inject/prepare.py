@@ -71,7 +71,7 @@ def _give(
             if start is not None:
                 start.give([form for form in alike if isinstance(form, Delta)], data)
     for form in forms:
-        form.data_start = None
+        form.end_wait()
 
 
 @contextmanager

@@ -298,6 +298,7 @@ def test_training_and_saving_wait_for_the_start(kit: SimpleNamespace, tmp_path: 
     dk.save(model, tmp_path / "delta")
     other = kit.make_model("bert", "classify").double()
     dk.load(other, tmp_path / "delta")
+    assert not any("_dense_start" in vars(form) for form in forms(other).values())
     other.train()(**data[0]).loss.backward()
     assert dk.prepare(other, data) == (), "a delta that was loaded has its start"
     assert all(torch.equal(bits, masks(other)[name]) for name, bits in masks(model).items())

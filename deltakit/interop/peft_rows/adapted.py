@@ -53,7 +53,8 @@ NEEDS_MORE = {
 }
 """Tuners that take more than one training on one task."""
 ON_QUANTISED = frozenset({
-    "adalora", "beft", "boft", "cartridge", "dora", "fourierft", "gralora", "hira", "ia3", "lily",
+    "adalora", "beft", "boft", "cartridge", "dora", "eva", "fourierft", "gralora", "hira", "ia3",
+    "lily",
     "ln_tuning", "loha", "lokr", "lora", "miss", "oft", "p_tuning", "prefix_tuning",
     "prompt_tuning", "pvera", "randlora", "road", "rslora", "shira", "vblora", "vera", "waveft",
 })  # fmt: skip

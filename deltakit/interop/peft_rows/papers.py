@@ -62,6 +62,33 @@ PAPERS = {
         venue="arXiv preprint",
         arxiv="2312.03732",
     ),
+    "eva": Paper(
+        key="paischer2024eva",
+        title="One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation",
+        authors="Paischer, Fabian and Hauzenberger, Lukas and Schmied, Thomas and Alkin, Benedikt "
+        "and Deisenroth, Marc Peter and Hochreiter, Sepp",
+        year=2024,
+        venue="arXiv preprint",
+        arxiv="2410.07170",
+    ),
+    "corda": Paper(
+        key="yang2024corda",
+        title="CorDA: Context-Oriented Decomposition Adaptation of Large Language Models for "
+        "Task-Aware Parameter-Efficient Fine-tuning",
+        authors="Yang, Yibo and Li, Xiaojie and Zhou, Zhongzhu and Song, Shuaiwen Leon and Wu, "
+        "Jianlong and Nie, Liqiang and Ghanem, Bernard",
+        year=2024,
+        venue="Advances in Neural Information Processing Systems",
+        arxiv="2406.05223",
+    ),
+    "lora_ga": Paper(
+        key="wang2024loraga",
+        title="LoRA-GA: Low-Rank Adaptation with Gradient Approximation",
+        authors="Wang, Shaowen and Yu, Linxi and Li, Jian",
+        year=2024,
+        venue="Advances in Neural Information Processing Systems",
+        arxiv="2407.05000",
+    ),
     "vera": Paper(
         key="kopiczko2024vera",
         title="VeRA: Vector-based Random Matrix Adaptation",
@@ -139,6 +166,7 @@ RATES = {
     "lora": LoRA.learning_rate,
     "dora": LoRA.learning_rate,
     "rslora": LoRA.learning_rate,
+    **dict.fromkeys(("eva", "corda", "lora_ga"), LoRA.learning_rate),
     "adalora": LoRA.learning_rate,
     "ia3": IA3.learning_rate,
     "ln_tuning": NormTuning.learning_rate,

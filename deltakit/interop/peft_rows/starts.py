@@ -32,7 +32,7 @@ Bare = Callable[[], AbstractContextManager[nn.Module]]
 
 def start_of(method: PeftTuner) -> str | None:
     """The initialisation that needs data, or None."""
-    start = dict(method.settings).get("init_lora_weights")
+    start = method.given.get("init_lora_weights")
     return start if start in CONFIGS else None
 
 

@@ -25,6 +25,9 @@ LONGEST = 200
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("lora", {"use_dora": True}),
     "rslora": ("lora", {"use_rslora": True}),
+    "eva": ("lora", {"init_lora_weights": "eva"}),
+    "corda": ("lora", {"init_lora_weights": "corda"}),
+    "lora_ga": ("lora", {"init_lora_weights": "lora_ga"}),
 }
 """Methods that PEFT has as a setting of another: name -> (the other, the setting)."""
 
@@ -45,7 +48,8 @@ class PeftTuner(ExternalMethod):
     """One of PEFT's tuners, trained and measured as deltakit's methods are.
 
     Args:
-        name: the tuner's type in lower case ("lora", "vera", "prefix_tuning"), "dora" or "rslora".
+        name: the tuner's type in lower case ("lora", "vera", "prefix_tuning"), or "dora", "rslora",
+            "eva", "corda" or "lora_ga", which are LoRA with a setting.
         settings: fields of its configuration, as pairs of a name and a value.
 
     Raises:
@@ -83,6 +87,11 @@ class PeftTuner(ExternalMethod):
     def learning_rate(self) -> float:
         """The rate of the same method in deltakit, where there is one."""
         return RATES.get(self.name, USUAL_RATE)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that differ from the tuner's own, those of its name among them."""
+        return {**self._alias[1], **dict(self.settings)}
 
     @property
     def _alias(self) -> tuple[str, dict[str, Any]]:

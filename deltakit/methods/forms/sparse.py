@@ -96,6 +96,12 @@ def _dense(module: Any, name: str) -> Tensor:
     return kept.new_zeros(shape).masked_scatter(mask, kept)
 
 
+def _end_wait(module: Any) -> None:
+    """Gives up the dense start."""
+    StartsFromData.end_wait(module)
+    vars(module).pop("_dense_start", None)
+
+
 def _reduced(module: Any, protocol: Any) -> Any:
     """A pruned module for pickle: its base and names, of which its class is made again."""
     del protocol
@@ -138,7 +144,7 @@ def _new_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
         name: property(functools.partial(_dense, name=name)) for name in names
     }
     members |= {"forward": forward, "_pruned_from": (base, names), "__module__": __name__}
-    members["__reduce_ex__"] = _reduced
+    members |= {"__reduce_ex__": _reduced, "end_wait": _end_wait}
     return type(f"Pruned{base.__name__}", (base, StartsFromData), members)
 
 
@@ -204,8 +210,6 @@ class PrunedByData(DataStart):
         scored = self._scores(places, dense, data)
         for (module, name, _), start, score in zip(places, dense, scored, strict=True):
             _choose(module, name, start, score)
-        for form in forms:
-            del vars(form)["_dense_start"]
 
     def _scores(
         self, places: "list[_Place]", dense: list[Tensor], data: DataPass

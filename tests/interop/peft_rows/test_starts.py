@@ -126,6 +126,16 @@ def test_saved_and_loaded_bit_for_bit(kit: SimpleNamespace, start: str, tmp_path
         torch.testing.assert_close(out(adapted.model, batch), expected)
 
 
+@pytest.mark.parametrize("start", STARTS)
+def test_its_name_is_lora_with_the_setting(kit: SimpleNamespace, start: str) -> None:
+    adapted = adapted_model(fresh(kit), parse_method(f"peft:{start}[r=2]"))
+    adapted.attach()
+    adapted.prepare(iter(batches(kit)))
+    named = factors(adapted.model)
+    for name, value in factors(prepared(kit, start).model).items():
+        torch.testing.assert_close(named[name].abs(), value.abs(), atol=1e-4, rtol=1e-3)
+
+
 def test_nothing_is_read_for_other_starts(kit: SimpleNamespace) -> None:
     adapted = adapted_model(fresh(kit), parse_method("peft:lora[r=2]"))
     adapted.attach()
