@@ -30,6 +30,7 @@ MORE = (
     "cohere", "cohere2", "ernie4_5", "gemma", "helium", "hunyuan_v1_dense", "ministral",
     "ministral3", "olmo", "seed_oss", "smollm3", "stablelm", "ernie4_5_moe", "glm4_moe", "gpt_oss",
     "hunyuan_v1_moe", "minimax_m2", "olmoe", "phimoe", "olmo2", "olmo3", "exaone4", "umt5",
+    "glm", "glm4", "granite", "nemotron", "arcee", "starcoder2",
     "marian", "plbart", "blenderbot-small", "m2m_100", "pegasus", "blenderbot",
 )  # fmt: skip
 TINY_CONFIG = {
@@ -202,7 +203,21 @@ OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("wav2vec2", {**LAYER, **CONVOLUTIONS}),
     ("wav2vec2", {**LAYER, **CONVOLUTIONS, "do_stable_layer_norm": True}),
     ("hubert", {**LAYER, **CONVOLUTIONS}),
+    ("unispeech", {**LAYER, **CONVOLUTIONS, "do_stable_layer_norm": True}),
+    ("unispeech-sat", {**LAYER, **CONVOLUTIONS}),
+    ("data2vec-audio", {**LAYER, **CONVOLUTIONS, "conv_pos_kernel_size": 3}),
     ("xmod", {**LAYER, "default_language": "en_XX"}),
+    (
+        "llama4_text",
+        {
+            **LAYER,
+            "num_key_value_heads": 2,
+            "head_dim": 4,
+            "num_local_experts": 4,
+            "pad_token_id": 0,
+        }
+        | {"interleave_moe_layer_step": 2, "intermediate_size_mlp": 32},
+    ),
     ("bert", {**LAYER, "is_decoder": True, "add_cross_attention": True}),
     ("roberta", {**LAYER, "is_decoder": True, "add_cross_attention": True}),
     (
@@ -224,7 +239,7 @@ def test_more_model_types_keep_the_site_laws_and_take_a_lora(
     inputs: dict[str, Tensor] = kit.make_batch(2)
     if model_type == "beit":
         inputs = {"pixel_values": kit.make_inputs("vit", rows=2)["pixel_values"]}
-    if model_type in ("wav2vec2", "hubert"):
+    if "conv_dim" in config:
         inputs = {"input_values": torch.linspace(-1, 1, 80).sin().view(2, 40)}
     if config.get("add_cross_attention"):
         inputs["encoder_hidden_states"] = torch.linspace(-1, 1, 2 * 5 * 16).view(2, 5, 16).sin()
@@ -239,6 +254,27 @@ def test_more_model_types_keep_the_site_laws_and_take_a_lora(
     assert not torch.allclose(model(**inputs)[0], plain)
     dk.detach(model)
     assert torch.equal(model(**inputs)[0], plain)
+
+
+def test_the_language_model_of_one_that_sees_and_reads(kit: SimpleNamespace) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    vision = {**LAYER, "model_type": "pixtral", "image_size": 8, "patch_size": 4, "head_dim": 4}
+    text = {**LAYER, "model_type": "mistral", "num_key_value_heads": 2, "head_dim": 4}
+    config = AutoConfig.for_model("mistral3", text_config=text, vision_config=vision)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    fill(model)
+    inputs = kit.make_batch(2)
+    for law in SITE_LAWS:
+        with contextlib.suppress(NotApplicable):
+            law(model, inputs)
+    plain = model(**inputs).logits
+    dk.attach(model, dk.parse_method("prefix[length=2]+houlsby[bottleneck=2]+lora[rank=2]"))
+    for parameter in model.deltakit.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    assert not torch.allclose(model(**inputs).logits, plain)
+    dk.detach(model)
+    assert torch.equal(model(**inputs).logits, plain)
 
 
 @pytest.mark.parametrize("decoder", ["bert", "gpt2"])

@@ -1,6 +1,8 @@
 """Llama and the decoders that share its layer, pre-LN with a gated FFN: Mistral, Qwen, Gemma, ...
 
-In some (Cohere, StableLM) attention and FFN read the stream side by side: their sites are the same.
+In some (Cohere, StableLM) attention and FFN read the stream side by side: the sites are the same.
+Granite scales what is added to the stream, so a change of it is no site there. The model that sees
+and reads (mistral3) has the same layers one level down.
 """
 
 from collections.abc import Mapping
@@ -37,13 +39,19 @@ _SITES = {
 }
 
 
+_ADDED = (Site.ATTN_OUT, Site.FFN_OUT, Site.FFN_STREAM)
+
+
 def _sites(config: Any) -> Mapping[Site, Location]:
     """The sites; attention and FFN side by side read one norm, and no stream between them."""
     beside = config.model_type in ("cohere", "cohere2") or (
         config.model_type == "stablelm" and config.use_parallel_residual
     )
     stream = {} if beside else {Site.FFN_STREAM: output("mlp", reads="post_attention_layernorm")}
-    return {**_SITES, **stream}
+    sites = {**_SITES, **stream}
+    if config.model_type == "granite":
+        return {site: place for site, place in sites.items() if site not in _ADDED}
+    return sites
 
 
 _LLAMA = register_family(
@@ -58,6 +66,7 @@ _LLAMA = register_family(
             "cohere2",
             "ernie4_5",
             "gemma",
+            "granite",
             "helium",
             "hunyuan_v1_dense",
             "ministral",
@@ -80,3 +89,18 @@ _LLAMA = register_family(
 )
 # Its layers read the positions too, to scale the queries.
 register_family(replace(_LLAMA, name="ministral3", model_types=("ministral3",), positions=None))
+register_family(
+    Family(
+        name="mistral3",
+        model_types=("mistral3",),
+        stacks=(
+            LayerStack(
+                name="decoder",
+                layers="language_model.layers",
+                config="text_config",
+                sites=_SITES,
+            ),
+        ),
+        tables={"input": "language_model.embed_tokens"},
+    )
+)

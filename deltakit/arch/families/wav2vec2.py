@@ -1,4 +1,4 @@
-"""wav2vec 2.0 and HuBERT: speech encoders, post-LN or pre-LN by their config."""
+"""Speech encoders like wav2vec 2.0 and HuBERT, post-LN or pre-LN by their config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ _SITES = {
 
 
 def _sites(config: Any) -> Mapping[Site, Location]:
-    if not config.do_stable_layer_norm:
+    if not getattr(config, "do_stable_layer_norm", False):
         return {**_SITES, Site.BLOCK_OUT: norm("final_layer_norm")}
     stream = output("feed_forward", reads="final_layer_norm")
     return {**_SITES, Site.FFN_STREAM: stream, Site.BLOCK_OUT: output("")}
@@ -41,7 +41,7 @@ def _sites(config: Any) -> Mapping[Site, Location]:
 register_family(
     Family(
         name="wav2vec2",
-        model_types=("wav2vec2", "hubert"),
+        model_types=("wav2vec2", "hubert", "unispeech", "unispeech-sat", "data2vec-audio"),
         stacks=(
             LayerStack(
                 name="encoder", layers="encoder.layers", activation="hidden_act", sites=_sites
