@@ -207,17 +207,6 @@ OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unispeech-sat", {**LAYER, **CONVOLUTIONS}),
     ("data2vec-audio", {**LAYER, **CONVOLUTIONS, "conv_pos_kernel_size": 3}),
     ("xmod", {**LAYER, "default_language": "en_XX"}),
-    (
-        "llama4_text",
-        {
-            **LAYER,
-            "num_key_value_heads": 2,
-            "head_dim": 4,
-            "num_local_experts": 4,
-            "pad_token_id": 0,
-        }
-        | {"interleave_moe_layer_step": 2, "intermediate_size_mlp": 32},
-    ),
     ("bert", {**LAYER, "is_decoder": True, "add_cross_attention": True}),
     ("roberta", {**LAYER, "is_decoder": True, "add_cross_attention": True}),
     (
