@@ -241,6 +241,53 @@ def test_texts_in_train_and_test_are_noted(tmp_path: Path) -> None:
     assert load_folder(place).notes == ("test: 3 of 3 examples have a text that is in train too.",)
 
 
+def test_texts_that_differ_in_case_or_spaces_are_noted(tmp_path: Path) -> None:
+    """They are one text to a reader of the score, and to an uncased tokenizer."""
+    test = [{**row, "text": f" {row['text'].upper()}"} for row in rows(3)]
+    place = folder(tmp_path, train=rows(20), validation=rows(5, tag="v"), test=[*test, *rows(1)])
+    assert load_folder(place).notes == (
+        "test: 1 of 4 examples have a text that is in train too; 3 of 4 examples have a text that "
+        "is in train too but for case, spaces or Unicode form.",
+    )
+
+
+def test_texts_that_rates_are_chosen_on_and_tested_on_are_noted(tmp_path: Path) -> None:
+    place = folder(tmp_path, train=rows(20), validation=rows(5, tag="v"), test=rows(4, tag="v"))
+    (note,) = load_folder(place).notes
+    assert note == "test: 4 of 4 examples have a text that is in validation too."
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("spam", "Spam", "ham"), "'Spam', 'spam'"),
+        (("caf\u00e9", "cafe\u0301", "tea"), r"'cafe\u0301', 'caf\xe9'"),
+        (("1", "01", "2"), "'01', '1'"),
+        (("2.50", "2.5", "x"), "'2.5', '2.50'"),
+        (("a b", "a  b", "c"), "'a  b', 'a b'"),
+        ((True, 1, 0), "'1', 'True'"),
+        (("1.0", " 1", "2"), ""),
+        (("yes", "no", "none"), ""),
+    ],
+)
+def test_labels_that_look_alike_are_noted(tmp_path: Path, labels: Any, said: str) -> None:
+    path = tmp_path / "data.jsonl"
+    examples = [{"text": f"text {n}", "label": labels[n % 3]} for n in range(60)]
+    path.write_text("".join(f"{json.dumps(example)}\n" for example in examples))
+    notes = [note for note in load_folder(path).notes if "look alike" in note]
+    wanted = f"labels that look alike are classes of their own: {said}. Correct the file if they "
+    assert notes == ([f"{wanted}are one."] if said else [])
+
+
+def test_an_infinite_label_names_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"text": "t{n}", "label": {n}.5}}\n' for n in range(40)))
+    with path.open("a") as file:
+        file.write('{"text": "one more", "label": Infinity}\n')
+    with pytest.raises(InvalidConfig, match=r"row 41: .* holds inf, which does not name a class"):
+        load_folder(path)
+
+
 def test_blank_texts_are_kept_and_noted(tmp_path: Path) -> None:
     train = [*rows(20), {"text": "", "pair": "", "label": 1}]
     place = folder(tmp_path, train=train, validation=rows(5, tag="v"), test=rows(3, tag="t"))

@@ -1,6 +1,8 @@
 """Classification: which of several classes is a text, or a pair of texts, of?"""
 
+import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,6 +11,7 @@ from deltakit.compare.records.result import Value
 from deltakit.compare.tasks.data.columns import (
     ColumnNames,
     RawSplit,
+    is_number,
     no_label,
     short_list,
     short_repr,
@@ -48,7 +51,7 @@ class Classification(SequenceKind):
         return ParsedLabels(
             cls(classes=classes),
             {split: _examples(rows, names[split], classes) for split, rows in splits.items()},
-            notes_on_joined(classes),
+            (*notes_on_joined(classes), *notes_on_alike(classes)),
         )
 
     @property
@@ -114,6 +117,27 @@ def notes_on_joined(classes: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
+def notes_on_alike(classes: Sequence[str]) -> tuple[str, ...]:
+    """A note where the names of several classes differ in case, spaces or spelling of one value."""
+    alike: dict[object, list[str]] = {}
+    for name in classes:
+        alike.setdefault(_value(name), []).append(name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if not groups:
+        return ()
+    return (
+        f"labels that look alike are classes of their own: {', '.join(map(ascii, groups[0]))}. "
+        "Correct the file if they are one.",
+    )
+
+
+def _value(name: str) -> object:
+    """The value that a name may be another spelling of."""
+    text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    text = {"true": "1", "false": "0"}.get(text, text)
+    return float(text) if is_number(text) else text
+
+
 def _is_joined(name: str, separator: str, classes: Sequence[str]) -> bool:
     parts = [part.strip() for part in name.split(separator)]
     return len(parts) > 1 and all(part in classes for part in parts)
@@ -131,7 +155,8 @@ def _problem(value: Any) -> str | None:
     """What keeps `value` from naming a class, or None."""
     if no_label(value):
         return "has no label"
-    if not isinstance(value, str | int | float):
+    infinite = isinstance(value, float) and math.isinf(value)
+    if infinite or not isinstance(value, str | int | float):
         return f"holds {short_repr(value)}, which does not name a class"
     return None
 

@@ -15,7 +15,12 @@ from deltakit.compare.tasks.data.columns import (
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples
 from deltakit.compare.tasks.kinds.base import ParsedLabels, register_kind
-from deltakit.compare.tasks.kinds.classification import class_name, in_order, notes_on_joined
+from deltakit.compare.tasks.kinds.classification import (
+    class_name,
+    in_order,
+    notes_on_alike,
+    notes_on_joined,
+)
 from deltakit.compare.tasks.kinds.sequence import PROBABILISTIC, SequenceKind
 from deltakit.errors import InvalidConfig
 from deltakit.models.heads import Head, SequenceHead
@@ -62,7 +67,9 @@ class MultiLabel(SequenceKind):
             )
             for split, rows in splits.items()
         }
-        return ParsedLabels(cls(names=names), read, notes_on_joined(names))
+        return ParsedLabels(
+            cls(names=names), read, (*notes_on_joined(names), *notes_on_alike(names))
+        )
 
     @property
     def description(self) -> str:

@@ -1,5 +1,6 @@
 """People's own columns, checked: texts that are texts, labels of one kind, three splits."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -161,23 +162,38 @@ def _blanks(splits: Mapping[str, Examples]) -> list[str]:
 
 
 def _overlaps(splits: Mapping[str, Examples]) -> list[str]:
-    """A note for every evaluation split that shares texts with train."""
-    train = splits["train"]
-    seen = rows_by_text(train)
-    notes = []
-    for split in ("validation", "test"):
-        examples = splits[split]
-        shared = {row: seen[key] for row, key in enumerate(examples.text_keys()) if key in seen}
-        if shared:
-            notes.append(
-                f"{split}: {len(shared):,} of {len(examples):,} examples have a text that is in "
-                f"train too{_other_labels(examples, train, shared)}."
-            )
-    return notes
+    """A note for every evaluation split that shares texts with train, or test with validation."""
+    pairs = (("validation", "train"), ("test", "train"), ("test", "validation"))
+    notes = (_overlap(split, splits[split], other, splits[other]) for split, other in pairs)
+    return [note for note in notes if note]
+
+
+def _overlap(split: str, examples: Examples, other: str, seen: Examples) -> str:
+    """A note on the texts that two splits share, some of them but for case and spaces."""
+    rows, near = rows_by_text(seen), {_plain(key) for key in seen.text_keys()}
+    keys = examples.text_keys()
+    shared = {row: rows[key] for row, key in enumerate(keys) if key in rows}
+    alike = sum(key not in rows and _plain(key) in near for key in keys)
+    said = []
+    if shared:
+        said.append(
+            f"{len(shared):,} of {len(examples):,} examples have a text that is in {other} "
+            f"too{_other_labels(examples, seen, shared)}"
+        )
+    if alike:
+        said.append(
+            f"{alike:,} of {len(examples):,} examples have a text that is in {other} too but for "
+            "case, spaces or Unicode form"
+        )
+    return f"{split}: {'; '.join(said)}." if said else ""
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _other_labels(examples: Examples, train: Examples, shared: Mapping[int, list[int]]) -> str:
-    """The number of shared texts that train has with other labels alone, in words."""
+    """The number of shared texts that `train` has with other labels alone, in words."""
     if examples.labels is None or train.labels is None:
         return ""
     labels, known = examples.labels, train.labels
