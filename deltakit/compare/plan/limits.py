@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.records.latency import shape_of
+from deltakit.compare.tasks.data.columns import short_repr
 from deltakit.core.method import Method
 from deltakit.core.provider import ExternalMethod
 from deltakit.core.site import Handle, Site
@@ -14,6 +15,7 @@ from deltakit.errors import InvalidConfig
 from deltakit.models.heads import WritingHead
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -119,14 +121,31 @@ def check_tokens(
                 "model.resize_token_embeddings(len(tokenizer)) and save the model again."
             )
     whole = max(tokenizer.get_vocab().values(), default=0) < known
-    if whole and tokenizer("")["input_ids"]:  # no text is empty, and none has a token too many
+    if whole and _reads_everything(tokenizer):
         return
     for task in tasks:
         for split in ("train", "validation", "test"):
-            rows = getattr(task, split)
-            if "text" in rows.column_names:
-                where = f"{task.name}'s {split} split"
-                _check_texts(where, list(rows["text"]), tokenizer, known)
+            where = f"{task.name}'s {split} split"
+            for column, texts in _texts(getattr(task, split)):
+                _check_texts(where, column, texts, tokenizer, known)
+
+
+def _reads_everything(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True if no text is without a token, and no word is without one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    in_pieces = backend is not None and type(backend.model).__name__ == "BPE"
+    words = in_pieces or getattr(tokenizer, "unk_token_id", None) is not None
+    return words and bool(tokenizer("")["input_ids"])
+
+
+def _texts(rows: Dataset) -> Iterator[tuple[str, list[str]]]:
+    """The columns of texts, answers among them; lists of words are joined."""
+    for column in rows.column_names:
+        values = list(rows[column])
+        if all(isinstance(value, str) for value in values):
+            yield column, values
+        elif all(isinstance(v, list) and all(isinstance(w, str) for w in v) for v in values):
+            yield column, [" ".join(words) for words in values]
 
 
 def check_answers(
@@ -162,11 +181,11 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, int]
 
 
 def _check_texts(
-    where: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, known: int
+    where: str, column: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, known: int
 ) -> None:
     """Raises `InvalidConfig` for a text without a token, or with one that the model lacks."""
-    encoded = tokenizer(texts)["input_ids"] if texts else []
-    empty = [row for row, ids in enumerate(encoded) if not ids]
+    encoded = _encoded(where, column, texts, tokenizer)
+    empty = [row for row, ids in enumerate(encoded) if not ids and column == "text"]
     if empty:
         raise InvalidConfig(
             f"{len(empty):,} of {len(texts):,} texts of {where} have no token in this model's "
@@ -174,10 +193,34 @@ def _check_texts(
             "with a token for unknown words."
         )
     for row, ids in enumerate(encoded):
-        if max(ids) >= known:
+        if max(ids, default=0) >= known:
             raise InvalidConfig(
-                f"{where}, row {row + 1}: the text has the token "
+                f"{where}, row {row + 1}: the {column} has the token "
                 f"{tokenizer.convert_ids_to_tokens(max(ids))!r} ({max(ids)}), but the model has "
                 f"embeddings for 0 to {known - 1}. Call "
                 "model.resize_token_embeddings(len(tokenizer)) and save the model again."
             )
+
+
+def _encoded(
+    where: str, column: str, texts: list[str], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """The tokens of each text. Raises `InvalidConfig` for one that the tokenizer cannot read."""
+    try:
+        return list(tokenizer(texts)["input_ids"]) if texts else []
+    except Exception as error:  # tokenizers raises no class of its own
+        row = next((row for row, text in enumerate(texts) if not _reads(tokenizer, text)), 0)
+        reason = " ".join(str(error).split())[:100].rstrip(".")
+        raise InvalidConfig(
+            f"{where}, row {row + 1}: this model's tokenizer cannot read the {column} "
+            f"{short_repr(texts[row])} ({reason}). Remove such rows, or choose a model with a "
+            "token for unknown words."
+        ) from None
+
+
+def _reads(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    try:
+        tokenizer(text)
+    except Exception:
+        return False
+    return True

@@ -10,7 +10,7 @@ from deltakit.core.checkpoint import Checkpoint, Part, first_few
 from deltakit.core.composition import One
 from deltakit.core.labels import labels_of, row_of_each
 from deltakit.core.method import Method, method_to_dict
-from deltakit.errors import CheckpointError, DeltakitError, nearest
+from deltakit.errors import CheckpointError, DeltakitError
 from deltakit.inject.transfer import base_of
 from deltakit.interop.files import (
     METADATA,
@@ -105,7 +105,7 @@ def _reader(config: Config) -> Callable[[Folder], Adapter]:
     if name in _READERS:
         return _READERS[name]
     raise CheckpointError(
-        f"{config.path}: peft_type is {kind!r}.{nearest(name, _READERS)} deltakit loads "
+        f"{config.path}: peft_type is {kind!r}. deltakit loads "
         f"{', '.join(_READERS)}. `deltakit compare` trains other tuners of PEFT's, as rows such as "
         f"peft:{name.lower()}; it cannot load them."
     )

@@ -68,8 +68,10 @@ class Words:
 
 
 def task(*texts: str) -> Any:
+    kind = SimpleNamespace(check_tokenizer=lambda model, tokenizer: None)
     splits = dict.fromkeys(("train", "validation"), Dataset.from_dict({"text": ["known"]}))
-    return SimpleNamespace(name="mine", test=Dataset.from_dict({"text": list(texts)}), **splits)
+    test = Dataset.from_dict({"text": list(texts)})
+    return SimpleNamespace(name="mine", kind=kind, test=test, **splits)
 
 
 def test_a_text_without_a_token_is_told(kit: SimpleNamespace) -> None:
@@ -77,6 +79,54 @@ def test_a_text_without_a_token_is_told(kit: SimpleNamespace) -> None:
     check_tokens("m", skeleton, Words(), [task("known known")])  # type: ignore[arg-type]
     with pytest.raises(InvalidConfig, match="2 of 3 texts of mine's test split.*first is 'other'"):
         check_tokens("m", skeleton, Words(), [task("known", "other", " ")])  # type: ignore[arg-type]
+
+
+def word_level(vocabulary: dict[str, int], unknown: str | None = None) -> Any:
+    """A tokenizer of whole words; without a token for others it raises at the first of them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown or "missing"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    named = {} if unknown is None else {"unk_token": unknown}
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", **named)
+
+
+def rows_of(**columns: list[Any]) -> Any:
+    kind = SimpleNamespace(check_tokenizer=lambda model, tokenizer: None)
+    known = Dataset.from_dict({name: cells[:1] for name, cells in columns.items()})
+    test = Dataset.from_dict(columns)
+    return SimpleNamespace(name="mine", kind=kind, train=known, validation=known, test=test)
+
+
+@pytest.mark.parametrize("column", ["text", "text_pair", "label", "source"])
+def test_words_without_a_token_are_told_in_every_column(kit: SimpleNamespace, column: str) -> None:
+    """Pairs and answers are read by the model too; a tokenizer's own error has no row."""
+    rows = {"text": ["known", "known"], column: ["known", "other"]}
+    words = word_level({"[PAD]": 0, "known": 1})
+    check_tokens("m", kit.make_model("gpt2"), words, [rows_of(text=["known"])])
+    with pytest.raises(
+        InvalidConfig, match=f"test split, row 2: .* the {column} 'other'"
+    ) as caught:
+        check_tokens("m", kit.make_model("gpt2"), words, [rows_of(**rows)])
+    assert "\n" not in str(caught.value) and "a token for unknown words" in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["text_pair", "label", "tokens"])
+def test_a_token_that_the_model_lacks_is_told_in_every_column(
+    kit: SimpleNamespace, column: str
+) -> None:
+    late = [["known"], ["known", "late"]] if column == "tokens" else ["known", "late"]
+    rows = {"text": ["known", "known"], column: late}
+    words = word_level({"[PAD]": 0, "known": 1, "late": 64, "[UNK]": 2}, "[UNK]")
+    with pytest.raises(InvalidConfig, match=f"row 2: the {column} has the token 'late' .64."):
+        check_tokens("m", kit.make_model("gpt2"), words, [rows_of(**rows)])
+
+
+def test_an_empty_second_text_is_none_without_a_token(kit: SimpleNamespace) -> None:
+    words = word_level({"[PAD]": 0, "known": 1, "[UNK]": 2}, "[UNK]")
+    rows = rows_of(text=["known"], text_pair=[""], label=[1])
+    check_tokens("m", kit.make_model("gpt2"), words, [rows])
 
 
 @pytest.mark.parametrize(

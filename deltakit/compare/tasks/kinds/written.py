@@ -160,7 +160,8 @@ def ends(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int]:
     if end is None:
         raise InvalidConfig(
             "the model's tokenizer has no end-of-text token, so that no answer would ever end. "
-            "Choose another --model."
+            "Set tokenizer.eos_token to one of its tokens and save it again, or choose another "
+            "--model."
         )
     begin = tokenizer.bos_token_id
     starts = begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
