@@ -71,7 +71,11 @@ def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") ->
 
 def nearest(value: str, known: Iterable[str]) -> str:
     """A sentence that suggests the nearest of the `known` names, or nothing."""
-    near = difflib.get_close_matches(value, sorted(known), n=2, cutoff=0.5)
+    names: dict[str, str] = {}
+    for name in sorted(known):
+        names.setdefault(name.casefold(), name)
+    found = difflib.get_close_matches(value.casefold(), names, n=2, cutoff=0.5)
+    near = [names[each] for each in found]
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
