@@ -73,6 +73,17 @@ def settle_labels(model: "PreTrainedModel", attachments: Attachments) -> None:
         config.id2label, config.label2id = dict(enumerate(labels)), row_of_each(labels)
 
 
+def keep_labels(attachments: Attachments) -> None:
+    """Makes the names that the config has for now its own; another head keeps those it had."""
+    if attachments.config_labels is None:
+        return
+    before = labels_of(attachments.config_labels[1])
+    for attached in attachments.attached.values():
+        if attached.own.keys() & attached.head and not attached.labels:
+            attached.labels = before
+    attachments.config_labels = None
+
+
 def _own_labels(model: "PreTrainedModel", attachments: Attachments) -> Labels:
     """The names that the config has without deltas."""
     if attachments.config_labels is not None:

@@ -14,7 +14,7 @@ from deltakit.core.site import POSITION_KINDS, Handle, HookKind, Site
 from deltakit.errors import IncompatibleDeltas
 from deltakit.inject.attachments import Attachments, Merged, plain_parameters
 from deltakit.inject.build import left_out
-from deltakit.inject.labels import settle_labels
+from deltakit.inject.labels import keep_labels, settle_labels
 from deltakit.inject.partitions import check_own_values, first_wrapper
 from deltakit.inject.places import place_of, set_weight, submodule, use_own
 from deltakit.runtime.batch_rows import PerRowNode
@@ -150,6 +150,7 @@ def keep_merged(attachments: Attachments) -> None:
     if attachments.merged is not None and attachments.merged.kept:
         attachments.merged = None
         attachments.running.composition = None
+        keep_labels(attachments)
 
 
 def take_off(model: nn.Module, attachments: Attachments) -> None:

@@ -112,6 +112,32 @@ def test_each_head_has_its_own(folder: Path, tmp_path: Path) -> None:
     assert described["labels"] == ["cold", "warm", "hot"]
 
 
+@pytest.mark.parametrize("order", ["spam", "none"])
+def test_a_merge_that_is_kept_keeps_the_labels(tmp_path: Path, order: str) -> None:
+    """The head stays in the model, so its labels stay; another delta's head keeps its own."""
+    model = model_with(TRAINED)
+    dk.attach(model, dk.LoRA(rank=1), "d")
+    with torch.no_grad():
+        model.classifier.out_proj.bias.copy_(torch.tensor([-9.0, 9.0, -9.0]))
+    dk.save(model, tmp_path / "saved", "d")
+    here = ("spam", "other", "ham") if order == "spam" else default_labels(3)
+    again = model_with(here)
+    dk.attach(again, dk.LoRA(rank=1), "mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dk.load(again, tmp_path / "saved")
+    dk.merge(again, keep=True)
+    dk.detach(again, "d")
+    assert answer(again) == "spam" and again.config.label2id == row_of_each(TRAINED)
+    if order == "spam":
+        dk.activate(again, "mine")
+        assert again.config.label2id == row_of_each(here)
+    dk.detach(again)
+    assert answer(again) == "spam"
+    again.save_pretrained(tmp_path / "whole")
+    assert answer(type(again).from_pretrained(tmp_path / "whole").eval()) == "spam"
+
+
 def test_folders_of_before_say_nothing(folder: Path) -> None:
     path = folder / "delta.json"
     if path.is_file():
