@@ -317,7 +317,7 @@ def test_unknown_model_type(kit: SimpleNamespace) -> None:
         dk.resolve(model)
     text = str(caught.value)
     assert text.startswith("unknown model type 'berd'. Did you mean 'bert'")
-    assert "Known: albert, bart, beit, bert" in text and "`deltakit sites MODEL --infer`" in text
+    assert "Known: albert, arcee, bart, beit" in text and "`deltakit sites MODEL --infer`" in text
     assert "`dk.register_family(dk.infer_family(model).family)`" in text and "\n" not in text
     with pytest.raises(UnknownArchitecture):
         dk.attach(model, dk.LoRA())
