@@ -261,13 +261,16 @@ def main() -> None:
     parser.add_argument("--worker", choices=("deltakit", "adapters"), help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    parser.add_argument(
+        "--python", help=f"of an environment that has {' and '.join(NEEDS)} [made here]"
+    )
     chosen = parser.parse_args()
     if chosen.worker:
         work(ours() if chosen.worker == "deltakit" else theirs())
         return
     from tabulate import tabulate
 
-    both = [worker(sys.executable, "deltakit"), worker(environment(), "adapters")]
+    both = [worker(sys.executable, "deltakit"), worker(chosen.python or environment(), "adapters")]
     table = []
     for name in ours():
         if chosen.rows in name:

@@ -2,6 +2,9 @@
 
     python benchmarks/table.py                          # minutes, on two cores
     python benchmarks/table.py --max-train-samples 200  # a small plan
+    python benchmarks/table.py --methods lora           # one row of the table
+    python benchmarks/table.py --keep parts --part compare   # one half now,
+    python benchmarks/table.py --keep parts --part script    # the other half later, and the table
 
 The plain script is `transformers`' `Trainer` alone, one process and one model after another: it
 loads, trains, predicts the test split, and counts what is right. It measures nothing and writes no
@@ -25,6 +28,7 @@ from typing import Any
 from tabulate import tabulate
 
 METHODS = "adapter,lora,fusion"
+PARTS = ("compare", "script")
 
 
 # --------------------------------------------------------------------------- the plain script
@@ -137,6 +141,18 @@ def in_a_process(command: list[str]) -> tuple[float, str]:
         return time.perf_counter() - start, done.stdout
 
 
+def kept(folder: Path | None, part: str, measure: Callable[[], Any]) -> Any:
+    """What a part has measured: now, or in an earlier call that kept it in the folder."""
+    file = None if folder is None else folder / f"{part}.json"
+    if file is not None and file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    found = measure()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
 def ours(options: list[str]) -> tuple[float, float, dict[str, float]]:
     """Seconds of the command, those of its trainings, and the scores."""
     with tempfile.TemporaryDirectory() as name:
@@ -169,7 +185,11 @@ def main() -> None:
     parser.add_argument("--max-train-samples", type=int)
     parser.add_argument("--max-eval-samples", type=int)
     parser.add_argument("--plain", action="store_true", help="run the plain script alone")
+    parser.add_argument("--part", choices=PARTS, help="measure one of the two alone [both]")
+    parser.add_argument("--keep", type=Path, help="a folder that keeps what each part measures")
     given = parser.parse_args()
+    if given.part and given.keep is None:
+        parser.error("--part needs --keep FOLDER, which the other part reads.")
     limits = {key: getattr(given, key) for key in ("max_train_samples", "max_eval_samples")}
     settings = {key: value for key, value in limits.items() if value is not None}
     if given.plain:
@@ -177,7 +197,19 @@ def main() -> None:
         return
     options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     options.append(f"--methods={given.methods}")
-    report(ours(options), in_a_process([sys.executable, __file__, "--plain", *options]))
+    script = [sys.executable, __file__, "--plain", *options]
+    measures = {"compare": lambda: ours(options), "script": lambda: in_a_process(script)}
+    parts = [given.part] if given.part else [*PARTS]
+    found = {part: kept(given.keep, part, measures[part]) for part in parts}
+    if given.part and (given.keep / f"{other(given.part)}.json").exists():
+        found |= {other(given.part): kept(given.keep, other(given.part), list)}
+    if len(found) == len(PARTS):
+        report(found["compare"], found["script"])
+
+
+def other(part: str) -> str:
+    """The other of the two parts."""
+    return PARTS[1 - PARTS.index(part)]
 
 
 def report(found: tuple[float, float, dict[str, float]], script: tuple[float, str]) -> None:
