@@ -3,7 +3,8 @@
     python benchmarks/choose.py --out runs/choose --tasks rotten_tomatoes,imdb,bbc_news
 
 The grid trains every candidate at every rate in full, and each candidate with two more seeds at its
-best rate on the validation split. Its honest winner is the best on the validation split. Regret is
+best rate on the validation split. (Where a candidate is six points behind, these seeds are counted
+and not trained: it cannot win.) Its honest winner is the best on the validation split. Regret is
 the winner's test score minus the choice's, in points. Two others have the same data: LoRA with its
 own rank and rate, and a random search that costs as much as the choice.
 
@@ -68,6 +69,9 @@ ONCE = Protocol(
     curve_points=0,
 )
 """The measuring of finalists, whose times are not read here."""
+
+APART = 6
+"""Points on the validation split: a candidate that is further behind gets no more seeds."""
 
 SECONDS = 0.01
 """The time that a choice is told a unit takes."""
@@ -137,7 +141,7 @@ class Grid:
         for candidate in self.candidates:
             for lr in candidate.rates:
                 self.train(Cell(candidate, lr, TUNING_SEED))
-        for candidate in self.candidates:
+        for candidate in self.contenders():
             for seed in SEEDS:
                 self.train(Cell(candidate, self.best_rate(candidate), seed))
         for seed in SEEDS:  # LoRA at its own rate is compared, whatever rate is best
@@ -184,6 +188,13 @@ class Grid:
         found = [rank(self.metric.value(each)) for each in made if each is not None]
         return statistics.mean(found) if len(found) == len(made) else -float("inf")
 
+    def contenders(self) -> list[Candidate]:
+        """The candidates that can be the winner: `APART` points behind at most, at their rates."""
+        rank = {
+            c: 100 * self.rank([Cell(c, self.best_rate(c), TUNING_SEED)]) for c in self.candidates
+        }
+        return [each for each in self.candidates if rank[each] >= max(rank.values()) - APART]
+
     def best_rate(self, candidate: Candidate) -> float:
         return max(candidate.rates, key=lambda lr: self.rank([Cell(candidate, lr, TUNING_SEED)]))
 
@@ -192,7 +203,7 @@ class Grid:
 
     def winner(self) -> list[Cell]:
         """The best candidate on the validation split, at its best rate, with fresh seeds."""
-        rows = [self.seeds_of(each, self.best_rate(each)) for each in self.candidates]
+        rows = [self.seeds_of(each, self.best_rate(each)) for each in self.contenders()]
         return max(rows, key=self.rank)
 
     def test(self, cells: Sequence[Cell]) -> list[Predictions]:

@@ -234,6 +234,8 @@ class EightBit(Codec):
         packed = torch.empty(module.weight.shape, dtype=torch.int8, device="meta")
         rows = torch.empty(module.weight.shape[0], device="meta")
         module.weight = Int8Params(packed, requires_grad=False, CB=packed, SCB=rows)
+        # How many columns have outliers depends on values, so they are left out.
+        module.state.threshold = 0.0
 
 
 def _rows(module: Any) -> Tensor:
