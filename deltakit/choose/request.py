@@ -29,6 +29,7 @@ COMPARED = (
     "pair_column",
     "label_column",
     "label_separator",
+    "image_column",
     "columns",
     "encoding",
     "delimiter",

@@ -152,8 +152,8 @@ _OPTIONS = (
     ),
     click.option(
         "--kind",
-        help="classification, regression, multilabel, causal or answers, where the task is yours. "
-        "[what it looks like]",
+        help="classification, regression, multilabel, images, causal or answers, where the task is "
+        "yours. [what it looks like]",
     ),
     click.option(
         "--metric",
@@ -235,6 +235,7 @@ _OPTIONS = (
     click.option(
         "--label-separator", help="What stands between several labels in one cell, e.g. ';'."
     ),
+    click.option("--image-column", help="Column of the pictures' paths or bytes. [image]"),
     click.option(
         "--columns",
         metavar="A,B,...",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 WEIGHTS = ("safetensors", "bin", "gguf")
 """Endings of files with weights."""
 
+_PROCESSORS = ("tokenizer.json", "vocab.txt", "preprocessor_config.json", "processor_config.json")
+"""Files that decide what a text or a picture is to the model."""
+
 DEFAULT_MODEL = "minilm"
 
 
@@ -287,7 +290,7 @@ def _fingerprint(config: Any, folder: Path) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     files = folder.iterdir() if folder.is_dir() else ()
     for file in sorted(files):
-        if file.suffix[1:] in WEIGHTS or file.name in ("tokenizer.json", "vocab.txt"):
+        if file.suffix[1:] in WEIGHTS or file.name in _PROCESSORS:
             digest.update(_sample(file))
     return digest.hexdigest()
 

@@ -255,6 +255,8 @@ def read_base(
             device_map={"": place},
             local_files_only=local_files_only,
             output_loading_info=True,
+            # A head that was trained for another number of classes is drawn freshly too.
+            ignore_mismatched_sizes=labels is not None,
             **chosen.arguments(_stored(config), dtype, skip),
         )
         fresh = _unquantised(read)
@@ -263,7 +265,25 @@ def read_base(
         skip = [*skip, *fresh]  # what the checkpoint has no values for is found only by reading it
     keep_as_loaded(read)
     chosen.quiet()
-    return read, frozenset(found["missing_keys"])
+    other = _other_sizes(name, read, found["mismatched_keys"])
+    return read, frozenset({*found["missing_keys"], *other})
+
+
+def _other_sizes(name: str, model: PreTrainedModel, mismatched: Any) -> set[str]:
+    """The parameters of the head whose sizes are not those of the checkpoint.
+
+    Raises:
+        InvalidConfig: parameters of the base model have other sizes.
+    """
+    keys = {each if isinstance(each, str) else each[0] for each in mismatched}
+    heads = tuple(f"{path}." for path in head_paths(model))
+    wrong = sorted(key for key in keys if not key.startswith(heads))
+    if wrong:
+        raise InvalidConfig(
+            f"model {name!r}: its weights do not have the sizes of its config, {wrong[0]} for one. "
+            "Give a folder that save_pretrained wrote."
+        )
+    return keys
 
 
 def check_base(

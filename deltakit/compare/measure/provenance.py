@@ -27,6 +27,7 @@ LIBRARIES = (
     "numpy",
     "pandas",
     "peft",
+    "pillow",
     "pyarrow",
     "pyyaml",
     "ray",

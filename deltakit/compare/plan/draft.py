@@ -188,6 +188,7 @@ def _task(request: Request) -> TaskData:
         pair=request.pair_column,
         label=request.label_column,
         separator=request.label_separator,
+        image=request.image_column,
         file=FileForm(
             columns=request.columns or None,
             encoding=request.encoding,

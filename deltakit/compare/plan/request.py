@@ -144,6 +144,7 @@ class Request:
         metric: what scores are; None is what the kind of task usually has.
         text_column: names of columns, where the task is local or on the Hub.
         label_separator: the text between several labels in one cell of a table.
+        image_column: the column of pictures, where the task is local or on the Hub.
         columns: the names of the columns of a local file without a header.
         encoding: the encoding of local files, where they do not show it.
         delimiter: the character between the cells of local files, where they do not show it.
@@ -173,6 +174,7 @@ class Request:
     pair_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None
+    image_column: str | None = None
     columns: tuple[str, ...] = ()
     encoding: str | None = None
     delimiter: str | None = None

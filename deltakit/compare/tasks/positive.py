@@ -40,4 +40,5 @@ def _swapped(data: TaskData) -> TaskData:
         return {"label": 1 - row["label"]}
 
     splits = {name: getattr(data, name).map(swap) for name in ("train", "validation", "test")}
-    return replace(data, kind=Classification(classes=data.labels[::-1]), **splits)
+    assert isinstance(data.kind, Classification)
+    return replace(data, kind=replace(data.kind, classes=data.labels[::-1]), **splits)

@@ -718,7 +718,7 @@ def test_tasks_for_decoders_have_the_sentences_of_the_classes() -> None:
 def test_shipped_tasks_describe_themselves() -> None:
     sentences = ("rotten_tomatoes", "rotten_tomatoes_answers", "rotten_tomatoes_lm")
     made = ("counting", "entities", "passive")
-    assert list(TASKS) == sorted(["bbc_news", "imdb", *made, *sentences])
+    assert list(TASKS) == sorted(["bbc_news", "digits", "imdb", *made, *sentences])
     for name in TASKS:
         cls = TASKS.get(name)
         assert cls.name == name

@@ -23,6 +23,7 @@ class ColumnNames:
         pair: the second text of a task about pairs.
         label: the label, or the answer.
         separator: the text between the labels of one example.
+        image: the picture.
         file: the form of the files that hold the columns.
     """
 
@@ -30,6 +31,7 @@ class ColumnNames:
     pair: str | None = None
     label: str | None = None
     separator: str | None = None
+    image: str | None = None
     file: FileForm = FileForm()
 
     def given(self) -> dict[str, str]:
@@ -39,6 +41,7 @@ class ColumnNames:
             "--pair-column": self.pair,
             "--label-column": self.label,
             "--label-separator": self.separator,
+            "--image-column": self.image,
         }
         return {option: name for option, name in options.items() if name is not None}
 

@@ -38,7 +38,7 @@ class Examples:
         """The identity of an example: its text, both its texts, or all its inputs."""
         if self.inputs:
             columns = [*([self.texts] if self.texts else []), *self.inputs.values()]
-            return [json.dumps(row) for row in zip(*columns, strict=True)]
+            return [json.dumps(row, default=_digest) for row in zip(*columns, strict=True)]
         if self.pairs is None:
             return self.texts
         return [f"{text}\x1f{pair}" for text, pair in zip(self.texts, self.pairs, strict=True)]
@@ -68,6 +68,11 @@ class Examples:
         return Dataset.from_dict(present, features=Features(types))
 
 
+def _digest(content: bytes) -> str:
+    """The bytes of a picture in short."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def _feature(values: Sequence[Any], name: str) -> Any:
     """The type of a column, from its first value that is not an empty list."""
     from datasets import List, Value
@@ -76,7 +81,7 @@ def _feature(values: Sequence[Any], name: str) -> Any:
     first = next((value for value in values if value not in ((), [])), usual)
     if isinstance(first, tuple | list):
         return List(_feature(first, name))
-    return Value({float: "float64", str: "string"}.get(type(first), "int64"))
+    return Value({float: "float64", str: "string", bytes: "binary"}.get(type(first), "int64"))
 
 
 class Splits(NamedTuple):

@@ -19,6 +19,7 @@ from deltakit.compare.tasks.kinds.causal import Causal
 from deltakit.compare.tasks.kinds.chat import Chat
 from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.generation import Generation
+from deltakit.compare.tasks.kinds.images import Images
 from deltakit.compare.tasks.kinds.multilabel import MultiLabel
 from deltakit.compare.tasks.kinds.regression import Regression
 from deltakit.compare.tasks.kinds.spans import Spans
@@ -32,6 +33,7 @@ __all__ = [
     "Chat",
     "Classification",
     "Generation",
+    "Images",
     "Kind",
     "MultiLabel",
     "Outputs",

@@ -80,8 +80,19 @@ def build_task(
         kind=read.kind,
         **{split: examples.dataset() for split, examples in whole.items()},
         metric=read.kind.metrics[0],
-        notes=(*notes, *read.notes, *said, *_blanks(whole), *_conflicts(whole), *_overlaps(whole)),
+        notes=(
+            *notes,
+            *read.notes,
+            *_worded([*said, *_blanks(whole), *_conflicts(whole), *_overlaps(whole)], read.kind),
+        ),
     )
+
+
+def _worded(notes: Iterable[str], kind: Kind) -> list[str]:
+    """The notes in the words of what a kind reads: they are written for texts."""
+    if kind.head.reads == "texts":
+        return list(notes)
+    return [note.replace("texts", "pictures").replace(" text ", " picture ") for note in notes]
 
 
 def _completed(

@@ -16,6 +16,7 @@ from deltakit.compare.tasks.data.columns import (
 )
 from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.listed import with_lists
+from deltakit.compare.tasks.data.pictures import COLUMN, content
 from deltakit.compare.tasks.kinds import Kind, kind_of
 from deltakit.compare.tasks.sources.assemble import build_task, select_columns
 from deltakit.compare.tasks.task import TASKS, TaskData
@@ -149,12 +150,26 @@ def _class_names(train: "Dataset", label: str | None) -> tuple[str, ...] | None:
 
 def _named(dataset: "Dataset", label: str | None) -> Columns:
     """The columns, class ids replaced by the classes' names; a hidden label is None."""
-    columns: dict[str, list[Any]] = dict(dataset[:])
+    columns: dict[str, list[Any]] = _with_pictures(dataset)
     names = _class_names(dataset, label)
     if label is not None and names is not None:
         columns[label] = [_name(value, names) for value in columns[label]]
     elif label in columns and all(value == -1 for value in columns[label]):
         columns[label] = [None] * len(dataset)
+    return columns
+
+
+def _with_pictures(dataset: "Dataset") -> Columns:
+    """The columns, with the bytes of pictures. One column of pictures is called "image"."""
+    from datasets import Image
+
+    pictures = [name for name, each in dataset.features.items() if isinstance(each, Image)]
+    for name in pictures:
+        dataset = dataset.cast_column(name, Image(decode=False))
+    columns: dict[str, list[Any]] = dict(dataset[:])
+    for name in pictures:
+        called = COLUMN if len(pictures) == 1 else name
+        columns[called] = [content(cell) for cell in columns.pop(name)]
     return columns
 
 

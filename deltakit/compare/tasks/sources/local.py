@@ -6,6 +6,11 @@ from pathlib import Path
 from deltakit.compare.tasks.data.columns import ColumnNames, RawTable, short_list
 from deltakit.compare.tasks.data.files import SUFFIXES, read_columns
 from deltakit.compare.tasks.data.listed import with_lists
+from deltakit.compare.tasks.data.pictures import (
+    looks_like_pictures,
+    picture_tables,
+    with_bytes,
+)
 from deltakit.compare.tasks.data.several import (
     with_multi_hot,
     with_one_label_column,
@@ -49,10 +54,20 @@ def load_folder(
         InvalidConfig: a file, a column, a text or a label is missing or is not what it should be.
     """
     names, place = names or ColumnNames(), expanded(path)
-    sources = {
-        split: RawTable(where=f"{split} ({str(file)!r})", columns=read_columns(file, names.file))
-        for split, file in _files(place).items()
-    }
+    pictures = picture_tables(place)
+    if pictures is not None:
+        sources, said = pictures
+    else:
+        said = _unread(place)
+        sources = {
+            split: _with_pictures(
+                RawTable(where=f"{split} ({str(file)!r})", columns=read_columns(file, names.file)),
+                file.parent,
+                names,
+                kind,
+            )
+            for split, file in _files(place).items()
+        }
     label = names.label or "label"
     sources, hidden = without_hidden_test(sources, label)
     sources = with_one_label_column(sources, names, kind)
@@ -63,7 +78,15 @@ def load_folder(
     splits = {split: select_columns(source, names, chosen) for split, source in sources.items()}
     full = place.resolve()
     name = full.stem if full.is_file() else full.name
-    return build_task(name, splits, chosen, notes=[*hidden, *_unread(place)])
+    return build_task(name, splits, chosen, notes=[*hidden, *said])
+
+
+def _with_pictures(table: RawTable, folder: Path, names: ColumnNames, kind: str | None) -> RawTable:
+    """The table with the bytes of its pictures, where they are asked for or nothing else is."""
+    shown = kind is None and looks_like_pictures(table.columns, names.image)
+    if kind == "images" or names.image is not None or shown:
+        return with_bytes(table, folder, names.image)
+    return table
 
 
 def expanded(path: str | Path) -> Path:
