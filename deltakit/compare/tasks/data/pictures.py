@@ -1,6 +1,7 @@
 """Pictures as the bytes of their files, in cells of a table."""
 
 import io
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ def picture_tables(place: Path) -> "tuple[dict[str, RawTable], list[str]] | None
     Raises:
         InvalidConfig: the folder of a class has no picture.
     """
-    if not place.is_dir():
+    if not place.is_dir() or not os.access(place, os.R_OK | os.X_OK):
         return None
     split_folders = {split: place / name for split, name in _splits_of(place)}
     folders = split_folders if "train" in split_folders else {"train": place}

@@ -54,20 +54,7 @@ def load_folder(
         InvalidConfig: a file, a column, a text or a label is missing or is not what it should be.
     """
     names, place = names or ColumnNames(), expanded(path)
-    pictures = picture_tables(place)
-    if pictures is not None:
-        sources, said = pictures
-    else:
-        said = _unread(place)
-        sources = {
-            split: _with_pictures(
-                RawTable(where=f"{split} ({str(file)!r})", columns=read_columns(file, names.file)),
-                file.parent,
-                names,
-                kind,
-            )
-            for split, file in _files(place).items()
-        }
+    sources, said = _tables(place, names, kind)
     label = names.label or "label"
     sources, hidden = without_hidden_test(sources, label)
     sources = with_one_label_column(sources, names, kind)
@@ -79,6 +66,22 @@ def load_folder(
     full = place.resolve()
     name = full.stem if full.is_file() else full.name
     return build_task(name, splits, chosen, notes=[*hidden, *said])
+
+
+def _tables(
+    place: Path, names: ColumnNames, kind: str | None
+) -> tuple[dict[str, RawTable], list[str]]:
+    """The splits as they were read, and notes on what was not."""
+    pictures = picture_tables(place)
+    if pictures is not None:
+        return pictures
+    tables = {
+        split: RawTable(where=f"{split} ({str(file)!r})", columns=read_columns(file, names.file))
+        for split, file in _files(place).items()
+    }
+    folder = place.parent if place.is_file() else place
+    read = {split: _with_pictures(table, folder, names, kind) for split, table in tables.items()}
+    return read, _unread(place)
 
 
 def _with_pictures(table: RawTable, folder: Path, names: ColumnNames, kind: str | None) -> RawTable:
