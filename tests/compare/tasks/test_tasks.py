@@ -613,7 +613,7 @@ def test_a_refused_connection_means_unreachable(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unknown_task() -> None:
-    known = "bbc_news, counting, entities, imdb, passive, rotten_tomatoes"
+    known = "bbc_news, counting, digits, entities, imdb, passive, rotten_tomatoes"
     match = f"Did you mean 'rotten_tomatoes'.*{known}.*glue/sst2"
     fails(UnknownName, match, "rotten_tomatos")
 
