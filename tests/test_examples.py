@@ -44,7 +44,7 @@ def test_an_example_runs(script: str, capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 def test_the_examples_are_short_and_say_how_they_are_run() -> None:
-    assert len(SCRIPTS) == 5
+    assert len(SCRIPTS) == 6
     for name in SCRIPTS:
         text = (EXAMPLES / name).read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 60, name

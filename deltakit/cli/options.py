@@ -36,6 +36,17 @@ def whole(value: str) -> int:
         raise click.BadParameter(f"{value!r} is no whole number.") from None
 
 
+def sizes(value: str) -> tuple[int, ...]:
+    """Whole numbers above zero."""
+    try:
+        found = tuple(int(each) for each in str(value).split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not whole numbers, as in 100,500,2000.") from None
+    if min(found) < 1:
+        raise click.BadParameter(f"{min(found)} is not above zero.")
+    return found
+
+
 def grid(value: str) -> tuple[float, float]:
     """Two numbers."""
     try:

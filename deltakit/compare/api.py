@@ -80,23 +80,24 @@ class Results:
     @property
     def table(self) -> "pd.DataFrame":
         """One row a method and base, over its seeds, with scores as people read them."""
-        return table_frame(self._summaries())
+        return table_frame(self.summaries())
 
     @property
     def answer(self) -> str:
         """The best method in one sentence, with those that cannot be told apart from it."""
-        return answer(self._summaries(), self.run)
+        return answer(self.summaries(), self.run)
 
     @property
     def page(self) -> Path:
         """The report, one page that needs no other file."""
         return self.folder / "report.html"
 
-    def _summaries(self) -> tuple[RowSummary, ...]:
+    def summaries(self) -> tuple[RowSummary, ...]:
+        """The rows of the table: each method and base over its seeds."""
         return summarise(self.results, self.predictions, self.run)
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self.answer)}</p>\n{table_html(self._summaries())}"
+        return f"<p>{escape(self.answer)}</p>\n{table_html(self.summaries())}"
 
 
 def compare(

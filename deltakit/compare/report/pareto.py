@@ -32,7 +32,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "deltakit",
     "svg.fonttype": "path",
     "font.family": ["DejaVu Sans"],
@@ -140,7 +140,7 @@ def pareto_plot(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
         figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -160,8 +160,8 @@ def pareto_plot(
         axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1.2, zorder=2)
         _draw_legend(figure, bases, placed)
         place(figure, axes, labels, _lengths(placed, stairs))
-        svg = _bytes(figure, "svg").decode("utf-8")
-        return Plot(png=_bytes(figure, "png"), svg=_with_tips(svg, placed))
+        svg = rendered(figure, "svg").decode("utf-8")
+        return Plot(png=rendered(figure, "png"), svg=_with_tips(svg, placed))
 
 
 def _with_tips(svg: str, placed: Sequence[Point]) -> str:
@@ -180,7 +180,8 @@ class Plot:
     svg: str
 
 
-def _bytes(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
+def rendered(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
+    """A figure as the bytes of a file that does not change from one run to the next."""
     buffer = io.BytesIO()
     # None keeps matplotlib from writing its version, and in an SVG the time.
     blank = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}

@@ -1,0 +1,113 @@
+"""Scores over the amount of training data: one table and one plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from deltakit.compare.report.pareto import INK, PALETTE, STYLE, Plot, rendered
+from deltakit.compare.report.summary import RowSummary
+from deltakit.compare.stats.metrics import Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BySize = Mapping[int, Sequence[RowSummary]]
+"""The rows of each run, by the number of its training examples, the fewest first."""
+Row = tuple[str, str]
+LEVEL = 0.05
+_DASHES = ("-", "--", ":", "-.")
+
+
+def sizes_md(by_size: BySize, metric: Metric, floor: str) -> str:
+    """The table in Markdown: a row for each method and base, a column for each size.
+
+    The last column is the fewest examples at which a row beats the floor on the same base.
+
+    Args:
+        by_size: the rows of all runs.
+        metric: of the scores.
+        floor: the label of the floor.
+    """
+    from tabulate import tabulate
+
+    rows = _rows(by_size)
+    several = len({base for _, base in rows}) > 1
+    lines = [
+        (
+            f"{row[0]} on {row[1]}" if several else row[0],
+            *(_cell(found.get(size)) for size in by_size),
+            "–" if row[0] == floor else _start(found, metric),
+        )
+        for row, found in rows.items()
+    ]
+    headers = (metric.title, *(f"{size:,}" for size in by_size), f"first beats {floor} at")
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def _rows(by_size: BySize) -> dict[Row, dict[int, RowSummary]]:
+    found: dict[Row, dict[int, RowSummary]] = {}
+    for size, rows in by_size.items():
+        for row in rows:
+            found.setdefault((row.method, row.base), {})[size] = row
+    return found
+
+
+def _cell(row: RowSummary | None) -> str:
+    if row is None or row.score is None:
+        return "–"
+    return f"{row.score} {row.group}".rstrip()
+
+
+def _start(found: Mapping[int, RowSummary], metric: Metric) -> str:
+    """The fewest examples at which a row is above the floor, and its p-value."""
+    for size, row in found.items():
+        gap = row.vs_floor
+        if gap is not None and gap.p < LEVEL and metric.direction.rank(gap.points) > 0:
+            return f"{size:,} (p = {gap.p:.2g})"
+    return "–"
+
+
+def sizes_plot(by_size: BySize, metric: Metric, title: str) -> Plot:
+    """Each row's mean score over the number of training examples, which has a log scale."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+        figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for number, (row, found) in enumerate(_rows(by_size).items()):
+            _draw(axes, number, " on ".join(row), dict(_scored(found)))
+        axes.set_xscale("log")
+        axes.set_xticks(list(by_size), [f"{size:,}" for size in by_size], minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel("training examples")
+        axes.set_ylabel(f"{metric.title}{metric.unit.value}")
+        axes.set_title(title, loc="left", fontsize=9, color=INK)
+        axes.legend(fontsize=7)
+        return Plot(png=rendered(figure, "png"), svg=rendered(figure, "svg").decode())
+
+
+def _scored(found: Mapping[int, RowSummary]) -> Iterator[tuple[int, tuple[float, float, float]]]:
+    for size, row in found.items():
+        if row.score is not None:
+            mean = row.score.mean
+            low, high = row.score.low, row.score.high
+            yield size, (mean, mean if low is None else low, mean if high is None else high)
+
+
+def _draw(
+    axes: Axes, number: int, label: str, scores: Mapping[int, tuple[float, float, float]]
+) -> None:
+    """One line with its intervals; colours repeat with other dashes."""
+    colour = PALETTE[number % len(PALETTE)]
+    style = _DASHES[number // len(PALETTE) % len(_DASHES)]
+    means = [mean for mean, _, _ in scores.values()]
+    ends = [[max(0.0, m - low) for m, low, _ in scores.values()]]
+    ends.append([max(0.0, high - m) for m, _, high in scores.values()])
+    axes.errorbar(
+        list(scores), means, yerr=ends, label=label, color=colour, linestyle=style, marker="o",
+        markersize=3, linewidth=1.2, elinewidth=0.6, capsize=2,
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""Several amounts of training data: nested examples, a table, a plot, and what is refused."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deltakit.compare.plan.draft import draft_of
+from deltakit.compare.plan.request import request_of
+from deltakit.compare.records.result import CellResult
+from deltakit.compare.report.sizes import sizes_md, sizes_plot
+from deltakit.compare.report.summary import DisplayedScore, RowSummary
+from deltakit.compare.sizes import check_enough, check_sizes, sized
+from deltakit.compare.stats.metrics import METRICS
+from deltakit.compare.stats.significance import Difference
+from deltakit.errors import InvalidConfig
+
+
+@pytest.fixture(autouse=True)
+def _apart(own_place: None) -> None:
+    """Stores and locks are in the test's own folder."""
+
+
+def row(method: str, score: float, gap: float, p: float) -> RowSummary:
+    done = CellResult(method=method, base="fp32", task="t", seed=0, metric="accuracy", score=score)
+    far = Difference(points=gap, low=gap, high=gap, p=p, detectable=None, about="models")
+    return RowSummary(
+        method=method,
+        base="fp32",
+        done=(done,),
+        failed=(),
+        score=DisplayedScore(mean=100 * score, low=None, high=None, seeds=1),
+        vs_floor=None if method == "head" else far,
+        vs_ceiling=None,
+    )
+
+
+BY_SIZE = {
+    50: [row("head", 0.5, 0, 1), row("lora", 0.45, -5, 0.01), row("adapter", 0.6, 10, 0.03)],
+    200: [row("head", 0.6, 0, 1), row("lora", 0.8, 20, 0.001), row("adapter", 0.7, 10, 0.2)],
+}
+
+
+def test_the_table_says_where_a_row_first_beats_the_floor() -> None:
+    lines = sizes_md(BY_SIZE, METRICS.get("accuracy"), "head").splitlines()
+    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")] for line in lines}
+    assert cells["accuracy"][2:5] == ["50", "200", "first beats head at"]
+    assert cells["head"][2:5] == ["50.0", "60.0", "–"]
+    assert cells["lora"][2:5] == ["45.0", "80.0", "200 (p = 0.001)"]
+    assert cells["adapter"][2:5] == ["60.0", "70.0", "50 (p = 0.03)"]
+
+
+def test_the_plot_does_not_change_from_one_run_to_the_next() -> None:
+    one, two = (sizes_plot(BY_SIZE, METRICS.get("accuracy"), "task") for _ in range(2))
+    assert one == two and one.png[:4] == b"\x89PNG" and one.svg.rstrip().endswith("</svg>")
+
+
+def test_smaller_runs_have_examples_of_larger_ones(bert: Path, tasks: SimpleNamespace) -> None:
+    asked = request_of("lora", {"model": str(bert), "task": str(tasks.two)})
+    texts = [set(draft_of(sized(asked, size)).target.train["text"]) for size in (4, 8, 16)]
+    assert texts[0] < texts[1] < texts[2]
+    tests = [draft_of(sized(asked, size)).target.test["text"][:] for size in (4, 8)]
+    assert tests[0] == tests[1]
+    with pytest.raises(InvalidConfig, match="--train-sizes 9999: the task .* has"):
+        check_enough(draft_of(sized(asked, 9999)), 9999)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "asked", "message"),
+    [
+        ((8, 8), {}, "--train-sizes 8,8 has a size twice"),
+        ((8, 4), {"max_train_samples": 5}, "and --max-train-samples exclude each other"),
+    ],
+)
+def test_sizes_that_are_refused(sizes: Any, asked: Any, message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        check_sizes(sizes, asked)
+
+
+@pytest.mark.slow
+def test_a_command_compares_at_several_sizes(
+    deltakit: Callable[..., Any], small: list[str], tmp_path: Path
+) -> None:
+    options = list(small)
+    if "--max-train-samples" in options:
+        at = options.index("--max-train-samples")
+        del options[at : at + 2]
+    out = tmp_path / "curve"
+    command = ("compare", "--methods", "lora", *options, "--train-sizes", "16,8", "--out", out)
+    ended = deltakit(*command)
+    assert ended.code == 0, ended
+    assert "first beats head at" in ended.out
+    with (out / "sizes.csv").open(encoding="utf-8", newline="") as file:
+        rows = [(each["train_size"], each["method"]) for each in csv.DictReader(file)]
+    methods = ("majority", "head", "full", "lora")
+    assert rows == [(size, method) for size in ("8", "16") for method in methods]
+    assert {"sizes.md", "sizes.png", "sizes.svg", "train-8", "train-16"} <= {
+        each.name for each in out.iterdir()
+    }
+    before = (out / "sizes.md").read_text()
+    assert deltakit(*command).code == 0
+    assert (out / "sizes.md").read_text() == before
+
+
+@pytest.mark.parametrize("value", ["many", "0,5", ""])
+def test_sizes_that_are_no_numbers(
+    value: str, deltakit: Callable[..., Any], small: list[str]
+) -> None:
+    ended = deltakit("compare", "--methods", "lora", *small, "--train-sizes", value)
+    assert ended.code == 2 and "Traceback" not in ended.err
