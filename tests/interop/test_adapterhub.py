@@ -571,7 +571,19 @@ def test_a_checkpoint_of_theirs_can_be_written_natively(library: Library, tmp_pa
     assert library.deviation("bert/mam", model) < 1e-5
 
 
-@pytest.mark.parametrize("case", ["seq_bn", "mam", "fusion", "head", "head_pooled", "stack"])
+CONVERTED = [
+    "seq_bn",
+    "mam",
+    "compacter",
+    "fusion",
+    "head",
+    "head_pooled",
+    "head_masked_lm",
+    "stack",
+]
+
+
+@pytest.mark.parametrize("case", CONVERTED)
 def test_conversions(case: str, library: Library, tmp_path: Path, base: Any) -> None:
     """To deltakit and back with a config for a base, as on the command line."""
     model = library.model(f"bert/{case}")
