@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import deltakit as dk
 from deltakit.compare.adapted import adapted_model
 from deltakit.core.provider import AdaptedModel
 from deltakit.core.spec import parse_method
@@ -156,3 +157,46 @@ def test_more_components_than_tokens_are_refused(kit: SimpleNamespace) -> None:
     adapted.attach()
     with pytest.raises(InvalidConfig, match="takes 128 components from each batch"):
         adapted.prepare(batches(kit))
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_on_four_bits(kit: SimpleNamespace, start: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra 'quant')")
+    fresh(kit).save_pretrained(tmp_path)
+    base = dk.load_base(tmp_path, "nf4", task="classify", labels=3, dtype=torch.float32)
+    adapted = adapted_model(base.eval(), parse_method(f"peft:{start}[r=2]"))
+    if start in TAKEN_OUT:
+        with pytest.raises(InvalidConfig, match="quantised|no layers of it"):
+            adapted.attach()
+            adapted.prepare(batches(kit))
+        return
+    adapted.attach()
+    before = out(adapted.model, kit.make_batch())
+    adapted.prepare(batches(kit))
+    found = factors(adapted.model)
+    assert all(p.detach().any() for name, p in found.items() if "lora_A" in name)
+    assert torch.equal(out(adapted.model, kit.make_batch()), before), "B is still zero"
+
+
+def skewed(kit: SimpleNamespace) -> Any:
+    """A model whose second layer is given tokens that vary along two directions."""
+    model = fresh(kit)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.LayerNorm.weight[2:] = 0.01
+    return model
+
+
+def test_ranks_that_eva_moves_are_loaded(kit: SimpleNamespace, tmp_path: Path) -> None:
+    adapted = adapted_model(skewed(kit), parse_method("peft:eva[r=4]"))
+    adapted.attach()
+    adapted.prepare(batches(kit))
+    adapted.model.eval()
+    ranks = {p.shape[0] for name, p in factors(adapted.model).items() if "lora_A" in name}
+    assert len(ranks) > 1
+    adapted.save(tmp_path)
+    other = adapted_model(skewed(kit), adapted.method)
+    other.load(tmp_path)
+    other.model.eval()
+    batch = kit.make_batch()
+    assert torch.equal(out(other.model, batch), out(adapted.model, batch))
+    assert other.counts() == adapted.counts()
