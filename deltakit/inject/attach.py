@@ -77,7 +77,8 @@ def attach_unchecked(
     attachments.training = attachments.base.train(model.training).training
     try:
         with paused(model, attachments) as pause:
-            attachments.add(build(model, attachments, method, name, dtype))
+            with torch.inference_mode(False):  # what is made inside cannot be trained
+                attachments.add(build(model, attachments, method, name, dtype))
             pause.then = starting(One(name), (name,))
     except BaseException:
         if name in attachments.attached:

@@ -66,6 +66,7 @@ def _part(
     return Part(name=attached.name, method=attached.method, kept=attached.kept, labels=labels)
 
 
+@torch.inference_mode(False)  # what is made in inference mode cannot be trained
 def from_checkpoint(
     model: "PreTrainedModel",
     checkpoint: Checkpoint,

@@ -559,3 +559,23 @@ def test_the_config_of_an_encoder_decoder_says_both_widths(
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(kit.out(again, batch), expected)
+
+
+@pytest.mark.parametrize("spec", ["lora+norms", "prefix", "bitfit"])
+def test_what_is_attached_in_inference_mode_is_trained(
+    kit: SimpleNamespace, spec: str, tmp_path: Any
+) -> None:
+    model, batch = two(kit, spec), kit.make_batch(labels=True)
+    dk.save(model, tmp_path / "a", "a")
+    expected = outputs(kit, model, kit.make_batch())["a"]
+    other = kit.make_model("bert", "classify")
+    with torch.inference_mode():
+        dk.attach(other, dk.parse_method(spec), "new")
+        dk.load(other, tmp_path / "a")
+    assert torch.equal(kit.out(other, kit.make_batch()), expected)
+    for name in ("new", "a"):
+        dk.activate(other, name)
+        other(**batch).loss.backward()
+        held = other.deltakit.named_parameters()
+        trained = [p for n, p in held if p.requires_grad and f"_{name}." in n]
+        assert trained and all(parameter.grad is not None for parameter in trained)
