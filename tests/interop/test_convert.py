@@ -70,6 +70,7 @@ def test_with_a_base_the_fit_is_checked(kit: SimpleNamespace, tmp_path: Path, ba
 SIZED = {  # in a size that the tiny model has
     "compacter": "compacter[bottleneck=4]",
     "compacter++": "compacter++[bottleneck=4]",
+    "hyperformer": "hyperformer[bottleneck=4]",
     "phm": "phm[bottleneck=4,n=4]",
     "learned_mean": "learned_mean[names=a/b]",
 }
