@@ -28,6 +28,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for registry in (METHODS, CLASSES):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
     monkeypatch.setenv(VARIABLE, ONCE)
+    monkeypatch.setattr(sys, "argv", ["example"])  # not those of pytest
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
