@@ -207,6 +207,14 @@ class Seq2SeqHead(WritingHead):
     task: ClassVar[str] = "seq2seq"
     purpose: ClassVar[str] = "write a text for another"
 
+    def check(self, name: str, config: Any) -> None:
+        if vars(config).get("decoder_start_token_id") is None:
+            raise InvalidConfig(
+                f"model {name!r} ({config.model_type}) cannot {self.purpose}: its config.json has "
+                "no decoder_start_token_id, the token that a target begins with (of mBART the "
+                "target's language). Set it and save the model again, or choose another --model."
+            )
+
     def example_inputs(
         self, config: Any, rows: int, length: int, device: "torch.device"
     ) -> "dict[str, Tensor]":

@@ -1,6 +1,8 @@
 """Texts that a model writes, by decoders and encoder-decoders: asked, judged, compared, refused."""
 
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -425,6 +427,21 @@ def test_an_encoder_cannot_write(
     causal = ("plan", "--methods", "head", "--task", folder, "--kind", "causal")
     ended = deltakit(*causal, "--text-column", "source", "--model", models["t5"])
     assert ended.code == 2 and "cannot continue a text" in ended.line
+
+
+def test_a_model_that_does_not_know_how_a_target_begins_is_refused(
+    asked: Any, models: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(models["t5"], place)
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    del config["decoder_start_token_id"]
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(
+        InvalidConfig, match=r"no decoder_start_token_id.*Set it and save"
+    ) as caught:
+        build_plan(asked("head", task=str(folder), model=str(place)))
+    assert "\n" not in str(caught.value)
 
 
 def test_beams_are_for_texts_that_are_written(
