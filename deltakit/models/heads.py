@@ -64,6 +64,10 @@ class Head(ABC):
         ids = torch.zeros((rows, length), dtype=torch.long, device=device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    def targets_like(self, ids: "Tensor") -> "dict[str, Tensor]":
+        """What training aims at, as a batch has it; by default `labels_like` under ``labels``."""
+        return {"labels": self.labels_like(ids)}
+
     def newly_initialised(
         self, missing: Iterable[str], model: "PreTrainedModel"
     ) -> tuple[str, ...]:
@@ -124,6 +128,10 @@ class SpanHead(FreshHead):
     purpose: ClassVar[str] = "find an answer in a text"
     outputs: int = 2
 
+    def targets_like(self, ids: "Tensor") -> "dict[str, Tensor]":
+        zeros = ids.new_zeros(len(ids))
+        return {"start_positions": zeros, "end_positions": zeros}
+
     def check(self, name: str, config: Any) -> None:
         from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, MODEL_MAPPING
 
@@ -137,6 +145,24 @@ class SpanHead(FreshHead):
                 "class for that which reads the model's weights. Name an encoder with --model, "
                 "such as minilm, or a task of another --kind."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceHead(FreshHead):
+    """A fresh linear over each of several texts."""
+
+    task: ClassVar[str] = "choose"
+    purpose: ClassVar[str] = "choose between endings"
+    choices: ClassVar[int] = 4
+
+    def labels_like(self, ids: "Tensor") -> "Tensor":
+        return ids.new_zeros(len(ids))
+
+    def example_inputs(
+        self, config: Any, rows: int, length: int, device: "torch.device"
+    ) -> "dict[str, Tensor]":
+        each = super().example_inputs(config, rows * self.choices, length, device)
+        return {name: value.view(rows, self.choices, length) for name, value in each.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

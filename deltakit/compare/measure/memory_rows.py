@@ -10,11 +10,13 @@ from deltakit.compare.plan.request import NamedMethod, Request
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
 from deltakit.models.heads import (
+    ChoiceHead,
     Head,
     ImageHead,
     LanguageHead,
     Seq2SeqHead,
     SequenceHead,
+    SpanHead,
     TokenHead,
 )
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
@@ -30,6 +32,8 @@ HEADS: Mapping[str, Head] = {
     "generation": LanguageHead(),
     "chat": LanguageHead(),
     "tokens": TokenHead(outputs=2),
+    "spans": SpanHead(),
+    "choice": ChoiceHead(),
 }
 """The head of a model by the kind of its task, where no task is read: two classes."""
 

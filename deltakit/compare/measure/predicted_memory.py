@@ -181,9 +181,8 @@ def _inference_peak(model: "PreTrainedModel", head: Head, load: Load, device: to
     weights = bytes_of(stored_tensors(model))
     fake, mode = on_fake_tensors(model, device)
     with mode:
-        batch = _batch(head, model.config, load, device)
-        del batch["labels"]
-        peak = inference_memory(fake, batch)
+        inputs = head.example_inputs(model.config, load.batch_size, load.max_length, device)
+        peak = inference_memory(fake, inputs)
         return weights + peak - bytes_of(stored_tensors(fake))
 
 
@@ -191,7 +190,7 @@ def _batch(head: Head, config: Any, load: Load, device: torch.device) -> Batch:
     """A batch of zeros, with labels. A head that reads no texts has one label for each row."""
     inputs = head.example_inputs(config, load.batch_size, load.max_length, device)
     tokens = torch.zeros((load.batch_size, load.max_length), dtype=torch.long, device=device)
-    return {**inputs, "labels": head.labels_like(tokens)}
+    return {**inputs, **head.targets_like(tokens)}
 
 
 def _deployed(adapted: AdaptedModel) -> int:

@@ -189,6 +189,18 @@ def _among_first(predictions: Predictions, *, classes: int) -> Array:
     return (first == labels[:, None]).any(axis=1).astype(float)
 
 
+@register_metric(
+    "accuracy_norm", ProportionMetric, title="accuracy, for length", takes=Takes.SCORES
+)
+def _likeliest_for_its_length(predictions: Predictions) -> Array:
+    """Whether the ending with the highest score for its length is right; of equal ones the first.
+
+    It is the harness's ``acc_norm``: scores are log-likelihoods over numbers of characters.
+    """
+    chosen = probabilities(predictions).argmax(axis=1)
+    return (chosen == as_array(predictions.labels)).astype(float)
+
+
 for _classes in (3, 5):
     register_metric(
         f"top{_classes}_accuracy",

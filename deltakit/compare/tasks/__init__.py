@@ -41,8 +41,8 @@ def load_task(name: str, names: ColumnNames | None = None, *, kind: str | None =
         name: a shipped task, a local folder or file, or a data set on the Hub.
         names: the columns of your data; by default those that the kind of task usually has.
         kind: the kind of your task (``classification``, ``regression``, ``multilabel``,
-            ``causal``, ``answers``, ``generation``, ``tokens``, ``spans``); by default what the
-            data looks like.
+            ``causal``, ``answers``, ``generation``, ``tokens``, ``spans``, ``choice``); by default
+            what the data looks like.
 
     Raises:
         UnknownName: nothing is called `name`.

@@ -76,6 +76,13 @@ def spans(draw: random.Random) -> dict[str, Any]:
     return {"question": "the end", "context": around(draw, [word]), "answer": word}
 
 
+def choice(draw: random.Random) -> dict[str, Any]:
+    word = draw.choice(list(TOPICS))
+    choices = draw.sample([*ANSWERS.values()], 3)
+    right = choices.index(ANSWERS[word])
+    return {"question": around(draw, [word]), "choices": choices, "answer": "ABC"[right]}
+
+
 MAKERS = {
     "classification": classification,
     "regression": regression,
@@ -84,6 +91,7 @@ MAKERS = {
     "answers": answers,
     "tokens": tokens,
     "spans": spans,
+    "choice": choice,
 }
 ELSEWHERE = ("chat", "generation")
 """Kinds that have test files of their own."""
@@ -94,6 +102,7 @@ USUAL = {
     "answers": ("exact_match", "Score %"),
     "tokens": ("span_f1", "Score %"),
     "spans": ("answer_f1", "Score %"),
+    "choice": ("accuracy", "Score %"),
 }
 """The usual metric of a kind, and the title of its column."""
 NEW = tuple(USUAL)
@@ -304,7 +313,7 @@ def test_predictions_hold_the_models_probabilities(
     it = ready(name)
     found = predict(it.model, it.data, it.kind, it.tokenizer)
     if not set(PROBABILISTIC) & set(it.kind.metrics):
-        assert found.scores is None
+        assert (found.scores is None) == (name != "choice")  # of lengths, no probabilities
         return
     assert found.scores is not None and found.classes == it.kind.labels
     scores = found.scores.array
@@ -333,7 +342,7 @@ def test_the_constant_row_has_the_frequencies_of_train(
     constant = it.kind.majority_prediction(train, it.data, it.tokenizer)
     assert len(constant.values) == len(it.data)
     if not set(PROBABILISTIC) & set(it.kind.metrics):
-        assert constant.scores is None
+        assert (constant.scores is None) == (name != "choice")
         return
     truth = np.asarray(train["truth"])
     share = truth.mean(0) if truth.ndim > 1 else np.bincount(truth) / len(truth)

@@ -17,6 +17,7 @@ from deltakit.compare.tasks.kinds.base import (
 )
 from deltakit.compare.tasks.kinds.causal import Causal
 from deltakit.compare.tasks.kinds.chat import Chat
+from deltakit.compare.tasks.kinds.choice import Choice
 from deltakit.compare.tasks.kinds.classification import Classification
 from deltakit.compare.tasks.kinds.generation import Generation
 from deltakit.compare.tasks.kinds.images import Images
@@ -31,6 +32,7 @@ __all__ = [
     "Answers",
     "Causal",
     "Chat",
+    "Choice",
     "Classification",
     "Generation",
     "Images",
