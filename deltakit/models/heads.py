@@ -65,7 +65,7 @@ class Head(ABC):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def targets_like(self, ids: "Tensor") -> "dict[str, Tensor]":
-        """What training aims at, as a batch has it; by default `labels_like` under ``labels``."""
+        """Training targets as a batch has them; by default `labels_like` under ``labels``."""
         return {"labels": self.labels_like(ids)}
 
     def newly_initialised(
