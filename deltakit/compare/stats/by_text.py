@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from deltakit.compare.records.result import Predictions, Value
 from deltakit.compare.stats.metric import (
     Direction,
-    MeanMetric,
     ProportionMetric,
     RatioMetric,
     Unit,
@@ -33,19 +32,24 @@ def _rouge(form: str) -> Any:
 
 
 def _rouge_f1(predictions: Predictions, *, form: str) -> Array:
-    """The F1 of one form of ROUGE for each example, of stemmed words (Lin 2004)."""
+    """The F1 of one form of ROUGE for each example, of stemmed words (Lin 2004), and a one."""
     import numpy as np
 
     scorer = _rouge(form)
     pairs = zip(predictions.labels, predictions.predicted, strict=True)
-    return np.array([scorer.score(str(true), str(made))[form].fmeasure for true, made in pairs])
+    return np.array([(scorer.score(str(t), str(m))[form].fmeasure, 1.0) for t, m in pairs])
+
+
+def _mean(sums: Array) -> Array:
+    """A mean, whose bootstrap stays between 0 and 1 as Student's interval does not."""
+    return sums[..., 0] / sums[..., 1]
 
 
 _TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 for _form, _title in _TITLES.items():
-    register_metric(_form, MeanMetric, title=_title, package="rouge_score", extra=EXTRA)(
-        partial(_rouge_f1, form=_form)
-    )
+    register_metric(
+        _form, RatioMetric, title=_title, package="rouge_score", extra=EXTRA, ratio=_mean
+    )(partial(_rouge_f1, form=_form))
 
 
 # ----------------------------------------------------------------------------- BLEU, chrF: corpus

@@ -339,6 +339,8 @@ def test_scores_are_those_of_their_packages() -> None:
         scorer = rouge_scorer.RougeScorer([form], use_stemmer=True)
         each = [scorer.score(*pair)[form].fmeasure for pair in zip(true, made, strict=True)]
         assert METRICS.get(form).value(found) == pytest.approx(np.mean(each))
+        low, high = METRICS.get(form).interval(found)
+        assert 0 <= low < np.mean(each) < high <= 1
 
 
 def test_the_bootstrap_of_a_corpus_score_scores_each_resample_as_a_corpus() -> None:
