@@ -539,7 +539,8 @@ def test_the_error_is_the_one_that_is_there(
 
 def linear_of(model: Any, path: str) -> nn.Module:
     """A copy, without the delta's hook."""
-    module = copy.deepcopy(model.get_submodule(path))
+    with dk.disabled(model):
+        module = copy.deepcopy(model.get_submodule(path))
     module._forward_hooks.clear()
     return module
 
