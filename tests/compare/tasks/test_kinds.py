@@ -93,7 +93,7 @@ MAKERS = {
     "spans": spans,
     "choice": choice,
 }
-ELSEWHERE = ("chat", "generation")
+ELSEWHERE = ("chat", "generation", "images")
 """Kinds that have test files of their own."""
 USUAL = {
     "regression": ("pearson", "Score"),
