@@ -80,7 +80,7 @@ def write_sizes(folder: Path, runs: Mapping[int, Results]) -> str:
     largest = list(runs.values())[-1]
     metric = metric_of(largest.results)
     by_size = {size: each.summaries() for size, each in runs.items()}
-    table = sizes_md(by_size, metric, largest.run.role("floor") or "head")
+    table = sizes_md(by_size, metric, largest.run.role("floor") or "")
     plot = sizes_plot(by_size, metric, largest.run.task.name)
     write_text(folder / "sizes.md", table)
     write_text(folder / "sizes.csv", _csv(runs))

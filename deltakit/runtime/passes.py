@@ -261,7 +261,7 @@ class PassPort:
         entered = Pass(owner=self.owner, tables=tables, inside=[self.path])
         entered.tasks = _tasks_of(self.owner)
         THREAD.passes = (*THREAD.passes, entered)
-        if _has_offloaded(module) and not torch.compiler.is_compiling():
+        if _has_offloaded(module):
             _BRINGING.acquire()
             entered.alone = True
         self._read(entered, args, kwargs)
@@ -298,7 +298,9 @@ other threads compute with them."""
 
 def _has_offloaded(module: nn.Module) -> bool:
     """True if accelerate brings weights for a part of the module; it marks the whole, too."""
-    return "_hf_hook" in vars(module) and any(map(is_offloaded, module.modules()))
+    if "_hf_hook" not in vars(module) or torch.compiler.is_compiling():
+        return False
+    return any(map(is_offloaded, module.modules()))
 
 
 def _cached(kwargs: Mapping[str, Any]) -> int:

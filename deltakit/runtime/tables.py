@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from deltakit.core.delta import Reparametrised, TaskConditioned
@@ -20,7 +19,7 @@ from deltakit.runtime.passes import (
     Pass,
     next_tables,
 )
-from deltakit.runtime.reached import Step, check_steps
+from deltakit.runtime.reached import Step, check_called_steps
 from deltakit.runtime.row_counts import count_rows
 
 RowHead = tuple[Mapping[str, nn.Parameter], tuple[int, ...]]
@@ -58,8 +57,7 @@ class Tables:
         Raises:
             IncompatibleDeltas: the module of a site was replaced.
         """
-        if not torch.compiler.is_compiling():
-            check_steps(self.steps)
+        check_called_steps(self.steps)
         if module.training:
             for gate in self.gates:
                 entered.dropped[gate] = gate.draw()

@@ -32,6 +32,8 @@ LIBRARIES = (
     "pyyaml",
     "ray",
     "rich",
+    "rouge-score",
+    "sacrebleu",
     "safetensors",
     "scikit-learn",
     "scipy",

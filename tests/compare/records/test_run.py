@@ -100,7 +100,7 @@ def test_a_run_folder_of_the_first_layout_is_reported(first_layout: Path) -> Non
     table = (first_layout / "table.md").read_text()
     rows = (first_layout / "results.csv").read_text().splitlines()
     found = report_folder(first_layout)
-    assert (first_layout / "table.md").read_text() == table
+    assert (first_layout / "table.md").read_text() == f"{found.answer}\n\n{table}"
     # Columns that came later are empty, and after the others.
     later = "," * (len(COLUMNS) - len(rows[0].split(",")))
     head, *others = (first_layout / "results.csv").read_text().splitlines()

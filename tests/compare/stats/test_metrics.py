@@ -3,6 +3,7 @@
 import json
 import math
 import operator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -237,9 +238,11 @@ def test_a_ratio_of_ones_own_is_registered() -> None:
 PREDICTED = [name for name, metric in METRICS.items() if metric.takes is Takes.PREDICTED]
 
 
-@pytest.mark.parametrize("name", PREDICTED)
-def test_every_metric_tells_a_good_row_from_a_bad_one(name: str) -> None:
-    metric, draw = METRICS.get(name), np.random.default_rng(1)
+def good_and_bad(name: str) -> tuple[Predictions, Predictions]:
+    """Two rows of 200 examples, of which the second is far worse."""
+    draw = np.random.default_rng(1)
+    if name in WRITTEN:
+        return tuple(WRITTEN[name](draw.random(200) < share) for share in (0.95, 0.5))  # type: ignore[return-value]
     if name == "perplexity":
         truth = draw.integers(5, 50, size=200)
         good, bad = truth * draw.normal(1.0, 0.1, 200), truth * draw.normal(3.0, 0.1, 200)
@@ -250,7 +253,36 @@ def test_every_metric_tells_a_good_row_from_a_bad_one(name: str) -> None:
         shape = (200, 3) if name in ("f1_micro", "exact_match") else (200,)
         truth = draw.integers(2, size=shape)
         good, bad = (np.where(draw.random(shape) < p, truth, 1 - truth) for p in (0.95, 0.5))
-    rows = of(truth, good), of(truth, bad)
+    return of(truth, good), of(truth, bad)
+
+
+def _written(label: object, right: object, wrong: object) -> Callable[[np.ndarray], Predictions]:
+    """Rows of examples with one label, which are right or wrong."""
+    return lambda hits: Predictions(
+        labels=(label,) * len(hits),  # type: ignore[arg-type]
+        predicted=tuple(right if hit else wrong for hit in hits),  # type: ignore[misc]
+    )
+
+
+TAGS, TEXT = ("B-PER", "I-PER", "O"), "the cat sat on the red mat"
+WRITTEN = {
+    "answer_f1": _written(("red mat", "mat"), "a red mat", "the cat"),
+    "answer_exact": _written(("red mat", "mat"), "a mat", "the cat"),
+    "answer_match": _written("yes", (3.0, 2, "yes"), (3.0, 2, "no")),
+    "answer_perplexity": _written("yes", (3.0, 2, "yes"), (9.0, 2, "no")),
+    "span_f1": _written(TAGS, TAGS, ("B-PER", "O", "O")),
+    "word_accuracy": _written(TAGS, TAGS, ("O", "O", "O")),
+    **{
+        name: _written(TEXT, TEXT, "a dog")
+        for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
+    },
+}
+"""What is predicted of a text, by the metrics that take no numbers."""
+
+
+@pytest.mark.parametrize("name", [name for name in PREDICTED if name != "span_f1"])
+def test_every_metric_tells_a_good_row_from_a_bad_one(name: str) -> None:
+    metric, rows = METRICS.get(name), good_and_bad(name)
     found = metric.difference(rows[:1], rows[1:])
     assert found.p < 0.001
     assert found.points == pytest.approx(100 * (metric.value(rows[0]) - metric.value(rows[1])))
@@ -271,7 +303,7 @@ def test_rows_of_different_splits_are_not_compared() -> None:
 
 def test_lower_is_better_where_the_metric_says_so() -> None:
     lower = {name for name, metric in METRICS.items() if metric.direction is Direction.LOWER}
-    assert lower == {"mse", "perplexity", "log_loss", "brier", "ece"}
+    assert lower == {"mse", "perplexity", "answer_perplexity", "log_loss", "brier", "ece"}
     trials = [Trial(lr=lr, score=s) for lr, s in ((1e-4, 9.0), (1e-3, 5.0), (1e-2, 7.0))]
     assert choose(trials).lr == 1e-4
     assert choose(trials, Direction.LOWER).lr == 1e-3
@@ -302,9 +334,8 @@ def test_numbers_beside_each_other_have_as_many_places() -> None:
 
 
 def test_a_mean_says_what_each_example_adds() -> None:
-    predictions = of(np.arange(5.0), np.arange(5.0) + 2)
     for name in PREDICTED:
-        metric = METRICS.get(name)
+        metric, (_, predictions) = METRICS.get(name), good_and_bad(name)
         assert isinstance(metric, MeanMetric | RatioMetric | CorpusMetric)
         if isinstance(metric, MeanMetric):
             assert metric.each(predictions).mean() == metric.value(predictions)

@@ -74,8 +74,9 @@ class Spans(Kind):
 
     @classmethod
     def matches(cls, columns: Columns, asked: ColumnNames) -> bool:
-        text, label = cls.columns_in(columns, asked)
-        return {text, asked.pair or "context", label} <= set(columns) and not asked.separator
+        usual = (asked.text or cls.text_column, asked.pair or "context") == ("question", "context")
+        _, label = cls.columns_in(columns, asked)
+        return usual and {"question", "context", label} <= set(columns) and not asked.separator
 
     @classmethod
     def columns_in(cls, columns: Columns, asked: ColumnNames) -> tuple[str | None, str | None]:
