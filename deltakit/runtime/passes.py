@@ -157,6 +157,9 @@ class Pass:
 class PassTables(Protocol):
     """The tables of a pass: see `deltakit.runtime.tables.Tables`."""
 
+    def check(self) -> None:
+        """Refuses a base whose modules were replaced."""
+
     def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Draws and counts what a pass that begins needs."""
 
@@ -298,9 +301,7 @@ other threads compute with them."""
 
 def _has_offloaded(module: nn.Module) -> bool:
     """True if accelerate brings weights for a part of the module; it marks the whole, too."""
-    if "_hf_hook" not in vars(module) or torch.compiler.is_compiling():
-        return False
-    return any(map(is_offloaded, module.modules()))
+    return "_hf_hook" in vars(module) and any(map(is_offloaded, module.modules()))
 
 
 def _cached(kwargs: Mapping[str, Any]) -> int:
@@ -312,11 +313,10 @@ def _cached(kwargs: Mapping[str, Any]) -> int:
 
 
 class RootPort(PassPort):
-    """Opens the pass of a whole model: recomputation is prepared, and a replica is refused."""
+    """Opens the pass of a whole model, and refuses a replica."""
 
     def __init__(self, model: nn.Module, owner: Owner) -> None:
         super().__init__(model, "", owner)
-        self.layers = tuple(m for m in model.modules() if _can_checkpoint(m))
 
     def open(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> None:
         if "_is_replica" in vars(module):
@@ -324,10 +324,32 @@ class RootPort(PassPort):
                 "DataParallel's replicas would all run the deltas of the first device. Use "
                 "DistributedDataParallel, one process for each device."
             )
-        if module.training and not torch.compiler.is_compiling():
+        super().open(module, args, kwargs)
+
+
+class BeforePass:
+    """Prepares what a graph cannot: the base is checked, and recomputation resumes its pass.
+
+    It is a hook of its own, and changes nothing of its thread. torch compiles a hook that asks
+    whether it is compiled, and loses what that hook notes for its thread.
+    """
+
+    def __init__(self, model: nn.Module, owner: Owner) -> None:
+        self.owner = owner
+        self.layers = tuple(m for m in model.modules() if _can_checkpoint(m))
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        """Before the module, and before its pass is opened.
+
+        Raises:
+            IncompatibleDeltas: the module of a site was replaced.
+        """
+        if torch.compiler.is_compiling():
+            return
+        next_tables(self.owner).check()
+        if module.training:
             for layer in self.layers:
                 _resume_in_own_pass(layer)
-        super().open(module, args, kwargs)
 
 
 def _can_checkpoint(module: nn.Module) -> bool:
@@ -417,9 +439,9 @@ class PassPorts:
     """The hooks that open and close the passes of one model."""
 
     def __init__(self, model: nn.Module, handles: Iterable[Handle], owner: Owner) -> None:
-        self.root = RootPort(model, owner)
+        self.before = BeforePass(model, owner)
         inner = {m: PassPort(m, path, owner) for path, m in entries(model, handles).items()}
-        self.ports: dict[nn.Module, PassPort] = {model: self.root, **inner}
+        self.ports: dict[nn.Module, PassPort] = {model: RootPort(model, owner), **inner}
         self.hooks: list[RemovableHandle] = []
         self.ends: dict[nn.Module, RemovableHandle] = {}
 
@@ -430,12 +452,13 @@ class PassPorts:
         for module, port in self.ports.items():
             end = module.register_forward_hook(port.close, with_kwargs=True, always_call=True)
             begin = module.register_forward_pre_hook(port.open, with_kwargs=True, prepend=True)
+            before = module.register_forward_pre_hook(self.before, prepend=True)
             self.ends[module] = end
-            self.hooks += [end, begin]
+            self.hooks += [end, begin, before]
 
     def are_resumed(self) -> bool:
         """True if layers may be run again after a pass, in a backward pass."""
-        functions = (vars(x).get("_gradient_checkpointing_func") for x in self.root.layers)
+        functions = (vars(x).get("_gradient_checkpointing_func") for x in self.before.layers)
         return any(isinstance(function, ResumingCheckpoint) for function in functions)
 
     def come_last(self) -> None:
@@ -450,5 +473,5 @@ class PassPorts:
             hook.remove()
         self.hooks.clear()
         self.ends.clear()
-        for layer in self.root.layers:
+        for layer in self.before.layers:
             _resume_anywhere(layer)

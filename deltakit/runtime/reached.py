@@ -73,26 +73,14 @@ class ReachedPort:
         self.steps = steps
 
     def __call__(self, *_: Any) -> None:
-        check_called_steps(self.steps)
+        if not torch.compiler.is_compiling():
+            check_steps(self.steps)
 
 
 def install_reached(model: nn.Module, modules: Mapping[str, nn.Module]) -> RemovableHandle:
     """Lets passes of the model be refused once one of the modules, by path, is replaced."""
     steps = Paths(model, {path: (path, module) for path, module in modules.items()})
     return model.register_forward_pre_hook(ReachedPort(steps.to(modules)))
-
-
-def check_called_steps(steps: Iterable[Step]) -> None:
-    """`check_steps` in a call of the model, and nothing in a compiled one.
-
-    It is a function of its own: torch compiles a hook that names torch, and what the hook changes
-    is lost.
-
-    Raises:
-        IncompatibleDeltas: a step leads to another module now.
-    """
-    if not torch.compiler.is_compiling():
-        check_steps(steps)
 
 
 def check_steps(steps: Iterable[Step]) -> None:

@@ -19,7 +19,7 @@ from deltakit.runtime.passes import (
     Pass,
     next_tables,
 )
-from deltakit.runtime.reached import Step, check_called_steps
+from deltakit.runtime.reached import Step, check_steps
 from deltakit.runtime.row_counts import count_rows
 
 RowHead = tuple[Mapping[str, nn.Parameter], tuple[int, ...]]
@@ -51,13 +51,12 @@ class Tables:
         gates = dict.fromkeys(leaf.gate for leaf in leaves if leaf.gate is not None)
         object.__setattr__(self, "gates", tuple(gates))
 
-    def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Draws and counts what a pass that begins with these tables needs.
+    def check(self) -> None:
+        """Raises `IncompatibleDeltas` if the module of a site was replaced."""
+        check_steps(self.steps)
 
-        Raises:
-            IncompatibleDeltas: the module of a site was replaced.
-        """
-        check_called_steps(self.steps)
+    def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Draws and counts what a pass that begins with these tables needs."""
         if module.training:
             for gate in self.gates:
                 entered.dropped[gate] = gate.draw()

@@ -147,10 +147,14 @@ def test_generation_is_not_asked_of_a_form_that_reads_the_end() -> None:
         checks.check_generation(Case.of(dk.LoReFT(rank=2), "llama"))
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("family", ["bert", "clip_text_model"])
-def test_what_a_graph_cannot_read_runs_outside_it(kit: SimpleNamespace, family: str) -> None:
+def test_what_a_graph_cannot_read_runs_outside_it(
+    kit: SimpleNamespace, family: str, training: bool
+) -> None:
     """A bare model's pass begins outside the graph of the compiled model."""
-    model, batch = kit.make_model(family), kit.make_inputs(family)
+    model, batch = kit.make_model(family).train(training), kit.make_inputs(family)
+    assert not any(each.p for each in model.modules() if isinstance(each, torch.nn.Dropout))
     dk.attach(model, dk.LoReFT(rank=2, first=2, last=2))
     kit.randomise_deltas(model)
     expected = kit.out(model, batch)
