@@ -9,7 +9,9 @@ import pytest
 from torch import nn
 
 import deltakit as dk
+from deltakit.core.composition import One
 from deltakit.errors import IncompatibleDeltas
+from deltakit.inject.attachments import attachments_of
 from deltakit.inject.partitions import wrapper_of
 
 SWITCHES = ("activate", "using", "disabled", "detach")
@@ -68,8 +70,10 @@ def test_own_values_are_not_exchanged_in_flat_parts(
 def test_deltas_without_own_values_are_switched(kit: SimpleNamespace, wrap: Any) -> None:
     model = two(kit, "lora", "bare")
     wrap(model)
-    for act in SWITCHES:
+    for act, then in zip(SWITCHES, ("b", "b", "b", None), strict=True):
         switch(model, act)
+        attachments = attachments_of(model)
+        assert (None if attachments is None else attachments.active) == (then and One(then))
 
 
 @pytest.mark.parametrize("wrap", [flatten, partition])

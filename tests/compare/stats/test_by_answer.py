@@ -50,7 +50,7 @@ def test_an_example_has_the_score_of_its_best_answer() -> None:
     assert METRICS.get("answer_f1").value(partly) == pytest.approx(2 * 1 / (2 + 3))
 
 
-def test_it_is_what_torchmetrics_says_where_that_is_installed() -> None:
+def test_scores_are_those_of_torchmetrics() -> None:
     squad = pytest.importorskip("torchmetrics.text").SQuAD()
     golds = [("Paris", "the city of Paris"), ("an old map",), ("two books",)]
     said = ("city Paris", "The old map.", "books of two")

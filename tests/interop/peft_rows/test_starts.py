@@ -140,7 +140,12 @@ def test_its_name_is_lora_with_the_setting(kit: SimpleNamespace, start: str) -> 
 def test_nothing_is_read_for_other_starts(kit: SimpleNamespace) -> None:
     adapted = adapted_model(fresh(kit), parse_method("peft:lora[r=2]"))
     adapted.attach()
-    adapted.prepare(iter(()))
+    before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
+    untouched = iter(batches(kit))
+    adapted.prepare(untouched)
+    assert len(list(untouched)) == len(batches(kit))
+    for name, value in adapted.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("start", STARTS)
