@@ -209,7 +209,11 @@ def test_a_model_that_cannot_classify(
 
 
 @pytest.mark.parametrize(
-    "network", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=["off", "dead"]
+    "network",
+    [
+        pytest.param({"HF_HUB_OFFLINE": "1"}, id="off", marks=pytest.mark.slow),
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, id="dead"),
+    ],
 )
 def test_a_hub_name_without_a_network_is_refused_with_no_second_try(
     network: dict[str, str], small: list[str], tmp_path: Path

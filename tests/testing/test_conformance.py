@@ -109,10 +109,23 @@ def test_law_in_turn(law: Law, method: str) -> None:
     hold_on_one(law, method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+TRACED_ALIKE = (
+    "mov, mola, molora, adamix, compacter++, phm, adapterdrop[method=prefix], fusion[member=lora], "
+    "fusion[member=parallel], unipelt, prefix[positions=counted], prefix+lora+parallel"
+).split(", ")
+"""Methods whose graph is of the same parts as another's."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in TRACED_ALIKE)) for m in METHODS]
+)
 def test_compiles(method: str) -> None:
     """Tracing takes seconds."""
     hold_on_one(check_compiles, method)
+
+
+def test_all_that_are_traced_alike_are_methods() -> None:
+    assert set(TRACED_ALIKE) <= set(METHODS)
 
 
 @pytest.mark.parametrize("method", ["parallel", "prompt", "norms"])
