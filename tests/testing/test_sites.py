@@ -72,7 +72,10 @@ def places(model: Any) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "opt", "gpt_neox", "bart"])
+@pytest.mark.parametrize(
+    "family",
+    ["bert", "gpt2", "llama", "opt", "gpt_neox", pytest.param("bart", marks=pytest.mark.slow)],
+)
 def test_any_two_sites_exchanged_are_told(kit: SimpleNamespace, family: str, clean: None) -> None:
     model, inputs = kit.make_model(family), kit.make_inputs(family)
     right = places(model)

@@ -123,7 +123,13 @@ TURNS = [(label, *SETTINGS[turn % len(SETTINGS)]) for turn, label in enumerate(m
 """The methods, with the bases in turn, each with and without checkpointing."""
 
 
-@pytest.mark.parametrize(("label", "base", "again"), TURNS)
+@pytest.mark.parametrize(
+    ("label", "base", "again"),
+    [
+        pytest.param(*each, marks=[] if turn % 5 in (0, 2) else pytest.mark.slow)
+        for turn, each in enumerate(TURNS)
+    ],
+)
 def test_each_method_needs_what_is_predicted(
     bert: Path, label: str, base: str, again: bool
 ) -> None:

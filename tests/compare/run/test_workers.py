@@ -117,8 +117,14 @@ def whole(out: Path) -> None:
 # ------------------------------------------------------------------------------------ kill -9
 
 
-def test_kill_at_ten_random_moments(
-    asked: Callable[..., Request], crowd: Crowd, tmp_path: Path, read: SimpleNamespace, seed: int
+@pytest.mark.parametrize("times", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_kill_at_random_moments(
+    asked: Callable[..., Request],
+    crowd: Crowd,
+    tmp_path: Path,
+    read: SimpleNamespace,
+    seed: int,
+    times: int,
 ) -> None:
     request = asked("lora", trials=2, lr=None)
     undisturbed = crowd.start(request, tmp_path / "undisturbed")
@@ -129,7 +135,7 @@ def test_kill_at_ten_random_moments(
     kills, runs, out = 0, 0, tmp_path / "run-0"
     finished: dict[Path, bytes] = {}
     while True:
-        moment = draw.randint(1, int(touches) // 3) if kills < 10 else 0
+        moment = draw.randint(1, int(touches) // 3) if kills < times else 0
         print(f"run {runs}, to be killed when it touches a file for the {moment}th time")
         process = crowd.start(request, out, KILL_AT=str(moment))
         process.join()
@@ -146,7 +152,7 @@ def test_kill_at_ten_random_moments(
         assert table(out) == table(tmp_path / "undisturbed")
         assert read.predictions(out) == read.predictions(tmp_path / "undisturbed")
         assert read.leftovers(tmp_path) == []
-        if kills == 10:
+        if kills == times:
             break
         runs, finished, out = runs + 1, {}, tmp_path / f"run-{runs + 1}"
 
