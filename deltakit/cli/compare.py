@@ -1,22 +1,23 @@
 """``deltakit compare``: the main job."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltakit.cli.options import plan_options, request, sizes, whole
+from deltakit.cli.options import plan_options, request, sized_plans, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from rich.console import Console
 
     from deltakit.compare.api import Results
-    from deltakit.compare.plan.draft import Draft
     from deltakit.compare.plan.plan import Plan
     from deltakit.compare.run.engines.base import Engine
     from deltakit.compare.run.failures import Failures
+    from deltakit.compare.sizes import ResultsBySize
 
 
 @click.command(
@@ -43,19 +44,12 @@ Exit code 0: all cells done. 1: some failed, the table says why. 2: wrong usage 
 )
 @click.option("--workers", type=whole, metavar="N", help="How many cells run at a time. [1]")
 @click.option(
-    "--train-sizes",
-    type=sizes,
-    metavar="N,N,...",
-    help="Compare at several numbers of training examples, and draw scores over them.",
-)
-@click.option(
     "--retry-failed/--no-retry-failed", default=False, help="Run cells again that failed. [no]"
 )
 def compare(
     out: Path | None,
     engine: str | None,
     workers: int | None,
-    train_sizes: tuple[int, ...] | None,
     retry_failed: bool,
     **options: Any,
 ) -> None:
@@ -72,53 +66,34 @@ def compare(
         from deltakit.compare.run.engines import engine_for
 
         place = engine_for(engine, workers)
-        plans = _plans(options, train_sizes, place)
+        by_size = sized_plans(options, place)
+        plans = [_plan(options, place)] if by_size is None else list(by_size.values())
         from deltakit.compare.run import distributed
         from deltakit.compare.run.failures import Failures
         from deltakit.compare.run.queue import follow
-        from deltakit.compare.sizes import folders_of
 
-    folders: dict[int | None, Path | None] = {None: out}
-    if train_sizes is not None:
-        whole_folder, by_size = folders_of(
-            {size: plan for size, plan in plans.items() if size is not None}, out
-        )
-        folders = dict(by_size.items())
     if distributed.is_follower():
-        for plan in plans.values():
+        for plan in plans:
             follow(plan)
         return
-    failures = Failures.RETRY if retry_failed else Failures.KEEP
-    outcomes = {
-        size: _run(console, plan, folders[size], place, failures) for size, plan in plans.items()
-    }
-    if train_sizes is not None:
-        _show_sizes(whole_folder, outcomes)
-    if any(outcome.failures for outcome in outcomes.values()):
+    run = partial(
+        _run, console, place=place, failures=Failures.RETRY if retry_failed else Failures.KEEP
+    )
+    outcome = run(plans[0], out) if by_size is None else _run_sizes(by_size, out, run)
+    if outcome.failures:
         console.print("The same command with --retry-failed runs failed cells again.")
         raise SystemExit(1)
 
 
-def _plans(
-    options: dict[str, Any], train_sizes: "Sequence[int] | None", place: "Engine"
-) -> "dict[int | None, Plan]":
-    """The plan, or one for each number of training examples, the smallest first."""
+def _plan(options: dict[str, Any], place: "Engine") -> "Plan":
     from deltakit.compare.plan.draft import draft_of
 
-    asked = request(options)
-    if train_sizes is None:
-        drafts: dict[int | None, Draft] = {None: draft_of(asked)}
-    else:
-        from deltakit.compare.sizes import check_enough, check_sizes, sized
-
-        drafts = {size: draft_of(sized(asked, size)) for size in check_sizes(train_sizes, options)}
-        for size, draft in drafts.items():
-            check_enough(draft, size or 0)
+    draft = draft_of(request(options))
     # Here everything that a user types has been judged, and what is slow begins.
     place.prepare()
     from deltakit.compare.plan.resolve import complete_plan
 
-    return {size: complete_plan(draft) for size, draft in drafts.items()}
+    return complete_plan(draft)
 
 
 def _run(
@@ -138,9 +113,15 @@ def _run(
     return outcome
 
 
-def _show_sizes(folder: Path, outcomes: "dict[int | None, Results]") -> None:
-    from deltakit.compare.sizes import write_sizes
+def _run_sizes(
+    plans: "dict[int, Plan]", out: Path | None, run: "Callable[[Plan, Path | None], Results]"
+) -> "ResultsBySize":
+    """Runs the plan of each size, and shows the table over all of them."""
+    from deltakit.cli.live import show_sizes
+    from deltakit.compare.sizes import ResultsBySize, folders_of
 
-    runs = {size: outcome for size, outcome in outcomes.items() if size is not None}
-    click.echo(write_sizes(folder, runs))
-    click.echo(f"{folder}/sizes.md, sizes.csv, sizes.png and sizes.svg have it over all sizes")
+    whole, folders = folders_of(plans, out)
+    runs = {size: run(plan, folders[size]) for size, plan in plans.items()}
+    outcome = ResultsBySize(folder=whole, runs=runs)
+    show_sizes(outcome)
+    return outcome

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,6 +18,7 @@ from rich.progress import (
 
 if TYPE_CHECKING:
     from deltakit.compare.api import Results
+    from deltakit.compare.sizes import ResultsBySize
 
 ENOUGH = 30
 """Units to have done before the time left is worth a guess."""
@@ -39,6 +41,14 @@ def show(console: Console, outcome: "Results") -> None:
     console.print(
         f"{outcome.folder}/report.html has the whole comparison", highlight=False, soft_wrap=True
     )
+
+
+def show_sizes(outcome: "ResultsBySize") -> None:
+    """Writes what is over all sizes, and prints the table and where the rest is."""
+    from deltakit.compare.sizes import write_sizes
+
+    click.echo(write_sizes(outcome))
+    click.echo(f"{outcome.page} has it over all sizes, sizes.csv every cell")
 
 
 class Live:

@@ -11,11 +11,15 @@ from deltakit.cli.shipped_plans import shipped_plans
 from deltakit.errors import InvalidConfig, unknown
 
 if TYPE_CHECKING:
+    from deltakit.compare.plan.plan import Plan
     from deltakit.compare.plan.request import Request
+    from deltakit.compare.run.engines.base import Engine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 ALL = "all"
+CURVE = ("train_sizes", "equal_steps")
+"""The options that are no part of a request."""
 
 
 def amount(value: str) -> int | str:
@@ -259,21 +263,53 @@ _OPTIONS = (
 )
 
 
+_SIZES = (
+    click.option(
+        "--train-sizes",
+        type=sizes,
+        metavar="N,N,...",
+        help="Compare at several numbers of training examples, and draw scores over them.",
+    ),
+    click.option(
+        "--equal-steps/--no-equal-steps",
+        default=None,
+        help="With --train-sizes: train each size for as many steps as the largest one. [no]",
+    ),
+)
+
+
 def plan_options(function: F) -> F:
     """Gives a command the options that name a plan."""
     function = _IMPORT()(function)
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_OPTIONS, *_SIZES)):
         function = option(function)
     return function
 
 
 def request(options: dict[str, Any]) -> "Request":
-    """The options as a request.
+    """The options as a request, for any of the sizes if there are several.
 
     Raises:
         DeltakitError: an unknown profile, or a value out of range.
     """
     from deltakit.compare.plan.request import request_of
 
-    settings = dict(options)
+    settings = {key: value for key, value in options.items() if key not in CURVE}
     return request_of(settings.pop("methods"), settings)
+
+
+def sized_plans(options: dict[str, Any], place: "Engine | None" = None) -> "dict[int, Plan] | None":
+    """A plan for each of ``--train-sizes``, the smallest first; None without that option.
+
+    Raises:
+        DeltakitError: whatever is wrong with one of them.
+    """
+    train_sizes, equal_steps = map(options.get, CURVE)
+    if equal_steps is None and train_sizes is None:
+        return None
+    from deltakit.compare.sizes import check_curve, plans_by_size
+
+    check_curve(train_sizes, equal_steps)
+    if train_sizes is None:
+        return None
+    return plans_by_size(request(options), train_sizes, options, bool(equal_steps), place)

@@ -1,11 +1,14 @@
 """``deltakit plan``: a comparison's cells and counts, before anything is trained."""
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltakit.cli.options import plan_options, request
+from deltakit.cli.options import plan_options, request, sized_plans
+
+if TYPE_CHECKING:
+    from deltakit.compare.plan.plan import Plan
 
 
 @click.command()
@@ -34,18 +37,27 @@ def plan(memory: bool, gradient_checkpointing: bool | None, as_json: bool, **opt
 
 
 def _show_cells(options: dict[str, Any]) -> None:
+    by_size = sized_plans(options)
+    if by_size is not None:
+        for plan in by_size.values():
+            _show_plan(plan)
+        return
+    from deltakit.compare.plan.draft import draft_of
+
+    draft = draft_of(request(options))
+    from deltakit.compare.plan.resolve import complete_plan
+
+    _show_plan(complete_plan(draft))
+
+
+def _show_plan(resolved: "Plan") -> None:
     import copy
 
     from tabulate import tabulate
 
-    from deltakit.compare.plan.draft import draft_of
-
-    draft = draft_of(request(options))
     from deltakit.compare.plan.plan import attach_all, given_folder
-    from deltakit.compare.plan.resolve import complete_plan
     from deltakit.compare.run.cell import step_count
 
-    resolved = complete_plan(draft)
     skeleton = resolved.model.skeleton(resolved.task.kind.head)
     rows: list[tuple[object, ...]] = []
     for cell, first in resolved.stages():

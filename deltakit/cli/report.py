@@ -25,15 +25,19 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
     """Rewrite the tables and plots of a run, and print the table.
 
     Several run FOLDERS are joined: the cells of one plan that ran on several machines, or runs of
-    other methods under the same conditions. What does not compare is refused.
+    other methods under the same conditions. What does not compare is refused. The folder of a
+    comparison at several sizes (--train-sizes) is reported as a whole.
     """
     from rich.console import Console
 
-    from deltakit.cli.live import show
-    from deltakit.compare.api import report_folder, report_joined
+    from deltakit.cli.live import show, show_sizes
+    from deltakit.compare.api import report_folder, report_joined, report_sizes
 
     if out is not None:
         outcome = report_joined(folders, out)
+    elif len(folders) == 1 and (curve := report_sizes(folders[0])) is not None:
+        show_sizes(curve)
+        return
     elif len(folders) == 1:
         outcome = report_folder(folders[0])
     else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from deltakit.compare.measure.hardware import this_machine
 from deltakit.compare.measure.provenance import code_version, library_versions
@@ -35,6 +35,14 @@ from deltakit.compare.report.write import write_reports
 from deltakit.compare.run.engines import Engine, Local, engine_for
 from deltakit.compare.run.failures import Failures
 from deltakit.compare.run.progress import Progress, Silent
+from deltakit.compare.sizes import (
+    ResultsBySize,
+    check_curve,
+    folders_of,
+    plans_by_size,
+    sizes_in,
+    write_sizes,
+)
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.stats.significance import CONFIDENCE, DRAWS, LEVEL, POWER
 from deltakit.compare.store.join_runs import join
@@ -100,6 +108,7 @@ class Results:
         return f"<p>{escape(self.answer)}</p>\n{table_html(self.summaries())}"
 
 
+@overload
 def compare(
     methods: "Methods | Plan | None" = None,
     *,
@@ -109,8 +118,41 @@ def compare(
     workers: int | None = None,
     failures: Failures = Failures.KEEP,
     progress: Progress | None = None,
+    train_sizes: None = None,
+    equal_steps: None = None,
     **settings: Any,
-) -> Results:
+) -> Results: ...
+
+
+@overload
+def compare(
+    methods: "Methods | Plan | None" = None,
+    *,
+    plan: Plan | None = None,
+    out: str | Path | None = None,
+    engine: str | Engine | None = None,
+    workers: int | None = None,
+    failures: Failures = Failures.KEEP,
+    progress: Progress | None = None,
+    train_sizes: Sequence[int],
+    equal_steps: bool | None = None,
+    **settings: Any,
+) -> ResultsBySize: ...
+
+
+def compare(
+    methods: "Methods | Plan | None" = None,
+    *,
+    plan: Plan | None = None,
+    out: str | Path | None = None,
+    engine: str | Engine | None = None,
+    workers: int | None = None,
+    failures: Failures = Failures.KEEP,
+    progress: Progress | None = None,
+    train_sizes: Sequence[int] | None = None,
+    equal_steps: bool | None = None,
+    **settings: Any,
+) -> Results | ResultsBySize:
     """Trains and measures methods on one task, as ``deltakit compare`` does.
 
     The same call goes on where an earlier one stopped.
@@ -124,6 +166,9 @@ def compare(
         workers: how many cells run at a time, where the engine takes several.
         failures: what is done about cells that failed in an earlier run.
         progress: told what happens.
+        train_sizes: numbers of training examples, such as ``[100, 500, 2000]``. Each is a run of
+            its own, and the answer is a `ResultsBySize`.
+        equal_steps: whether each of the sizes is trained for as many steps as the largest one.
         settings: the options of ``deltakit compare`` with underscores: ``model``, ``task``,
             ``seeds``, ``trials``, ``epochs``, ``weights``, ``imports``, ...
 
@@ -133,19 +178,47 @@ def compare(
     """
     place = engine if isinstance(engine, Engine) else engine_for(engine or Local.name, workers)
     chosen = plan or (methods if isinstance(methods, Plan) else None)
-    if chosen is None:
-        draft = draft_of(request_of(() if methods is None else methods, settings))
+    folder = None if out is None else Path(out)
+    check_curve(train_sizes, equal_steps)
+    if chosen is not None:
+        curve = {} if train_sizes is None else {"train_sizes": train_sizes}
+        _check_alone({**settings, **curve}, plan is not None and methods is not None)
         place.prepare()
-        chosen = complete_plan(draft)
-    elif settings or (plan is not None and methods is not None):
+        return run_plan(chosen, folder, progress, engine=place, failures=failures)
+    request = request_of(() if methods is None else methods, settings)
+    if train_sizes is not None:
+        plans = plans_by_size(request, train_sizes, settings, bool(equal_steps), place)
+        return _compare_sizes(plans, folder, progress, place, failures)
+    draft = draft_of(request)
+    place.prepare()
+    return run_plan(complete_plan(draft), folder, progress, engine=place, failures=failures)
+
+
+def _check_alone(settings: Mapping[str, Any], methods: bool) -> None:
+    """Raises `InvalidConfig` where a plan is given with settings or methods."""
+    if settings or methods:
         raise InvalidConfig(
             "a plan has its methods and settings already. Leave out "
             f"{', '.join(settings) or 'the methods'}, or build another plan."
         )
-    else:
-        place.prepare()
-    folder = None if out is None else Path(out)
-    return run_plan(chosen, folder, progress, engine=place, failures=failures)
+
+
+def _compare_sizes(
+    plans: Mapping[int, Plan],
+    out: Path | None,
+    progress: Progress | None,
+    place: Engine,
+    failures: Failures,
+) -> ResultsBySize:
+    """Runs a plan for each size, and writes what is over all of them."""
+    whole, folders = folders_of(plans, out)
+    runs = {
+        size: run_plan(plan, folders[size], progress, engine=place, failures=failures)
+        for size, plan in plans.items()
+    }
+    results = ResultsBySize(folder=whole, runs=runs)
+    write_sizes(results)
+    return results
 
 
 def run_plan(
@@ -195,6 +268,15 @@ def report_folder(path: Path) -> Results:
         InvalidConfig: it is not a run folder.
     """
     return collect(RunFolder(path), reused=0)
+
+
+def report_sizes(path: Path) -> ResultsBySize | None:
+    """Writes the reports of the run of each size in a folder again; None where it holds none."""
+    found = sizes_in(path)
+    if not found:
+        return None
+    runs = {size: report_folder(each) for size, each in found.items()}
+    return ResultsBySize(folder=path, runs=runs)
 
 
 def report_joined(folders: Sequence[Path], out: Path) -> Results:

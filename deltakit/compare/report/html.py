@@ -102,6 +102,12 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML. Every text in it is escaped."""
+    size = {"width": WIDTH, "height": HEIGHT}
+    return rendered_page("report.html.j2", page=page, missing=MISSING, chart=size)
+
+
+def rendered_page(template: str, **values: object) -> str:
+    """A template of the reports with values. Every text in it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -112,9 +118,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"plain": _plain, "inline": _inline}
-    template = environment.get_template("report.html.j2")
-    size = {"width": WIDTH, "height": HEIGHT}
-    return template.render(page=page, missing=MISSING, chart=size) + "\n"
+    return environment.get_template(template).render(**values) + "\n"
 
 
 def _plain(value: object) -> str:

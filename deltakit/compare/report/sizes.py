@@ -1,10 +1,12 @@
-"""Scores over the amount of training data: one table and one plot."""
+"""Scores over the amount of training data: one table, one plot and one page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deltakit.compare.report.extra_tables import TextTable
+from deltakit.compare.report.html import rendered_page
 from deltakit.compare.report.pareto import INK, PALETTE, STYLE, Plot, rendered
 from deltakit.compare.report.summary import RowSummary
 from deltakit.compare.stats.metrics import Metric
@@ -29,20 +31,57 @@ def sizes_md(by_size: BySize, metric: Metric, floor: str) -> str:
         metric: of the scores.
         floor: the label of the floor.
     """
+    return _tabulated(sizes_table(by_size, metric, floor), "github") + "\n"
+
+
+def sizes_html(by_size: BySize, metric: Metric, floor: str) -> str:
+    """The same table as an element of HTML."""
+    return _tabulated(sizes_table(by_size, metric, floor), "html")
+
+
+def _tabulated(table: TextTable, form: str) -> str:
     from tabulate import tabulate
 
+    return str(tabulate(table.lines, table.titles, tablefmt=form, disable_numparse=True))
+
+
+def sizes_table(by_size: BySize, metric: Metric, floor: str) -> TextTable:
+    """The table of `sizes_md` in words."""
     rows = _rows(by_size)
     several = len({base for _, base in rows}) > 1
-    lines = [
+    lines = tuple(
         (
             f"{row[0]} on {row[1]}" if several else row[0],
             *(_cell(found.get(size)) for size in by_size),
             "–" if row[0] == floor else _start(found, metric),
         )
         for row, found in rows.items()
-    ]
-    headers = (metric.title, *(f"{size:,}" for size in by_size), f"first beats {floor} at")
-    return tabulate(lines, headers, tablefmt="github", disable_numparse=True) + "\n"
+    )
+    titles = (metric.title, *(f"{size:,}" for size in by_size), f"first beats {floor} at")
+    return TextTable(titles=titles, lines=lines)
+
+
+def sizes_page(
+    by_size: BySize,
+    metric: Metric,
+    floor: str,
+    *,
+    title: str,
+    answers: Mapping[int, str],
+    svg: str,
+) -> str:
+    """The page of all sizes as HTML: the answers, the plot, the table.
+
+    Args:
+        by_size: the rows of all runs.
+        metric: of the scores.
+        floor: the label of the floor.
+        title: of the page.
+        answers: each run's sentence, by size.
+        svg: the plot.
+    """
+    table = sizes_table(by_size, metric, floor)
+    return rendered_page("sizes.html.j2", title=title, answers=answers, svg=svg, table=table)
 
 
 def _rows(by_size: BySize) -> dict[Row, dict[int, RowSummary]]:
