@@ -3,8 +3,9 @@
     python benchmarks/kinds.py kinds
 
 writes ``names.conll``, ``passive.csv``, ``clefts.csv``, ``counting.jsonl``, ``rooms.json`` and
-``endings.jsonl`` to the folder ``kinds``, and the models ``t5`` and ``bart``. Everything is made by rule, with fixed
-seeds, and nothing is downloaded. The pictures are those of ``examples/digits_vit.py``.
+``endings.jsonl`` to the folder ``kinds``, and the models ``t5`` and ``bart``. Everything is made by
+rule, with fixed seeds, and nothing is downloaded. The pictures are those of
+``examples/digits_vit.py``.
 
 The two models have about a million parameters. They are pre-trained to restore sentences of which
 words are left out. The sentences in the passive voice have other agents than the task's, so the

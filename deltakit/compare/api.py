@@ -3,8 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,7 +13,7 @@ from deltakit.compare.plan.plan import CONSTANT, Cell, Plan
 from deltakit.compare.plan.request import FULL_PRECISION, request_of
 from deltakit.compare.plan.resolve import complete_plan
 from deltakit.compare.records.latency import ShapeTime
-from deltakit.compare.records.result import CellResult, Predictions
+from deltakit.compare.records.result import CellResult
 from deltakit.compare.records.run import (
     ImportRecord,
     ModelRecord,
@@ -27,11 +25,9 @@ from deltakit.compare.records.run import (
 )
 from deltakit.compare.records.training import EvalPoint
 from deltakit.compare.records.trial import Choice
-from deltakit.compare.report.frame import answer, cells_frame, table_frame
 from deltakit.compare.report.page import CellExtras
-from deltakit.compare.report.summary import RowSummary, summarise
-from deltakit.compare.report.tables import table_html
 from deltakit.compare.report.write import write_reports
+from deltakit.compare.results import Results
 from deltakit.compare.run.engines import Engine, Local, engine_for
 from deltakit.compare.run.failures import Failures
 from deltakit.compare.run.progress import Progress, Silent
@@ -52,60 +48,7 @@ from deltakit.core.method import Method
 from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     Methods = str | Method | Sequence[str | Method] | Mapping[str, str | Method]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """A run that has ended.
-
-    Attributes:
-        folder: the run folder.
-        results: every cell's row, in the plan's order.
-        predictions: per-example predictions by (method, base, seed).
-        run: the record of the run, ``run.json``.
-        reused: how many cells an earlier run had finished.
-    """
-
-    folder: Path
-    results: tuple[CellResult, ...]
-    predictions: dict[tuple[str, str, int], Predictions]
-    run: RunRecord
-    reused: int
-
-    @property
-    def failures(self) -> tuple[CellResult, ...]:
-        """The cells that failed."""
-        return tuple(result for result in self.results if result.status == "failed")
-
-    @property
-    def frame(self) -> "pd.DataFrame":
-        """One row a cell, with the columns of ``results.csv``."""
-        return cells_frame(self.results)
-
-    @property
-    def table(self) -> "pd.DataFrame":
-        """One row a method and base, over its seeds, with scores as people read them."""
-        return table_frame(self.summaries())
-
-    @property
-    def answer(self) -> str:
-        """The best method in one sentence, with those that cannot be told apart from it."""
-        return answer(self.summaries(), self.run)
-
-    @property
-    def page(self) -> Path:
-        """The report, one page that needs no other file."""
-        return self.folder / "report.html"
-
-    def summaries(self) -> tuple[RowSummary, ...]:
-        """The rows of the table: each method and base over its seeds."""
-        return summarise(self.results, self.predictions, self.run)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(self.answer)}</p>\n{table_html(self.summaries())}"
 
 
 @overload

@@ -23,10 +23,10 @@ from deltakit.errors import InvalidConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-    from deltakit.compare.api import Results
     from deltakit.compare.plan.draft import Draft
     from deltakit.compare.plan.request import Request
     from deltakit.compare.records.result import CellResult
+    from deltakit.compare.results import Results
     from deltakit.compare.run.engines import Engine
 
 RUN = "train-"
