@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from deltakit.arch.resolve import resolve
     from deltakit.choose.api import choose
     from deltakit.choose.choice import Choice
-    from deltakit.compare.api import Results, compare
+    from deltakit.compare.api import compare
+    from deltakit.compare.results import Results
     from deltakit.compare.stats.metrics import register_metric
     from deltakit.compare.tasks.kinds import register_kind
     from deltakit.compare.tasks.task import register_task
@@ -104,7 +105,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "deltakit.choose.choice": ("Choice",),
-    "deltakit.compare.api": ("Results",),
+    "deltakit.compare.results": ("Results",),
     "deltakit.compare.stats.metrics": ("register_metric",),
     "deltakit.compare.tasks.kinds": ("register_kind",),
     "deltakit.compare.tasks.task": ("register_task",),

@@ -18,11 +18,12 @@ from deltakit.choose.constraints import Facts
 from deltakit.choose.decide.arms import Reading
 from deltakit.choose.decide.ladder import Depth
 from deltakit.choose.journal import Journal
-from deltakit.compare.api import Results, describe, run_plan
+from deltakit.compare.api import describe, run_plan
 from deltakit.compare.plan.lr_search import SearchFailed
 from deltakit.compare.plan.plan import CONSTANT, Cell, Plan
 from deltakit.compare.records.protocol import Protocol
 from deltakit.compare.records.result import Predictions
+from deltakit.compare.results import Results
 from deltakit.compare.run.cell import get_trained, with_chosen_rate
 from deltakit.compare.run.context import RunContext
 from deltakit.compare.run.progress import Silent

@@ -9,7 +9,7 @@ from deltakit.choose.constraints import Facts, violations
 from deltakit.choose.decide.certainty import choose_finalist
 from deltakit.choose.finals import Trained, measured
 from deltakit.choose.prepare import Prepared
-from deltakit.compare.api import Results
+from deltakit.compare.results import Results
 from deltakit.errors import InvalidConfig
 
 

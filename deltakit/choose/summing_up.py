@@ -13,9 +13,9 @@ from deltakit.choose.finals import Trained, measured, steps_of
 from deltakit.choose.outcome import FinalRow, Outcome, arms_by_fate
 from deltakit.choose.prepare import Prepared, full_steps
 from deltakit.choose.selection import facts_of_row
-from deltakit.compare.api import Results
 from deltakit.compare.plan.plan import Plan
 from deltakit.compare.records.result import Predictions
+from deltakit.compare.results import Results
 
 
 def outcome_of(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from deltakit.compare.api import Results
     from deltakit.compare.plan.plan import Plan
+    from deltakit.compare.results import Results
     from deltakit.compare.run.engines.base import Engine
     from deltakit.compare.run.failures import Failures
     from deltakit.compare.sizes import ResultsBySize

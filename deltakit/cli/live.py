@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from deltakit.compare.api import Results
+    from deltakit.compare.results import Results
     from deltakit.compare.sizes import ResultsBySize
 
 ENOUGH = 30

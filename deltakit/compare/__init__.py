@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deltakit._moved import install
 
 if TYPE_CHECKING:
-    from deltakit.compare.api import Results
+    from deltakit.compare.results import Results
 
 install()
 

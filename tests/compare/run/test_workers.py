@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from deltakit.compare.api import Results, run_plan
+from deltakit.compare.api import run_plan
 from deltakit.compare.plan.request import Request
 from deltakit.compare.plan.resolve import build_plan
+from deltakit.compare.results import Results
 from deltakit.compare.run.engines import Processes
 from deltakit.compare.run.progress import Lane, Silent
 
