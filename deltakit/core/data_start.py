@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from deltakit.core.delta import Delta
 
 
+BATCHES = 8
+"""The batches that a start takes, unless it says another number."""
+
+
 class DataPass(ABC):
     """A model's passes over the batches that it was given, as often as a start needs them.
 
@@ -39,6 +43,11 @@ class DataPass(ABC):
 
 class DataStart(ABC):
     """The computation of a start, for all forms of the active deltas that have an equal one."""
+
+    @property
+    def batches(self) -> int:
+        """How many batches it takes at most, the first ones; `BATCHES` by default."""
+        return BATCHES
 
     @abstractmethod
     def give(self, forms: Sequence[Delta], data: DataPass) -> None:

@@ -59,7 +59,7 @@ class AdaptedModel(ABC):
         By default nothing. `model` may be another object afterwards.
 
         Args:
-            batches: of the training data, with labels; read only where the method needs them.
+            batches: of the training data, with labels; as many are read as the method needs.
 
         Raises:
             DeltakitError: the start cannot be taken.

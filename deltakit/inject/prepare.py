@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,14 +24,15 @@ def prepare(model: "PreTrainedModel", batches: Iterable[Mapping[str, Any]]) -> t
     ::
 
         dk.attach(model, dk.Sparse(dk.SequentialAdapter(), keep=0.25, score="snip"))
-        dk.prepare(model, itertools.islice(loader, 8))
+        dk.prepare(model, loader)
 
     Deltas that take nothing from data are left alone, and no batch is read for them. So a training
     loop may call it for every method.
 
     Args:
         model: a model with active deltas.
-        batches: what the model is called with, labels among it. All of them are read and held.
+        batches: what the model is called with, labels among it. As many are read and held as the
+            starts take: `Sparse` has a setting, and 8 is the default.
 
     Returns:
         The names of the deltas that were given a start.
@@ -64,12 +66,13 @@ def check_started(attachments: Attachments, name: str) -> None:
 def _give(
     model: "PreTrainedModel", forms: list[StartsFromData], batches: Iterable[Mapping[str, Any]]
 ) -> None:
-    data = _Batches(model, batches)
+    starts = dict.fromkeys(start for form in forms if (start := form.data_start) is not None)
+    data = _Batches(model, islice(batches, max(start.batches for start in starts)))
     with _evaluating(model):
-        for start in dict.fromkeys(form.data_start for form in forms):
+        for start in starts:
             alike = [form for form in forms if form.data_start == start]
-            if start is not None:
-                start.give([form for form in alike if isinstance(form, Delta)], data)
+            first = data.first(start.batches)
+            start.give([form for form in alike if isinstance(form, Delta)], first)
     for form in forms:
         form.end_wait()
 
@@ -95,8 +98,12 @@ class _Batches(DataPass):
         if not self._batches:
             raise InvalidConfig(
                 "prepare(model, batches): there are no batches, and a delta takes its start from "
-                "them. Give some, such as the first eight of the training data."
+                "them. Give some of the training data."
             )
+
+    def first(self, count: int) -> "_Batches":
+        """The first of them alone."""
+        return _Batches(self._model, self._batches[:count])
 
     def forward(self) -> None:
         with torch.no_grad():

@@ -16,7 +16,8 @@ state, and is not saved: a file has the kept numbers, and one bit for each numbe
 ``"grasp"``      θ (Hg), g the gradient of L and H its Hessian
 ===============  ===================================================================
 
-The last two start from data: `deltakit.prepare` chooses the mask before training. A matrix that
+The last two start from data: `deltakit.prepare` chooses the mask before training, from the first
+`batches` batches that it is given (8). The authors' code takes all of its loader. A matrix that
 starts at zero, such as LoRA's B, has no such score, and no gradient passes it. So while scores are
 taken it is a step against its gradient, of root mean square 0.01; then it is zero again.
 
@@ -35,7 +36,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from deltakit.core.checks import check_choice
+from deltakit.core.checks import check_choice, check_whole
+from deltakit.core.data_start import BATCHES
 from deltakit.core.method import (
     FormWrapper,
     Method,
@@ -68,6 +70,7 @@ class Sparse(FormWrapper):
         keep: the share of each matrix that is kept, above 0 and at most 1.
         score: how the numbers that are kept are chosen: "magnitude", "random" or "synflow"; by data
             "snip" or "grasp", which need `deltakit.prepare`.
+        batches: how many batches of data "snip" and "grasp" take at most, the first ones.
 
     Raises:
         InvalidConfig: a value out of range, or a method that puts no deltas into layers.
@@ -76,6 +79,7 @@ class Sparse(FormWrapper):
     method: Method
     keep: float
     score: Score
+    batches: int
 
     paper: ClassVar[Paper] = Paper(
         key="he2022sparseadapter",
@@ -87,15 +91,22 @@ class Sparse(FormWrapper):
     )
 
     def __init__(
-        self, method: Method | None = None, *, keep: float = 0.25, score: Score = "magnitude"
+        self,
+        method: Method | None = None,
+        *,
+        keep: float = 0.25,
+        score: Score = "magnitude",
+        batches: int = BATCHES,
     ) -> None:
         object.__setattr__(self, "method", SequentialAdapter() if method is None else method)
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "score", score)
+        object.__setattr__(self, "batches", batches)
         self.check_method()
         if not isinstance(keep, int | float) or isinstance(keep, bool) or not 0 < keep <= 1:
             raise InvalidConfig(f"Sparse(keep={keep!r}): a share above 0 and at most 1.")
         check_choice(self, ("magnitude", "random", "synflow", *FROM_DATA), score=score)
+        check_whole(self, batches=batches)
 
     @property
     def is_plain(self) -> bool:
@@ -106,7 +117,7 @@ class Sparse(FormWrapper):
         from deltakit.methods.forms import sparse
 
         if self.score == "snip" or self.score == "grasp":
-            start = sparse.PrunedByData(self.score)
+            start = sparse.PrunedByData(self.score, self.batches)
             return sparse.awaiting(placement.make_delta(handle), self.keep, start)
         scores: dict[str, sparse.Scores] = {
             "magnitude": sparse.by_magnitude,

@@ -318,6 +318,20 @@ def test_prepared_once_and_without_batches_where_none_is_needed(kit: SimpleNames
     assert all(torch.equal(bits, masks(model)[name]) for name, bits in before.items())
 
 
+def test_as_many_batches_are_read_as_it_takes(kit: SimpleNamespace) -> None:
+    data = batches(kit)
+    found = []
+    for given in (iter(data), data[:1]):
+        model = classifier(kit, Sparse(ADAPTER, keep=0.25, score="snip", batches=1))
+        dk.prepare(model, given)
+        found.append(masks(model))
+    assert len(data) > 1
+    assert all(torch.equal(bits, found[1][name]) for name, bits in found[0].items())
+    both = classifier(kit, Sparse(ADAPTER, keep=0.25, score="snip"))
+    dk.prepare(both, data)
+    assert any(not torch.equal(bits, found[0][name]) for name, bits in masks(both).items())
+
+
 def test_a_copy_waits_too(kit: SimpleNamespace) -> None:
     model = pickle.loads(pickle.dumps(classifier(kit, Sparse(ADAPTER, score="snip"))))
     assert dk.prepare(model, batches(kit)) == ("default",)

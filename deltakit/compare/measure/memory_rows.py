@@ -6,7 +6,7 @@ from typing import Any
 
 import deltakit as dk
 from deltakit.compare.measure.predicted_memory import Load, PredictedMemory, predicted_memory
-from deltakit.compare.plan.request import NamedMethod, Request
+from deltakit.compare.plan.request import NamedMethod, Request, split_epochs
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
 from deltakit.models.heads import (
@@ -134,7 +134,8 @@ def _with_members(method: Method, sources: int) -> tuple[Method, dict[str, Metho
 
 def _labelled(asked: str | NamedMethod) -> tuple[str, Method]:
     given = asked if isinstance(asked, str) else asked.method
-    return str(asked), dk.parse_method(given) if isinstance(given, str) else given
+    method = dk.parse_method(split_epochs(given)[0]) if isinstance(given, str) else given
+    return str(asked), method
 
 
 def _choice(name: str, dtype: str | None) -> BaseChoice:

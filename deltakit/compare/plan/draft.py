@@ -14,7 +14,7 @@ import deltakit as dk
 from deltakit._imports import Extension, import_extension
 from deltakit.compare.plan.lr_search import GRID, rates
 from deltakit.compare.plan.plan import CONSTANT
-from deltakit.compare.plan.request import NamedMethod, Request
+from deltakit.compare.plan.request import NamedMethod, Request, split_epochs
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, check_task_name, load_task, subsample
@@ -39,6 +39,7 @@ class Draft:
         request: what was asked for.
         imports: the users' files that were imported for it.
         methods: the rows by label, baselines in front.
+        epochs: the rows that have a number of epochs of their own, by label.
         formats: the weight formats by name.
         target: the task.
         sources: first-stage tasks to train on, by name.
@@ -48,6 +49,7 @@ class Draft:
     request: Request
     imports: tuple[Extension, ...]
     methods: Mapping[str, Method]
+    epochs: Mapping[str, float]
     formats: Mapping[str, WeightFormat]
     target: TaskData
     sources: Mapping[str, TaskData]
@@ -66,6 +68,7 @@ def draft_of(request: Request) -> Draft:
     _check_numbers(request)
     methods = _methods(request.methods)
     formats = _formats(request)
+    epochs = _own_epochs(request, methods)
     _check_names(request, methods)
     target = _task(request)
     sources, folders = _sources(request, methods, target)
@@ -73,6 +76,7 @@ def draft_of(request: Request) -> Draft:
         request=request,
         imports=imports,
         methods=methods,
+        epochs=epochs,
         formats=formats,
         target=target,
         sources=sources,
@@ -146,12 +150,32 @@ def _methods(specs: tuple[str | NamedMethod, ...]) -> dict[str, Method]:
     return {**{k: v for k, v in baselines.items() if v not in asked.values()}, **asked}
 
 
+def _given(asked: str | NamedMethod) -> str | Method:
+    return asked if isinstance(asked, str) else asked.method
+
+
 def _method(asked: str | NamedMethod) -> Method:
     """The method that was asked for. Its class is known by its name from now on."""
-    given = asked if isinstance(asked, str) else asked.method
-    method = dk.parse_method(given) if isinstance(given, str) else given
+    given = _given(asked)
+    method = dk.parse_method(split_epochs(given)[0]) if isinstance(given, str) else given
     know_classes(method)
     return method
+
+
+def _own_epochs(request: Request, methods: Mapping[str, Method]) -> dict[str, float]:
+    """The rows with a number of epochs of their own."""
+    specs = {str(asked): _given(asked) for asked in request.methods}
+    found = {label: split_epochs(spec)[1] for label, spec in specs.items() if isinstance(spec, str)}
+    own = {label: epochs for label, epochs in found.items() if epochs is not None}
+    for label in own:
+        if methods[label].role is not Role.METHOD:
+            raise InvalidConfig(f"{label!r}: a baseline has the budget of the table. Leave '@' out.")
+        if request.match_params is not None:
+            raise InvalidConfig(
+                f"--match-params and {label!r} exclude each other: matching gives rows other "
+                "labels. Leave one of the two out."
+            )
+    return own
 
 
 def _formats(request: Request) -> dict[str, WeightFormat]:

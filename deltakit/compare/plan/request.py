@@ -103,6 +103,32 @@ DEFAULT_TASK = "rotten_tomatoes"
 DEFAULT_SOURCES = ("imdb", "bbc_news")
 
 
+OWN_EPOCHS = "@epochs="
+"""Before a row's own number of epochs, at the end of its spec: ``adapter@epochs=4``."""
+
+
+def split_epochs(spec: str) -> tuple[str, float | None]:
+    """The spec of a row's method, and the row's own number of epochs; None is the budget's.
+
+    Raises:
+        InvalidConfig: what follows ``@`` is no number of epochs.
+    """
+    inside, bracket, after = spec.rpartition("]")
+    name, at, rest = after.partition("@")
+    method = inside + bracket + name.rstrip()
+    if not at:
+        return spec, None
+    try:
+        epochs = float((at + rest).removeprefix(OWN_EPOCHS))
+        Budget(epochs=epochs)
+    except (ValueError, InvalidConfig):
+        raise InvalidConfig(
+            f"{spec!r}: after '@' comes a row's own number of epochs, above zero, as in "
+            f"{method}{OWN_EPOCHS}4."
+        ) from None
+    return method, epochs
+
+
 @dataclass(frozen=True)
 class NamedMethod:
     """A method under a label of the user's choice: a `Method`, or a spec."""
@@ -120,6 +146,7 @@ class Request:
 
     Attributes:
         methods: specs such as ``lora[rank=16]``, which are the labels too, or methods under labels.
+            ``adapter@epochs=4`` is a row with a number of epochs of its own.
         model: a shipped name, a folder or a Hub name.
         task: a shipped name, a folder, a file or a Hub name.
         bases: how the model's weights are held: "fp32", "bf16", "int8", "nf4", "fp4".

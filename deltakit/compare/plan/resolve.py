@@ -33,7 +33,7 @@ from deltakit.compare.plan.plan import (
     attach_all,
     given_folder,
 )
-from deltakit.compare.plan.request import PROFILES, Request
+from deltakit.compare.plan.request import PROFILES, Budget, Request
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.core.method import CombiningMethod, Method, Role
@@ -72,7 +72,9 @@ def complete_plan(draft: Draft) -> Plan:
     cells = tuple(
         cell
         for seed in range(request.seeds)
-        for cell in _cells(request, methods, model, bases, target, sources, folders, seed)
+        for cell in _cells(
+            request, methods, draft.epochs, model, bases, target, sources, folders, seed
+        )
     )
     plan = Plan(
         request=request,
@@ -80,7 +82,12 @@ def complete_plan(draft: Draft) -> Plan:
         tasks=tasks,
         cells=cells,
         roles=roles_of(request, methods),
-        notes=(*_notes(methods, bases), *sizes, *(f"{target.name}: {each}" for each in lengths)),
+        notes=(
+            *_notes(methods, bases),
+            *_longer(request, draft.epochs),
+            *sizes,
+            *(f"{target.name}: {each}" for each in lengths),
+        ),
         imports=draft.imports,
     )
     try_out(plan)
@@ -224,9 +231,19 @@ def _notes(
     )
 
 
+def _longer(request: Request, epochs: Mapping[str, float]) -> tuple[str, ...]:
+    """A sentence on each row that is trained for another number of epochs than the rest."""
+    return tuple(
+        f"{label} was trained for {own:g} epochs, rows without a number for "
+        f"{request.budget.epochs:g}."
+        for label, own in epochs.items()
+    )
+
+
 def _cells(
     request: Request,
     methods: Mapping[str, Method],
+    epochs: Mapping[str, float],
     model: ModelSource,
     bases: Mapping[BaseChoice, "WeightFormat"],
     target: "TaskData",
@@ -235,7 +252,11 @@ def _cells(
     seed: int,
 ) -> Iterator[Cell]:
     def training(
-        method: Method, base: BaseChoice, data: "TaskData", members: tuple[Member, ...] = ()
+        method: Method,
+        base: BaseChoice,
+        data: "TaskData",
+        members: tuple[Member, ...] = (),
+        budget: Budget = request.budget,
     ) -> Training:
         return Training(
             method=method,
@@ -243,7 +264,7 @@ def _cells(
             task_fingerprint=data.fingerprint,
             model_fingerprint=model.fingerprint,
             base=base,
-            budget=request.budget,
+            budget=budget,
             rates=_rates(request, method),
             seed=seed,
             members=members,
@@ -264,7 +285,7 @@ def _cells(
             code=code_of(target.kind, METRICS.get(target.metric)),
         )
 
-    def combined(method: CombiningMethod, base: BaseChoice) -> Training:
+    def combined(method: CombiningMethod, base: BaseChoice, budget: Budget) -> Training:
         trained = (*sources.values(), target)
         members = (
             *(Member(name=delta_name(name), folder=path) for name, path in folders.items()),
@@ -274,15 +295,29 @@ def _cells(
             ),
         )
         over = dataclasses.replace(method, names=tuple(m.name for m in members))
-        return training(over, base, target, members)
+        return training(over, base, target, members, budget)
 
     yield cell(CONSTANT, next(iter(bases)), None)
     for label, method in methods.items():
+        own = epochs.get(label, request.budget.epochs)
+        budget = dataclasses.replace(request.budget, epochs=own)
         for choice in (each for each, base in bases.items() if _has_row(method, base)):
             if isinstance(method, CombiningMethod):
-                yield cell(label, choice, combined(method, choice))
+                yield cell(label, choice, combined(method, choice, budget))
             else:
-                yield cell(label, choice, training(method, choice, target))
+                yield cell(label, choice, training(method, choice, target, (), budget))
+
+
+def _check_one_task(model: Any) -> None:
+    """Raises `InvalidConfig` for a delta of several tasks: a comparison trains on one."""
+    from deltakit.core.delta import TaskConditioned
+
+    for form in model.modules():
+        if isinstance(form, TaskConditioned):
+            raise InvalidConfig(
+                f"it has the tasks {', '.join(form.tasks)}, and a comparison trains on one. Leave "
+                "tasks out, or train in a loop with deltakit.using_tasks (docs/mixtures.md)."
+            )
 
 
 def delta_name(task: str) -> str:
@@ -303,6 +338,7 @@ def try_out(plan: Plan) -> None:
             continue
         tried.add(cell.label)
         try:
-            attach_all(copy.deepcopy(model), cell.training, given_folder)
+            adapted = attach_all(copy.deepcopy(model), cell.training, given_folder)
+            _check_one_task(adapted.model)
         except DeltakitError as error:
             raise type(error)(f"{cell.label}: {error}") from None

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-PREPARE_BATCHES = 8
-"""Batches of a pass over data before training, for methods that start from one."""
-
-
 @dataclass(kw_only=True)
 class RunContext:
     """The parts of a run that its cells share: data, the reference for step times, the stores."""
@@ -98,10 +94,13 @@ class RunContext:
         return loaded.model
 
     def first_batches(self, task: str) -> Iterator[timing.Batch]:
-        """Batches of the training split in its own order, for what a method takes from data."""
+        """Batches of the training split in its own order, for what a method takes from data.
+
+        Each is made when it is read, and a method reads as many as it takes.
+        """
         data, kind = self.encoded(task, "train"), self.kind(task)
         size = self.plan.request.budget.batch_size
-        for start in range(0, min(len(data), PREPARE_BATCHES * size), size):
+        for start in range(0, len(data), size):
             rows = data.select(range(start, min(start + size, len(data))))
             yield collate(list(rows), kind, self.processor, self.device)
 

@@ -13,7 +13,7 @@ import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from deltakit.arch.resolve import resolve
+from deltakit.core.data_start import BATCHES
 from deltakit.core.provider import AdaptedModel, Counts
 from deltakit.core.site import Site
 from deltakit.core.spec import format_method
@@ -93,7 +94,7 @@ class PeftAdaptedModel(AdaptedModel):
         start = start_of(self.method)
         if start is None:
             return
-        held = on_device(batches, self.model.device)
+        held = on_device(islice(batches, BATCHES), self.model.device)
         with _quiet(InvalidConfig):
             self._taken_out = give(self.model, start, self._bare_base, held)
 

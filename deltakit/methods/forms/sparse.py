@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deltakit.core.data_start import DataPass, DataStart, StartsFromData
+from deltakit.core.data_start import BATCHES, DataPass, DataStart, StartsFromData
 from deltakit.core.delta import Delta
 from deltakit.errors import InvalidConfig
 
@@ -203,6 +203,11 @@ class PrunedByData(DataStart):
     """
 
     score: Literal["snip", "grasp"]
+    taken: int = BATCHES
+
+    @property
+    def batches(self) -> int:
+        return self.taken
 
     def give(self, forms: Sequence[Delta], data: DataPass) -> None:
         places = [each for form in forms for each in _starts(form)]

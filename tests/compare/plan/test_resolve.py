@@ -13,7 +13,7 @@ import pytest
 
 import deltakit as dk
 from deltakit.compare.plan.plan import Plan, content_id
-from deltakit.compare.plan.request import PROFILES, Budget, Request, profile
+from deltakit.compare.plan.request import PROFILES, Budget, NamedMethod, Request, profile
 from deltakit.compare.plan.resolve import build_plan, delta_name
 from deltakit.errors import DeltakitError, InvalidConfig, UnknownName
 
@@ -99,6 +99,44 @@ def test_one_rate_for_all_or_each_methods_own(asked: Asked) -> None:
     assert {cell.training.lr for cell in given} == {0.25}
     own = build_plan(asked("lora,adapter", lr=None)).cells[1:]
     assert [cell.training.lr for cell in own] == [c.training.method.learning_rate for c in own]
+
+
+def test_a_row_may_have_epochs_of_its_own(asked: Asked) -> None:
+    plan = build_plan(asked("lora,lora@epochs=4,fusion@epochs=0.5", epochs=2, trials=2, lr=None))
+    own = {cell.label: cell.training.budget.epochs for cell in plan.cells[1:]}
+    assert own == {"head": 2, "full": 2, "lora": 2, "lora@epochs=4": 4, "fusion@epochs=0.5": 0.5}
+    trials = {trial.budget.epochs for trial in plan.trials(plan.cells[4].training)}
+    members = {member.training.budget.epochs for member in plan.cells[5].training.members}
+    assert (trials, members) == ({4}, {2})
+    assert plan.cells[3].training.method == plan.cells[4].training.method
+    assert plan.notes[0] == (
+        "lora@epochs=4 was trained for 4 epochs, rows without a number for 2."
+    )
+    usual = build_plan(asked("lora", epochs=2, trials=2, lr=None))
+    assert usual.cells[3].id == plan.cells[3].id
+
+
+@pytest.mark.parametrize(
+    ("methods", "fields", "message"),
+    [
+        ("lora@4", {}, r"'lora@4': after '@' comes .* as in lora@epochs=4"),
+        ("lora[rank=2]@epochs=0", {}, r"above zero, as in lora\[rank=2\]@epochs=4"),
+        ("full@epochs=4", {}, "'full@epochs=4': a baseline has the budget of the table"),
+        ("lora@epochs=4", {"match_params": 700}, "--match-params and 'lora@epochs=4' exclude"),
+    ],
+)
+def test_epochs_that_a_row_cannot_have(
+    methods: str, fields: dict[str, Any], message: str, asked: Asked
+) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        build_plan(asked(methods, **fields))
+
+
+def test_a_delta_of_several_tasks_is_no_row(asked: Asked) -> None:
+    method = dk.HyperFormer(tasks=("a", "b"), bottleneck=2)
+    request = dataclasses.replace(asked(), methods=(NamedMethod("several", method),))
+    with pytest.raises(InvalidConfig, match="several: it has the tasks a, b.*using_tasks"):
+        build_plan(request)
 
 
 # -------------------------------------------------------------------------------------- members
