@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from deltakit._registry import Registry
@@ -291,6 +292,8 @@ class FormWrapper(MethodWrapper, ABC):
     method: Method
 
     sums_parts: ClassVar[bool] = False
+    plain: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Settings that make it the method itself, bit for bit; empty where none do."""
 
     @property
     def wrapped(self) -> tuple[Method, ...]:

@@ -28,9 +28,10 @@ UniPELT's and Lily's public code average their gates over padding too; here padd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from deltakit.core.checks import check_choice, check_not_negative, check_whole
 from deltakit.core.method import (
@@ -128,6 +129,8 @@ class Mixture(FormWrapper):
     share: tuple[str, ...]
     balance: float
     consistency: float
+
+    plain: ClassVar[Mapping[str, Any]] = MappingProxyType({"experts": 1, "top": None})
 
     def __init__(
         self,

@@ -32,9 +32,11 @@ here it is once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from deltakit.core.checks import check_choice, check_whole
 from deltakit.core.data_start import BATCHES
@@ -81,6 +83,7 @@ class Sparse(FormWrapper):
     score: Score
     batches: int
 
+    plain: ClassVar[Mapping[str, Any]] = MappingProxyType({"keep": 1})
     paper: ClassVar[Paper] = Paper(
         key="he2022sparseadapter",
         title="SparseAdapter: An Easy Approach for Improving the Parameter-Efficiency of Adapters",

@@ -7,8 +7,8 @@
     class TestMyMethod(MethodConformance):
         method = MyMethod(rank=4)
 
-The laws themselves are functions, which need no test runner: `deltakit.testing.checks`, `loops` and
-`states`.
+The laws themselves are functions, which need no test runner: `deltakit.testing.checks`, `loops`,
+`states` and `wrappers`.
 """
 
 import importlib

@@ -33,6 +33,7 @@ from deltakit.testing.case import (
 from deltakit.testing.loops import LOOP_LAWS
 from deltakit.testing.probes import assert_same, hook_count, reseed, snapshot
 from deltakit.testing.states import STATE_LAWS
+from deltakit.testing.wrappers import WRAPPER_LAWS
 
 Law = Callable[[Case], None]
 
@@ -328,6 +329,7 @@ LAWS: tuple[Law, ...] = (
     check_compiles,
     *LOOP_LAWS,
     *STATE_LAWS,
+    *WRAPPER_LAWS,
 )
 """All laws about one case; `check_loads_elsewhere` is about many at once."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltakit.core.method import Method
 from deltakit.errors import MissingExtra
-from deltakit.testing import checks, loops, states
+from deltakit.testing import checks, loops, states, wrappers
 from deltakit.testing.case import Case, NotApplicable
 from deltakit.testing.fresh import check_loads_elsewhere
 from deltakit.testing.matrix import subjects
@@ -142,6 +142,15 @@ class Conformance:
 
     def test_labels(self, case: Case) -> None:
         _hold(states.check_labels, case)
+
+    def test_plain(self, case: Case) -> None:
+        _hold(wrappers.check_plain, case)
+
+    def test_equal_experts(self, case: Case) -> None:
+        _hold(wrappers.check_equal_experts, case)
+
+    def test_deployed(self, case: Case) -> None:
+        _hold(wrappers.check_deployed, case)
 
     def test_loads_elsewhere(self) -> None:
         cases = [self.get(label) for label in self.labels()]

@@ -169,7 +169,9 @@ def _own_epochs(request: Request, methods: Mapping[str, Method]) -> dict[str, fl
     own = {label: epochs for label, epochs in found.items() if epochs is not None}
     for label in own:
         if methods[label].role is not Role.METHOD:
-            raise InvalidConfig(f"{label!r}: a baseline has the budget of the table. Leave '@' out.")
+            raise InvalidConfig(
+                f"{label!r}: a baseline has the budget of the table. Leave '@' out."
+            )
         if request.match_params is not None:
             raise InvalidConfig(
                 f"--match-params and {label!r} exclude each other: matching gives rows other "

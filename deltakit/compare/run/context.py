@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
+
 @dataclass(kw_only=True)
 class RunContext:
     """The parts of a run that its cells share: data, the reference for step times, the stores."""

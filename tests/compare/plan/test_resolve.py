@@ -109,9 +109,7 @@ def test_a_row_may_have_epochs_of_its_own(asked: Asked) -> None:
     members = {member.training.budget.epochs for member in plan.cells[5].training.members}
     assert (trials, members) == ({4}, {2})
     assert plan.cells[3].training.method == plan.cells[4].training.method
-    assert plan.notes[0] == (
-        "lora@epochs=4 was trained for 4 epochs, rows without a number for 2."
-    )
+    assert plan.notes[0] == ("lora@epochs=4 was trained for 4 epochs, rows without a number for 2.")
     usual = build_plan(asked("lora", epochs=2, trials=2, lr=None))
     assert usual.cells[3].id == plan.cells[3].id
 
