@@ -105,6 +105,24 @@ def test_trained_on_several_tasks_at_once(kit: SimpleNamespace, reentrant: bool 
     assert vectors.grad[:2].abs().sum(1).min() > 0 and not vectors.grad[2].any()
 
 
+def test_two_tasks_that_are_opposites_are_learned(kit: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    model = kit.make_model("bert", "classify")
+    dk.attach(model, HyperFormer(tasks=("agree", "oppose"), bottleneck=8))
+    texts = {key: value[:2].repeat(2, 1) for key, value in kit.make_batch().items()}
+    labels = torch.tensor([0, 1, 1, 0])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(40):
+        with dk.using_tasks(model.train(), ["agree", "agree", "oppose", "oppose"]):
+            model(**texts, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rows = {key: value[:2] for key, value in texts.items()}
+    for task, expected in (("agree", [0, 1]), ("oppose", [1, 0])):
+        with dk.using_tasks(model.eval(), task):
+            assert kit.out(model, rows).argmax(-1).tolist() == expected
+
+
 def test_tasks_are_the_calling_threads(kit: SimpleNamespace) -> None:
     model, batch = attached(kit, SEVERAL), kit.make_batch()
     expected = {}
