@@ -111,7 +111,7 @@ def test_two_tasks_that_are_opposites_are_learned(kit: SimpleNamespace) -> None:
     dk.attach(model, HyperFormer(tasks=("agree", "oppose"), bottleneck=8))
     texts = {key: value[:2].repeat(2, 1) for key, value in kit.make_batch().items()}
     labels = torch.tensor([0, 1, 1, 0])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.002)
     for _ in range(40):
         with dk.using_tasks(model.train(), ["agree", "agree", "oppose", "oppose"]):
             model(**texts, labels=labels).loss.backward()
