@@ -46,7 +46,7 @@ class DataStart(ABC):
 
     @property
     def batches(self) -> int:
-        """How many batches it takes at most, the first ones; `BATCHES` by default."""
+        """The number of batches that it takes at most, the first ones; `BATCHES` by default."""
         return BATCHES
 
     @abstractmethod

@@ -48,7 +48,7 @@ def check_equal_experts(case: Case) -> None:
 
 
 def check_deployed(case: Case) -> None:
-    """What only training needs can go, and the output stays."""
+    """The output stays when what only training needs is gone."""
     if case.method.deployed() == case.method:
         raise NotApplicable("it has nothing that only training needs")
     model = case.random()
