@@ -13,6 +13,7 @@ GROUPS = (
     "engines",
     "families",
     "formats",
+    "judges",
     "kinds",
     "methods",
     "metrics",

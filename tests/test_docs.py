@@ -26,6 +26,7 @@ import deltakit as dk
 from deltakit import _imports
 from deltakit.arch.family import FAMILIES
 from deltakit.cli.main import cli
+from deltakit.compare.run.judges import JUDGES
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import TASKS
 from deltakit.compare.tasks.kinds import KINDS
@@ -143,7 +144,7 @@ def own_registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a page registers or imports is forgotten after it."""
     importlib.import_module("deltakit.methods")
     importlib.import_module("deltakit.arch.families")
-    for registry in (METHODS, CLASSES, FAMILIES, METRICS, KINDS, TASKS):
+    for registry in (METHODS, CLASSES, FAMILIES, METRICS, KINDS, TASKS, JUDGES):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

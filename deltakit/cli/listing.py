@@ -76,6 +76,13 @@ def _formats() -> Iterator[Entry]:
         yield {"name": name, "title": each.title, "recognised_by": each.markers}
 
 
+def _judges() -> Iterator[Entry]:
+    from deltakit.compare.run.judges import JUDGES
+
+    for name, judge in JUDGES.items():
+        yield {"name": name, "description": _summary(judge), "install": judge.install}
+
+
 def _plans() -> Iterator[Entry]:
     for name, file in sorted(shipped_plans().items()):
         yield {"name": name, "description": described(file)}
@@ -89,6 +96,7 @@ LISTS: dict[str, Callable[[], Iterator[Entry]]] = {
     "models": _models,
     "families": _families,
     "formats": _formats,
+    "judges": _judges,
     "plans": _plans,
 }
 """What can be listed, and how."""
@@ -111,7 +119,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of objects.")
 @import_option
 def list_names(what: str, as_json: bool) -> None:
-    """List what has a name: methods, tasks, kinds, metrics, models, families, formats or plans."""
+    """List methods, tasks, kinds, metrics, models, families, formats, judges or plans."""
     from tabulate import tabulate
 
     entries = list(LISTS[what]())

@@ -32,7 +32,9 @@ def show(console: Console, outcome: "Results") -> None:
     from deltakit.compare.report.terminal import plain_text, terminal_table
 
     width = console.width if console.is_terminal else LOG_WIDTH
-    table = terminal_table(outcome.results, outcome.predictions, outcome.run, width=width)
+    table = terminal_table(
+        outcome.results, outcome.predictions, outcome.run, outcome.verdicts, width=width
+    )
     console.print(outcome.answer, highlight=False, markup=False, soft_wrap=True)
     if console.is_terminal:
         console.print(table)

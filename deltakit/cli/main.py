@@ -11,6 +11,7 @@ from deltakit.cli.cite import cite
 from deltakit.cli.compare import compare
 from deltakit.cli.completion import completion
 from deltakit.cli.convert import convert
+from deltakit.cli.evaluate import evaluate
 from deltakit.cli.listing import list_names
 from deltakit.cli.methods import methods
 from deltakit.cli.plan import plan
@@ -39,6 +40,7 @@ for _command in (
     choose,
     plan,
     report,
+    evaluate,
     methods,
     list_names,
     show,

@@ -27,7 +27,7 @@ from deltakit.compare.records.training import EvalPoint
 from deltakit.compare.records.trial import Choice
 from deltakit.compare.report.page import CellExtras
 from deltakit.compare.report.write import write_reports
-from deltakit.compare.results import Results
+from deltakit.compare.results import Evaluated, Results
 from deltakit.compare.run.engines import Engine, Local, engine_for
 from deltakit.compare.run.failures import Failures
 from deltakit.compare.run.progress import Progress, Silent
@@ -204,6 +204,39 @@ def run_plan(
     return collect(folder, reused=reused)
 
 
+def evaluate(
+    path: str | Path,
+    judge: str,
+    tasks: str | Sequence[str],
+    *,
+    rows: Sequence[str] = (),
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda line: None,
+    **asked: Any,
+) -> Evaluated:
+    """Asks another library about the rows of a run, as ``deltakit evaluate`` does.
+
+    Args:
+        path: the run folder.
+        judge: "lm-eval", "mteb", or another that is registered.
+        tasks: the library's names of its tasks.
+        rows: labels of rows; by default all whose delta is kept.
+        seed: of the cells.
+        tell: told each row's outcome.
+        asked: how the tasks are asked: ``merged``, ``limit``, ``shots`` and ``batch_size``.
+
+    Raises:
+        DeltakitError: wrong input. Nothing was loaded then.
+    """
+    from deltakit.compare.run.judges.base import Questions
+    from deltakit.compare.run.judges.evaluate import evaluate_rows
+
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    questions = Questions(tasks=names, **asked)
+    failed = evaluate_rows(Path(path), judge, questions, rows=rows, seed=seed, tell=tell)
+    return Evaluated(results=report_folder(Path(path)), failed=failed)
+
+
 def report_folder(path: Path) -> Results:
     """Writes the reports of a run folder again, from its cells.
 
@@ -243,11 +276,16 @@ def collect(folder: RunFolder, *, reused: int) -> Results:
         for each, result in stored.items()
         if result.status == "done" and (found := folder.predictions(each, classes)) is not None
     }
-    results = tuple(stored.values())
+    results, insights = tuple(stored.values()), _insights(folder, stored)
     with folder.files_lock.held():
-        write_reports(folder.path, results, predictions, run, _insights(folder, stored))
+        write_reports(folder.path, results, predictions, run, insights)
     return Results(
-        folder=folder.path, results=results, predictions=predictions, run=run, reused=reused
+        folder=folder.path,
+        results=results,
+        predictions=predictions,
+        run=run,
+        reused=reused,
+        verdicts=insights.verdicts,
     )
 
 
@@ -284,6 +322,7 @@ def _insights(folder: RunFolder, stored: Mapping[str, CellResult]) -> CellExtras
             key: tuple(ShapeTime(**each) for each in times)
             for key, times in recorded("latency").items()
         },
+        verdicts={key: found for each, key in done.items() if (found := folder.verdicts(each))},
     )
 
 

@@ -1,12 +1,14 @@
 """The results of a run: its rows, its record and its folder."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.records.run import RunRecord
+from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.report.frame import answer, cells_frame, table_frame
 from deltakit.compare.report.summary import RowSummary, summarise
 from deltakit.compare.report.tables import table_html
@@ -25,6 +27,7 @@ class Results:
         predictions: per-example predictions by (method, base, seed).
         run: the record of the run, ``run.json``.
         reused: how many cells an earlier run had finished.
+        verdicts: what other libraries say, by (method, base, seed).
     """
 
     folder: Path
@@ -32,6 +35,7 @@ class Results:
     predictions: dict[tuple[str, str, int], Predictions]
     run: RunRecord
     reused: int
+    verdicts: Mapping[tuple[str, str, int], tuple[Verdict, ...]] = field(default_factory=dict)
 
     @property
     def failures(self) -> tuple[CellResult, ...]:
@@ -60,7 +64,20 @@ class Results:
 
     def summaries(self) -> tuple[RowSummary, ...]:
         """The rows of the table: each method and base over its seeds."""
-        return summarise(self.results, self.predictions, self.run)
+        return summarise(self.results, self.predictions, self.run, self.verdicts)
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.answer)}</p>\n{table_html(self.summaries())}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A run after another library has judged its rows.
+
+    Attributes:
+        results: the run; `Results.verdicts` has what was said.
+        failed: the rows that could not be judged.
+    """
+
+    results: Results
+    failed: tuple[str, ...]

@@ -24,6 +24,7 @@ A_NAME = {
     "models": "minilm",
     "families": "bert",
     "formats": "adapterhub",
+    "judges": "lm-eval",
     "plans": "quick",
 }
 

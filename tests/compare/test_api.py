@@ -75,6 +75,11 @@ def test_the_run_folder_holds_every_file_of_the_contract(finished: Any) -> None:
         if each["method"] not in ("majority", "head")  # these leave the base as it is
     } | {f"{each['id']}.pace.json" for each in said["plan"]["cells"] if each["rates"]}
     inside |= {f"{each}.scores.npy" for each in ids}
+    inside |= {
+        f"{each['id']}.delta.json"
+        for each in said["plan"]["cells"]
+        if each["method"] not in ("majority", "full")  # full fine-tuning's weights are not kept
+    }
     assert {path.name for path in cells.iterdir()} == inside | {
         f"{each}{ending}" for each in ids for ending in endings
     }

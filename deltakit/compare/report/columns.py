@@ -22,6 +22,12 @@ from deltakit.compare.report.number_format import (
     shorten,
 )
 from deltakit.compare.report.summary import RowSummary, machines_of, metric_of
+from deltakit.compare.report.verdicts import (
+    about_judges,
+    mean_verdict,
+    titles_of,
+    verdict_help,
+)
 from deltakit.compare.stats.metrics import Direction, Metric, Unit
 from deltakit.compare.stats.significance import Difference
 
@@ -280,11 +286,31 @@ def columns_for(summaries: Sequence[RowSummary]) -> tuple[Column, ...]:
     score = replace(score, title=score_title(summaries))
     if any(summary.vs_baseline for summary in summaries):
         rest = [VS_BASELINE, *rest]
+    rest = [*verdict_columns(summaries), *rest]
     if any(summary.mean("trials") for summary in summaries):
         rest = [*rest, RATE]
     if len({summary.base for summary in summaries}) == 1:
         return (method, score, *rest)
     return (method, BASE, score, VS_FULL, *rest, *COSTS_OF_BASES)
+
+
+def verdict_columns(summaries: Sequence[RowSummary]) -> tuple[Column, ...]:
+    """A column for each question of another library's."""
+    return tuple(
+        Column(title=title, help=verdict_help(summaries, title), cell=_verdict_cell(title))
+        for title in titles_of(summaries)
+    )
+
+
+def _verdict_cell(title: str) -> Callable[[RowSummary], TableCell]:
+    def cell(summary: RowSummary) -> TableCell:
+        mean = mean_verdict(summary, title)
+        if mean is None:
+            return ABSENT
+        note = f"{mean.seeds} seeds" if mean.seeds > 1 else ""
+        return TableCell(text=str(mean), note=note, sort=mean.value)
+
+    return cell
 
 
 def score_title(summaries: Sequence[RowSummary]) -> str:
@@ -304,7 +330,8 @@ def legend(summaries: Sequence[RowSummary], run: RunRecord) -> tuple[str, ...]:
         examples = " or ".join(f"{n:,}" for n in tested)
         lines.append(f"Score: {_scale(metric)} on {examples} test examples.")
     told = [note for task in sorted({row.task for row in rows}) for note in run.notes_on(task)]
-    return (*lines, *told, *_how_sure(summaries, metric.unit), *_places(machines_of(rows)))
+    judged = about_judges(summaries, run)
+    return (*lines, *judged, *told, *_how_sure(summaries, metric.unit), *_places(machines_of(rows)))
 
 
 def _scale(metric: Metric) -> str:

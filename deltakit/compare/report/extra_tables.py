@@ -1,6 +1,6 @@
-"""Extra tables of a report: latency by shape, and learning curves.
+"""Extra tables of a report: latency by shape, learning curves, and verdicts of other libraries.
 
-Each is a sheet on the page and, cell by cell, a CSV file.
+Each is a CSV file, cell by cell. The first two are sheets on the page too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import Row
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import LearningCurve
+from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.report.number_format import (
     MISSING,
     format_duration,
@@ -104,6 +105,16 @@ def latency_csv(times: Mapping[Key, Sequence[ShapeTime]]) -> str:
             for key, several in times.items()
             for time in several
         ]
+    )
+
+
+# ------------------------------------------------------------------------------------ verdicts
+
+
+def verdicts_csv(verdicts: Mapping[Key, Sequence[Verdict]]) -> str:
+    """``judged.csv``: one line for each cell and score of another library."""
+    return _csv(
+        [{**_cell(key), **each.to_dict()} for key, several in verdicts.items() for each in several]
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deltakit.compare.records.result import COLUMNS, CellResult
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.summary import RowSummary, metric_of
+from deltakit.compare.report.verdicts import mean_verdict, titles_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,11 +43,26 @@ def table_frame(summaries: Sequence[RowSummary]) -> pd.DataFrame:
     """One row a method and base, over its seeds. An absent value is NA.
 
     Scores are as people read them: in per cent where the metric is. ``p_vs_floor`` and its
-    relatives are adjusted for the number of rows (Holm).
+    relatives are adjusted for the number of rows (Holm). What other libraries say is in columns
+    such as ``lm-eval: arc_easy acc`` and ``lm-eval: arc_easy acc stderr``.
     """
     import pandas as pd
 
-    return pd.DataFrame(list(map(_numbers, summaries)), dtype=object).convert_dtypes()
+    titles = titles_of(summaries)
+    rows = [{**_numbers(row), **_judged(row, titles)} for row in summaries]
+    return pd.DataFrame(rows, dtype=object).convert_dtypes()
+
+
+def _judged(row: RowSummary, titles: Sequence[str]) -> dict[str, float | None]:
+    means = {title: mean_verdict(row, title) for title in titles}
+    return {
+        f"{title}{end}": value
+        for title, mean in means.items()
+        for end, value in (
+            ("", None if mean is None else mean.value),
+            (" stderr", None if mean is None else mean.stderr),
+        )
+    }
 
 
 def _numbers(row: RowSummary) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from deltakit.compare.records.result import COLUMNS, CellResult, Row
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import LearningCurve
 from deltakit.compare.records.trial import Choice
+from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.report import charts, html
 from deltakit.compare.report.charts import Found, Layers
 from deltakit.compare.report.columns import BASE, Column, columns_for, legend
@@ -36,6 +37,7 @@ class CellExtras:
     found: Mapping[tuple[str, str, int], Found] = field(default_factory=dict)
     learning_curves: Mapping[tuple[str, str, int], LearningCurve] = field(default_factory=dict)
     latencies: Mapping[tuple[str, str, int], tuple[ShapeTime, ...]] = field(default_factory=dict)
+    verdicts: Mapping[tuple[str, str, int], tuple[Verdict, ...]] = field(default_factory=dict)
 
     def choices(self, rows: Iterable[Row]) -> dict[Row, Choice]:
         """The search of each of the rows that had one; its seeds have it in common."""

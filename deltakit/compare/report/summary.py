@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deltakit.compare.records.result import CellResult, Predictions, Row
 from deltakit.compare.records.run import RunRecord
+from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.stats.contrasts import Seeds, contrasts, letter_display
 from deltakit.compare.stats.metrics import METRICS, Metric, Unit
 from deltakit.compare.stats.significance import Difference, across_seeds, is_constant
@@ -15,6 +16,8 @@ from deltakit.errors import InvalidConfig
 
 PredictionsOf = Mapping[tuple[str, str, int], Predictions]
 """The predictions of each finished cell, by method, base and seed."""
+VerdictsOf = Mapping[tuple[str, str, int], tuple[Verdict, ...]]
+"""What other libraries say about finished cells, by method, base and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class RowSummary:
     """How many of the seeds predict one class for everything."""
     mark: str = ""
     """Which machines its times are of, where the table has several."""
+    verdicts: tuple[Verdict, ...] = ()
+    """What other libraries say about its cells."""
 
     def mean(self, column: str) -> float | None:
         """The mean of a numeric column over the finished seeds, or None where it has no value."""
@@ -93,7 +98,10 @@ def reason_of(row: CellResult) -> str:
 
 
 def summarise(
-    rows: Sequence[CellResult], predictions: PredictionsOf, run: RunRecord
+    rows: Sequence[CellResult],
+    predictions: PredictionsOf,
+    run: RunRecord,
+    verdicts: VerdictsOf | None = None,
 ) -> tuple[RowSummary, ...]:
     """One `RowSummary` for each method and base, in the order of first appearance, by method.
 
@@ -102,6 +110,7 @@ def summarise(
         predictions: those of the finished cells; where they are missing, so are differences.
         run: its roles name the floor and the ceiling, and its `full_precision` the base that
             other bases are compared with.
+        verdicts: what other libraries say about the cells.
 
     Raises:
         InvalidConfig: the rows belong to several tasks, or have several metrics.
@@ -134,6 +143,7 @@ def summarise(
             group=group_of.get((method, base), ""),
             collapsed=_collapsed(method, run, seeds[method, base]),
             mark=_mark(group, machines),
+            verdicts=_verdicts(group, verdicts or {}),
         )
         for (method, base), group in sorted(groups.items(), key=lambda g: methods.index(g[0][0]))
     )
@@ -151,6 +161,11 @@ def _check_one_task(rows: Sequence[CellResult]) -> None:
 def machines_of(rows: Iterable[CellResult]) -> tuple[str, ...]:
     """The machines that the rows were measured on."""
     return tuple(sorted({row.machine for row in rows if row.machine is not None}))
+
+
+def _verdicts(group: Sequence[CellResult], verdicts: VerdictsOf) -> tuple[Verdict, ...]:
+    keys = ((row.method, row.base, row.seed) for row in group)
+    return tuple(each for key in keys for each in verdicts.get(key, ()))
 
 
 def _mark(rows: Sequence[CellResult], machines: Sequence[str]) -> str:

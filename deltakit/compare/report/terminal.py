@@ -16,6 +16,7 @@ from deltakit.compare.report.columns import (
     legend,
     measured,
     score_title,
+    verdict_columns,
 )
 from deltakit.compare.report.number_format import (
     MISSING,
@@ -27,7 +28,13 @@ from deltakit.compare.report.number_format import (
     format_ratio,
     shorten,
 )
-from deltakit.compare.report.summary import PredictionsOf, RowSummary, reason_of, summarise
+from deltakit.compare.report.summary import (
+    PredictionsOf,
+    RowSummary,
+    VerdictsOf,
+    reason_of,
+    summarise,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,6 +83,7 @@ def terminal_table(
     rows: Sequence[CellResult],
     predictions: PredictionsOf,
     run: RunRecord,
+    verdicts: VerdictsOf | None = None,
     *,
     width: int = 120,
 ) -> Table:
@@ -88,7 +96,7 @@ def terminal_table(
     """
     from rich.console import Console
 
-    summaries = summarise(rows, predictions, run)
+    summaries = summarise(rows, predictions, run, verdicts)
     caption = "\n".join([*_failed_lines(rows), " ".join(legend(summaries, run))])
     ruler = Console(width=1000)
     dropped: list[str] = []
@@ -108,7 +116,9 @@ def _terminal_table(summaries: Sequence[RowSummary], caption: str, dropped: Sequ
     several = BASE in columns_for(summaries)
     bases = ((BASE.title, BASE.cell), ("vs full\nprecision", _vs_full_cell)) if several else ()
     score = (score_title(summaries), _terminal_score)
-    columns = (*bases, score, *(column for column in _TERMINAL if column[0] not in dropped))
+    judged = ((_folded(each.title), each.cell) for each in verdict_columns(summaries))
+    kept = (column for column in _TERMINAL if column[0] not in dropped)
+    columns = (*bases, score, *judged, *kept)
     table = Table(
         box=SIMPLE_HEAD, caption=Text(caption), caption_justify="left", padding=(0, 1, 0, 0)
     )
@@ -121,6 +131,12 @@ def _terminal_table(summaries: Sequence[RowSummary], caption: str, dropped: Sequ
         # As Text: the brackets of a method's settings are no markup.
         table.add_row(*map(Text, (summary.method.replace("+", "\n+"), *cells)), style=style)
     return table
+
+
+def _folded(title: str) -> str:
+    """A judge's column over three lines: the judge, the task, the metric."""
+    judge, task, *metric = title.split(" ", 2)
+    return "\n".join((judge, task, *metric))
 
 
 def _failed_lines(rows: Sequence[CellResult]) -> list[str]:

@@ -11,7 +11,7 @@ from deltakit.compare.records.result import CellResult
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report import html
 from deltakit.compare.report.cost_views import picture
-from deltakit.compare.report.extra_tables import curve_csv, latency_csv
+from deltakit.compare.report.extra_tables import curve_csv, latency_csv, verdicts_csv
 from deltakit.compare.report.page import CellExtras, page_of, title_of
 from deltakit.compare.report.summary import PredictionsOf, metric_of, summarise
 from deltakit.compare.report.tables import results_csv, table_html, table_md, table_tex
@@ -40,16 +40,17 @@ def write_reports(
     Raises:
         InvalidConfig: the rows belong to several tasks, or were tested on different splits.
     """
-    summaries = summarise(rows, predictions, run)
+    insights = insights or CellExtras()
+    summaries = summarise(rows, predictions, run, insights.verdicts)
     plot = picture(summaries, title=title_of(rows, run), metric=metric_of(rows))
     write_text(out / "results.csv", results_csv(rows))
     write_text(out / "table.md", table_md(summaries, run))
     write_text(out / "table.tex", table_tex(summaries))
     write_text(out / "table.html", table_html(summaries))
-    insights = insights or CellExtras()
     for name, text in (
         ("latency.csv", latency_csv(insights.latencies)),
         ("pace.csv", curve_csv(insights.learning_curves)),
+        ("judged.csv", verdicts_csv(insights.verdicts)),
     ):
         if text.strip():
             write_text(out / name, text)

@@ -16,6 +16,7 @@ from deltakit.compare.measure.latency_by_shape import by_shape
 from deltakit.compare.plan.lr_search import TUNING_SEED, choose
 from deltakit.compare.plan.plan import Cell, Plan, Training, attach_all
 from deltakit.compare.plan.request import FULL_PRECISION
+from deltakit.compare.records.kept_delta import KeptDelta
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.records.training import TrainingRecord
@@ -26,7 +27,7 @@ from deltakit.compare.run.predict import predict, predictions_of, score
 from deltakit.compare.run.train import TrainingFailed, steps_of, train
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.locks import free_first
-from deltakit.core.method import Role
+from deltakit.core.method import Role, method_to_dict
 from deltakit.core.provider import AdaptedModel
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
         **dataclasses.asdict(adapted.counts()),
         **_costs(context, adapted, training),
     )
-    beside = {"search": choice.to_plain() if choice.trials else None, **_learning_curve(record)}
+    beside = {
+        "search": choice.to_plain() if choice.trials else None,
+        "delta": _kept_delta(context, training),
+        **_learning_curve(record),
+    }
     for kind, content in {**beside, **_extras(context, cell, adapted)}.items():
         context.folder.write_extra(cell, kind, content)
     if training.method.role is Role.CEILING:
@@ -203,6 +208,22 @@ def ensure_trained(context: RunContext, training: Training) -> TrainingRecord:
     """A first-stage delta in the store, trained if it is not there."""
     record = context.store_for(training).record(training)
     return get_trained(context, training)[1] if record is None else record
+
+
+def _kept_delta(context: RunContext, training: Training) -> dict[str, Any] | None:
+    """The record by which the delta is loaded again; None for the ceiling's, which is not kept."""
+    if training.method.role is Role.CEILING:
+        return None
+    head, folder = context.kind(training.task).head, context.folder.deltas().folder(training)
+    return KeptDelta(
+        folder=folder.relative_to(context.folder.path).as_posix(),
+        method=method_to_dict(training.method),
+        weights=training.base.name,
+        dtype=training.base.dtype,
+        task=head.task,
+        outputs=head.outputs,
+        problem=head.problem,
+    ).to_dict()
 
 
 def _learning_curve(record: TrainingRecord) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from typing import Any
 from deltakit._files import atomic_path, cache_folder, sweep, weights_bytes, write_text
 from deltakit.compare.plan.plan import Cell, Plan, Training
 from deltakit.compare.plan.request import PROFILES
+from deltakit.compare.records.kept_delta import KeptDelta
 from deltakit.compare.records.protocol import EARLIER, VARIABLE, Protocol
 from deltakit.compare.records.result import SCHEMA_VERSION, CellResult, Predictions, Scores
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import EvalPoint, TrainingRecord
 from deltakit.compare.records.trial import Trial
+from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.store.locks import Lock
 from deltakit.errors import InvalidConfig
 
@@ -141,7 +143,7 @@ class RunFolder:
 
         Args:
             cell: which.
-            kind: "search" (what was tried), "diagnostics", "pace" or "latency".
+            kind: "search" (what was tried), "delta", "diagnostics", "pace" or "latency".
             content: as JSON holds it.
         """
         if content:
@@ -151,6 +153,26 @@ class RunFolder:
         """An extra record of a cell, or None."""
         path = self._extra_path(cell_id, kind)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def kept_delta(self, cell_id: str) -> KeptDelta | None:
+        """The record by which a cell's delta is loaded again, or None."""
+        content = self.extras(cell_id, "delta")
+        return None if content is None else KeptDelta.from_dict(content)
+
+    def verdicts(self, cell_id: str) -> tuple[Verdict, ...]:
+        """The verdicts of other libraries about a cell, by judge."""
+        paths = sorted((self.path / "cells").glob(f"{cell_id}.judge-*.json"))
+        contents = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+        return tuple(Verdict.from_dict(each) for content in contents for each in content)
+
+    def add_verdicts(self, cell_id: str, verdicts: Sequence[Verdict]) -> None:
+        """Stores what a judge says about a cell; a verdict of the same title gives its place."""
+        with self.files_lock.held():
+            for judge in dict.fromkeys(each.judge for each in verdicts):
+                earlier = [each for each in self.verdicts(cell_id) if each.judge == judge]
+                whole = {each.title: each.to_dict() for each in (*earlier, *verdicts)}
+                text = json.dumps(list(whole.values()), indent=2)
+                write_text(self._extra_path(cell_id, f"judge-{judge}"), text + "\n")
 
     def _extra_path(self, cell_id: str, kind: str) -> Path:
         return self.path / "cells" / f"{cell_id}.{kind}.json"

@@ -1,0 +1,88 @@
+"""The rows of a run under another library's questions: checked, asked one by one, and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deltakit.compare.run.judges.base import JUDGES, Judge, Questions
+from deltakit.compare.run.judges.rows import ChosenRows, JudgedRow, chosen_rows, model_of, source_of
+from deltakit.compare.records.verdict import Verdict
+from deltakit.compare.store.run_folder import RunFolder
+from deltakit.errors import first_line
+from deltakit.models.source import ModelSource
+from deltakit.models.weights import read_config
+
+Tell = Callable[[str], None]
+"""Told each row's outcome, on a line."""
+
+
+def evaluate_rows(
+    path: Path,
+    judge: str,
+    questions: Questions,
+    *,
+    rows: Sequence[str] = (),
+    seed: int = 0,
+    tell: Tell = lambda line: None,
+) -> tuple[str, ...]:
+    """Asks another library about the rows of a run, and stores what it says with their cells.
+
+    Each row is stored when it is judged. A row that fails is told, and the others go on.
+
+    Args:
+        path: the run folder.
+        judge: a name that ``--with`` takes.
+        questions: the tasks, and how they are asked.
+        rows: labels of rows; none are all whose delta is kept.
+        seed: of the cells.
+        tell: told each row's outcome.
+
+    Returns:
+        The rows that failed.
+
+    Raises:
+        DeltakitError: wrong input. Nothing was loaded then.
+    """
+    folder = RunFolder(path)
+    asked = JUDGES.get(judge)()
+    asked.version()
+    asked.check_options(questions)
+    chosen = chosen_rows(folder, rows, seed)
+    source = source_of(folder.run_record())
+    _check_model(asked, source, chosen)
+    asked.check_tasks(questions.tasks)
+    for line in chosen.left_out:
+        tell(line)
+    found = {row.name: _judged(folder, asked, row, source, questions, tell) for row in chosen.rows}
+    return tuple(name for name, done in found.items() if not done)
+
+
+def _check_model(judge: Judge, source: ModelSource, chosen: ChosenRows) -> None:
+    config = read_config(source.location, local_files_only=source.local_only)
+    for task in {row.kept.task for row in chosen.rows}:
+        judge.check_model(source.name, task, config)
+
+
+def _judged(
+    folder: RunFolder,
+    judge: Judge,
+    row: JudgedRow,
+    source: ModelSource,
+    questions: Questions,
+    tell: Tell,
+) -> bool:
+    """Judges one row; False where that fails."""
+    try:
+        with model_of(row, source, merged=questions.merged) as model:
+            verdicts = tuple(judge.judge(model, questions))
+    except Exception as error:  # of the row's own model, or of the library
+        tell(f"{row.name} failed: {type(error).__name__}: {first_line(error)}")
+        return False
+    folder.add_verdicts(row.cell.id, verdicts)
+    tell(f"{row.name}: {_words(verdicts)}")
+    return True
+
+
+def _words(verdicts: Sequence[Verdict]) -> str:
+    return "; ".join(f"{each.title} {each.value:.4f}" for each in verdicts)
