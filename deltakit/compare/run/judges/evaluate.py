@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.run.judges.base import JUDGES, Judge, Questions
 from deltakit.compare.run.judges.rows import ChosenRows, JudgedRow, chosen_rows, model_of, source_of
-from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.errors import first_line
 from deltakit.models.source import ModelSource

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltakit.compare.run.judges.base import Judge, JudgedModel, Questions, register_judge
 from deltakit.compare.records.verdict import Verdict
+from deltakit.compare.run.judges.base import Judge, JudgedModel, Questions, register_judge
 from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest
 
 if TYPE_CHECKING:

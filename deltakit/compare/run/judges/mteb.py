@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from deltakit.compare.run.judges.base import Judge, JudgedModel, Questions, register_judge
 from deltakit.compare.records.verdict import Verdict
+from deltakit.compare.run.judges.base import Judge, JudgedModel, Questions, register_judge
 from deltakit.errors import InvalidConfig, UnknownName, first_line
 
 if TYPE_CHECKING:

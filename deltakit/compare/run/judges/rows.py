@@ -9,10 +9,10 @@ from pathlib import Path
 
 import deltakit as dk
 from deltakit.compare.adapted import adapted_model
-from deltakit.compare.run.judges.base import JudgedModel
 from deltakit.compare.plan.limits import added_positions, longest_input
 from deltakit.compare.records.kept_delta import KeptDelta
 from deltakit.compare.records.run import CellRecord, RunRecord
+from deltakit.compare.run.judges.base import JudgedModel
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.core.method import Method, Role, method_from_dict
 from deltakit.errors import InvalidConfig, unknown

@@ -15,9 +15,9 @@ import torch
 
 import deltakit as dk
 from deltakit.compare.api import evaluate, report_folder, report_joined
+from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.run.judges import JUDGES, Judge, JudgedModel, LmEval, Mteb, Questions
 from deltakit.compare.run.judges.base import register_judge
-from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.errors import InvalidConfig, MissingExtra, UnknownName
 
