@@ -10,7 +10,7 @@ from deltakit.choose.choice import Choice, stored_choice
 from deltakit.choose.clock import Clock, WallClock
 from deltakit.choose.decide.bracket import run_bracket
 from deltakit.choose.entrants import entered
-from deltakit.choose.finals import read_test_split, train_finals
+from deltakit.choose.finals import read_test_split, train_finals, with_results
 from deltakit.choose.prepare import prepare
 from deltakit.choose.request import ChoiceRequest, choice_request
 from deltakit.choose.selection import broken_constraints, chosen
@@ -73,6 +73,7 @@ def run_choice(
     plan = entered(prepared, bracket, teller)
     trained = train_finals(plan, journal, clock)
     results = read_test_split(plan, journal.path / "finals")
+    trained = with_results(trained, results)
     broken = broken_constraints(prepared, results, trained)
     choice = chosen(prepared, trained, broken)
     outcome = outcome_of(prepared, bracket, trained, results, choice, broken, plan)

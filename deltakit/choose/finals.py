@@ -181,6 +181,15 @@ def read_test_split(plan: Plan, folder: Path) -> Results:
     return run_plan(plan, folder)
 
 
+def with_results(trained: Trained, results: Results) -> Trained:
+    """Without the finalists that no seed of could be measured, which have failed."""
+    reasons = {(row.method, row.base): row.reason or "" for row in results.failures}
+    done = {(row.method, row.base) for row in results.results if row.status == "done"}
+    lost = {key: reasons.get(key, "") for key in trained.validation if key not in done}
+    left = {key: made for key, made in trained.validation.items() if key not in lost}
+    return dataclasses.replace(trained, validation=left, failed={**trained.failed, **lost})
+
+
 def measured(results: Results, key: tuple[str, str], facts: Facts) -> Facts:
     """The facts of a finalist as they were measured; a mean over its seeds."""
     rows = [row for row in results.results if (row.method, row.base) == key]

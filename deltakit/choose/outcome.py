@@ -11,7 +11,7 @@ from typing import Any
 from deltakit.choose.decide.bracket import RungResult
 from deltakit.choose.decide.halving import Fate
 from deltakit.compare.report.number_format import format_count, format_p_value, format_ratio
-from deltakit.compare.stats.metrics import Metric
+from deltakit.compare.stats.metrics import Metric, Unit
 from deltakit.compare.stats.significance import LEVEL, Difference
 
 
@@ -156,7 +156,7 @@ def _against_best(outcome: Outcome) -> Iterator[str]:
     costs = _costs(best, choice)
     told = "cannot be told from it" if found.p > LEVEL else "is better on the test split"
     yield (
-        f"The best of all, `{best.name}`, {told} ({found.points:+.1f}, p "
+        f"The best of all, `{best.name}`, {told} ({_change(outcome, found)}, p "
         f"{format_p_value(found.p)}){costs}."
     )
 
@@ -178,8 +178,19 @@ def _against_floor(outcome: Outcome) -> Iterator[str]:
     if found.p > LEVEL or not better:
         yield (
             f"Nothing beats the floor for sure: the head alone (`{outcome.floor}`) is at "
-            f"{found.points:+.1f} points, p {format_p_value(found.p)}."
+            f"{_change(outcome, found)}{_points(outcome)}, p {format_p_value(found.p)}."
         )
+
+
+def _change(outcome: Outcome, found: Difference) -> str:
+    """A difference in the unit of the scores."""
+    return outcome.metric.unit.change(found.points)
+
+
+def _points(outcome: Outcome) -> str:
+    """The name of that unit, after a number."""
+    metric = outcome.metric
+    return " points" if metric.unit is Unit.PERCENT else f" {metric.title}"
 
 
 def _broken(outcome: Outcome) -> Iterator[str]:
@@ -193,11 +204,16 @@ def _broken(outcome: Outcome) -> Iterator[str]:
 def _certainty(outcome: Outcome) -> str:
     share = f"{outcome.probability:.0%}".replace("%", " %")
     said = (
-        f"It is within {outcome.margin:g} points of the best finalist in {share} of resamples over "
+        f"It is within {_margin(outcome)} of the best finalist in {share} of resamples over "
         "examples and seeds."
     )
     untrained = outcome.left_out or outcome.not_finished or outcome.at_chance
     return f"{said} It says nothing of what was not trained." if untrained else said
+
+
+def _margin(outcome: Outcome) -> str:
+    """The difference that does not matter, which is given in hundredths."""
+    return f"{outcome.metric.unit.shown(outcome.margin / 100):g}{_points(outcome)}"
 
 
 def front(outcome: Outcome) -> tuple[FinalRow, ...]:

@@ -30,11 +30,11 @@ def outcome_of(
     """The outcome, as plain data."""
     tested = _tested(results, trained)
     names = {key: _name(prepared, key) for key in tested}
-    tests = {names[key]: seeds for key, seeds in tested.items()}
+    tests = {names[key]: tuple(seeds.values()) for key, seeds in tested.items()}
     rows = tuple(
         _row(prepared, key, tests, trained, results, broken.get(key, ())) for key in tested
     )
-    both = {names[key]: list(map(pooled, trained.validation[key], tested[key])) for key in tested}
+    both = {names[key]: _both(plan, trained.validation[key], tested[key]) for key in tested}
     chosen = names[choice]
     metric, floor = prepared.metric, _name(prepared, _floor_key(plan))
     end = prepared.field.setup_seconds + bracket.seconds + trained.seconds
@@ -47,9 +47,11 @@ def outcome_of(
         model=plan.model.name,
         n_test=len(plan.task.test),
         vs={
-            name: metric.difference(seeds, tests[chosen])
-            for name, seeds in tests.items()
-            if name != chosen
+            names[key]: metric.difference(
+                tests[names[key]], tests[chosen], paired=seeds.keys() == tested[choice].keys()
+            )
+            for key, seeds in tested.items()
+            if key != choice
         },
         probability=probability(both, chosen, metric, margin=prepared.request.margin),
         margin=prepared.request.margin,
@@ -115,13 +117,19 @@ def _floor_key(plan: Plan) -> tuple[str, str]:
     return next((cell.label, cell.base) for cell in plan.cells if cell.label == label)
 
 
-def _tested(results: Results, trained: Trained) -> dict[tuple[str, str], tuple[Predictions, ...]]:
-    """The predictions of each finalist's seeds on the test split, in the order of the seeds."""
-    found: dict[tuple[str, str], list[tuple[int, Predictions]]] = {}
-    for (label, base, seed), made in results.predictions.items():
+def _tested(results: Results, trained: Trained) -> dict[tuple[str, str], dict[int, Predictions]]:
+    """The predictions of each finalist on the test split, by seed in their order."""
+    found: dict[tuple[str, str], dict[int, Predictions]] = {}
+    for (label, base, seed), made in sorted(results.predictions.items(), key=lambda e: e[0]):
         if (label, base) in trained.validation:
-            found.setdefault((label, base), []).append((seed, made))
-    return {
-        key: tuple(made for _, made in sorted(each, key=lambda e: e[0]))
-        for key, each in found.items()
-    }
+            found.setdefault((label, base), {})[seed] = made
+    return found
+
+
+def _both(
+    plan: Plan, validation: Sequence[Predictions], tested: Mapping[int, Predictions]
+) -> list[Predictions]:
+    """Both splits' predictions of each seed that has those of test; one of them may lack them."""
+    seeds = sorted({cell.seed for cell in plan.cells})
+    before = dict(zip(seeds, validation, strict=True))
+    return [pooled(before[seed], made) for seed, made in tested.items()]

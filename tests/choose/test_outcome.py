@@ -97,3 +97,12 @@ def test_the_probability_is_about_finalists_alone_where_others_were_not_trained(
     assert sure.endswith("It says nothing of what was not trained.")
     whole = outcome(left_out=(), untried=(), at_chance=())
     assert not [each for each in sentences(whole) if "says nothing of" in each]
+
+
+def test_differences_are_in_the_unit_of_the_scores() -> None:
+    best = outcome(rows=(HEAD, LORA, row("mam", 0.78)), vs={"mam": difference(3.0, 0.2)})
+    assert any("cannot be told from it (+3.0, p 0.20)" in each for each in sentences(best))
+    assert any("within 0.5 points of the best" in each for each in sentences(best))
+    plain = replace(best, metric=METRICS.get("spearman"))
+    said = [each for each in sentences(plain) if "(+0.030, p" in each or "within 0.005 " in each]
+    assert len(said) == 2, sentences(plain)

@@ -47,7 +47,8 @@ BY_SIZE = {
 
 
 def test_the_table_says_where_a_row_first_beats_the_floor() -> None:
-    lines = sizes_md(BY_SIZE, METRICS.get("accuracy"), "head").splitlines()
+    *lines, _, said = sizes_md(BY_SIZE, METRICS.get("accuracy"), "head").splitlines()
+    assert said == "With one seed, p is about these trained models, and not about other seeds."
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")] for line in lines}
     assert cells["accuracy"][2:5] == ["50", "200", "first beats head at"]
     assert cells["head"][2:5] == ["50.0", "60.0", "–"]
@@ -69,6 +70,7 @@ def test_the_page_has_the_plot_the_table_and_each_run() -> None:
     assert "<td>45.0</td><td>80.0</td><td>200 (p = 0.001)</td>" in page
     for size, answer in ((50, "adapter &lt;is&gt; ahead."), (200, "lora is ahead.")):
         assert f'<a href="train-{size}/report.html">{size} examples</a></dt><dd>{answer}' in page
+    assert "With one seed, p is about these trained models" in page
     assert "<td>200 (p = 0.001)" in sizes_html(BY_SIZE, metric, "head")
 
 

@@ -465,6 +465,9 @@ def test_targets_for_several_architectures(
         {"enable_lora": None, "merge_weights": False},
         {"merge_weights": True},
         {"a_key_of_later": None, "another": False, "a_list": [], "a_table": {}},
+        {"rank_pattern": {"qeury": 3}, "alpha_pattern": {"c_attn": 2.0}},
+        {"layers_to_transform": [0, 1, 7]},
+        {"modules_to_save": ["classifier", "lm_head"]},
     ],
 )
 def test_keys_that_switch_nothing_on(said: dict[str, Any], copy: Path) -> None:
@@ -718,7 +721,6 @@ def copy(sample: Path, tmp_path: Path) -> Path:
         ({"layers_to_transform": [0], "layers_pattern": ["("]}, r"adapter_config.json: missing \)"),
         ({"layers_to_transform": ["0"]}, "layers_to_transform is .'0'.; it must be layers' n"),
         ({"exclude_modules": ["query", "value"]}, "nothing in this .* is left to target"),
-        ({"rank_pattern": {"qeury": 3}}, "rank_pattern has 'qeury', which fits none of the"),
         ({"rank_pattern": {"query": 2.5}}, "rank_pattern is .*it must be a table of whole numbers"),
         ({"alpha_pattern": {"[": 2}}, r"'\[' is no regular expression"),
         ({"r": 3}, r"'.*lora_A.weight' has shape \(2, 16\); .* it must have \(3, 16\)"),
@@ -731,7 +733,8 @@ def copy(sample: Path, tmp_path: Path) -> Path:
         ({"use_rslora": "yes"}, "use_rslora is 'yes'; it must be a bool"),
         ({"bias": "some"}, "bias is 'some'; it must be one of none, all, lora_only"),
         ({"bias": "all"}, "lacks 'base_model.model.bert.embeddings.LayerNorm.bias'"),
-        ({"modules_to_save": ["classifer"]}, "names 'classifer', and .*Did you mean 'classifier'"),
+        ({"modules_to_save": ["classifer"], "task_type": None},
+         "names 'classifer', and .*Did you mean 'classifier'"),
         ({"modules_to_save": ["classifier", "pooler"]}, "lacks 'base_model.model.bert.pooler"),
         ({"task_type": "SEQUENCE"}, "task_type is 'SEQUENCE'; it must be one of None, SEQ_CLS"),
         ({"enable_lora": [True, False, True]}, "unknown key 'enable_lora'"),

@@ -85,9 +85,9 @@ def _difference_cell(difference: Difference | None, summary: RowSummary) -> Tabl
     if difference is None or summary.score is None:
         return ABSENT
     unit = summary.score.unit
-    low, high = (_signed(points, unit) for points in (difference.low, difference.high))
+    low, high = (unit.change(points) for points in (difference.low, difference.high))
     return TableCell(
-        text=_signed(difference.points, unit),
+        text=unit.change(difference.points),
         note=f"p {format_p_value(difference.p)}",
         detail=f"{low} to {high}{_findable(difference, unit)}",
         sort=difference.points,
@@ -97,17 +97,7 @@ def _difference_cell(difference: Difference | None, summary: RowSummary) -> Tabl
 def _findable(difference: Difference, unit: Unit) -> str:
     if difference.detectable is None:
         return ""
-    return f"\nfinds {_of_points(difference.detectable, unit)}"
-
-
-def _signed(points: float, unit: Unit = Unit.PERCENT) -> str:
-    number = _of_points(points, unit)
-    return number if number.startswith("−") or not number.strip("0.") else f"+{number}"
-
-
-def _of_points(points: float, unit: Unit) -> str:
-    """A difference in hundredths of a score, in the score's own unit."""
-    return unit.words(unit.shown(points / 100))[0]
+    return f"\nfinds {unit.distance(difference.detectable)}"
 
 
 def _trained_cell(summary: RowSummary) -> TableCell:
@@ -354,11 +344,13 @@ def _how_sure(summaries: Sequence[RowSummary], unit: Unit) -> Iterator[str]:
         for difference in (summary.vs_baseline, summary.vs_floor, summary.vs_ceiling)
         if difference is not None
     ]
-    if any(difference.about == "models" for difference in found):
-        yield "One seed: p is about these trained models, and says nothing about other seeds."
+    about = {difference.about for difference in found}
+    if "models" in about:
+        which = "One seed" if about == {"models"} else "Between rows of one seed each"
+        yield f"{which}: p is about these trained models, and says nothing about other seeds."
     sizes = [d.detectable for d in found if d.detectable is not None]
     if sizes:
         yield (
-            f"A difference of {_of_points(min(sizes), unit)} to {_of_points(max(sizes), unit)}"
+            f"A difference of {unit.distance(min(sizes))} to {unit.distance(max(sizes))}"
             f"{' points' if unit is Unit.PERCENT else ''} is what this run finds 4 times in 5."
         )

@@ -122,20 +122,14 @@ def _score(row: RowSummary) -> str:
 
 
 def _tied(best: RowSummary, row: RowSummary) -> bool:
-    """True if the two cannot be told apart: by their letters, or with one seed by intervals."""
+    """True if the two cannot be told apart: by their letters, or by the tests that give letters."""
     if best.group and row.group:
         return bool(set(best.group) & set(row.group))
-    ends = [(each.score.low, each.score.high) for each in (best, row) if each.score is not None]
-    if any(end is None for pair in ends for end in pair):
-        return True
-    (low, high), (other_low, other_high) = ends
-    assert low is not None and high is not None
-    assert other_low is not None and other_high is not None
-    return low <= other_high and other_low <= high
+    return (row.method, row.base) not in best.apart
 
 
 def _verdict(best: RowSummary, ties: Sequence[str], others: Sequence[RowSummary]) -> str:
-    alone = "" if best.group else "; one seed does not say how another seed would end"
+    alone = "" if len(best.done) > 1 else "; one seed does not say how another seed would end"
     if ties:
         return f", and cannot be told apart from {' or '.join(ties)}{alone}"
     if others:

@@ -226,14 +226,15 @@ def _limits(
     summaries: Sequence[RowSummary], rows: Sequence[CellResult], run: RunRecord
 ) -> Iterator[str]:
     """What a reader must not take from this run."""
-    seeds = len({row.seed for row in rows})
-    if seeds == 1:
+    seeds = sorted({len(summary.done) for summary in summaries if summary.done})
+    if seeds in ([], [1]):
         yield (
             "One seed: how far another initialisation or another order of the data would move a "
             "score is not known. Intervals and p are about test examples alone."
         )
     else:
-        yield f"{seeds} seeds: the interval of a mean over so few is wide, and a guess itself."
+        words = " to ".join(dict.fromkeys(map(str, (seeds[0], seeds[-1]))))
+        yield f"{words} seeds: the interval of a mean over so few is wide, and a guess itself."
     tested = sorted({row.n_test for row in rows if row.n_test is not None})
     if tested:
         yield (

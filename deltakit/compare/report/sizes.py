@@ -10,6 +10,7 @@ from deltakit.compare.report.html import rendered_page
 from deltakit.compare.report.pareto import INK, PALETTE, STYLE, Plot, rendered
 from deltakit.compare.report.summary import RowSummary
 from deltakit.compare.stats.metrics import Metric
+from deltakit.compare.stats.significance import LEVEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 BySize = Mapping[int, Sequence[RowSummary]]
 """The rows of each run, by the number of its training examples, the fewest first."""
 Row = tuple[str, str]
-LEVEL = 0.05
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -31,7 +31,16 @@ def sizes_md(by_size: BySize, metric: Metric, floor: str) -> str:
         metric: of the scores.
         floor: the label of the floor.
     """
-    return _tabulated(sizes_table(by_size, metric, floor), "github") + "\n"
+    table = _tabulated(sizes_table(by_size, metric, floor), "github")
+    return "\n\n".join(filter(None, (table, _about(by_size)))) + "\n"
+
+
+def _about(by_size: BySize) -> str:
+    """A sentence on what p is about where rows have one seed each."""
+    gaps = (row.vs_floor for rows in by_size.values() for row in rows)
+    if any(gap is not None and gap.about == "models" for gap in gaps):
+        return "With one seed, p is about these trained models, and not about other seeds."
+    return ""
 
 
 def sizes_html(by_size: BySize, metric: Metric, floor: str) -> str:
@@ -81,7 +90,14 @@ def sizes_page(
         svg: the plot.
     """
     table = sizes_table(by_size, metric, floor)
-    return rendered_page("sizes.html.j2", title=title, answers=answers, svg=svg, table=table)
+    return rendered_page(
+        "sizes.html.j2",
+        title=title,
+        answers=answers,
+        svg=svg,
+        table=table,
+        about=_about(by_size),
+    )
 
 
 def _rows(by_size: BySize) -> dict[Row, dict[int, RowSummary]]:
@@ -102,7 +118,7 @@ def _start(found: Mapping[int, RowSummary], metric: Metric) -> str:
     """The fewest examples at which a row is above the floor, and its p-value."""
     for size, row in found.items():
         gap = row.vs_floor
-        if gap is not None and gap.p < LEVEL and metric.direction.rank(gap.points) > 0:
+        if gap is not None and gap.p <= LEVEL and metric.direction.rank(gap.points) > 0:
             return f"{size:,} (p = {gap.p:.2g})"
     return "–"
 

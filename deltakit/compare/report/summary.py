@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deltakit.compare.records.result import CellResult, Predictions, Row
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.verdict import Verdict
-from deltakit.compare.stats.contrasts import Seeds, contrasts, letter_display
+from deltakit.compare.stats.contrasts import Seeds, contrasts, letter_display, told_apart
 from deltakit.compare.stats.metrics import METRICS, Metric, Unit
 from deltakit.compare.stats.significance import Difference, across_seeds, is_constant
 from deltakit.errors import InvalidConfig
@@ -64,6 +64,8 @@ class RowSummary:
     """Against the row that the user named."""
     group: str = ""
     """Rows that share a letter cannot be told apart; empty with a single seed."""
+    apart: frozenset[Row] = frozenset()
+    """The rows that it can be told from, of all that have predictions, whatever their seeds."""
     collapsed: int = 0
     """How many of the seeds predict one class for everything."""
     mark: str = ""
@@ -126,6 +128,7 @@ def summarise(
     scores = {key: _score(_done(group)) for key, group in groups.items()}
     ranked = sorted(groups, key=lambda key: -_rank(scores[key], metric))
     group_of = letter_display(seeds, ranked, metric)
+    apart = told_apart(seeds, metric)
     versus = {name: _versus(seeds, run.role(name), full, metric) for name in _REFERENCES}
     vs_full = contrasts(seeds, {key: (key[0], full) for key in seeds}, metric)
     machines = machines_of(rows)
@@ -141,6 +144,7 @@ def summarise(
             vs_baseline=versus["baseline"].get((method, base)),
             vs_full=vs_full.get((method, base)),
             group=group_of.get((method, base), ""),
+            apart=frozenset(other for row, other in apart if row == (method, base)),
             collapsed=_collapsed(method, run, seeds[method, base]),
             mark=_mark(group, machines),
             verdicts=_verdicts(group, verdicts or {}),
@@ -181,8 +185,11 @@ def _done(rows: Sequence[CellResult]) -> tuple[CellResult, ...]:
 
 
 def _predictions(rows: Sequence[CellResult], predictions: PredictionsOf) -> Seeds:
+    """Those of all finished seeds; none where one is missing: the score is a mean over all."""
     keys = {row.seed: (row.method, row.base, row.seed) for row in _done(rows)}
-    return {seed: predictions[key] for seed, key in keys.items() if key in predictions}
+    if not predictions.keys() >= {*keys.values()}:
+        return {}
+    return {seed: predictions[key] for seed, key in keys.items()}
 
 
 def _rank(score: DisplayedScore | None, metric: Metric) -> float:
@@ -235,8 +242,11 @@ _REFERENCES = ("floor", "ceiling", "baseline")
 def _versus(
     seeds: Mapping[Row, Seeds], label: str | None, full: str, metric: Metric
 ) -> dict[Row, Difference]:
-    """Every row against the one labelled `label` on its own base, or else in full precision."""
+    """Every row against the one labelled `label` on its own base, or else in full precision.
+
+    A row that is there and failed on a base is no other base's.
+    """
     if label is None:
         return {}
-    pairs = {(m, b): (label, b) if seeds.get((label, b)) else (label, full) for m, b in seeds}
+    pairs = {(m, b): (label, b) if (label, b) in seeds else (label, full) for m, b in seeds}
     return contrasts(seeds, pairs, metric)

@@ -13,6 +13,8 @@ from deltakit.compare.stats.significance import LEVEL, Difference, compact_lette
 Seeds = Mapping[int, Predictions]
 """The predictions of a row's finished cells, by seed."""
 
+Pair = tuple[Row, Row]
+
 
 def contrasts(
     rows: Mapping[Row, Seeds], pairs: Mapping[Row, Row], metric: Metric
@@ -34,6 +36,21 @@ def contrasts(
     return {row: replace(found[row], p=adjusted[row]) for row in found}
 
 
+def told_apart(rows: Mapping[Row, Seeds], metric: Metric) -> frozenset[Pair]:
+    """The pairs of rows that differ, in either order: all pairs, adjusted by Holm's method.
+
+    Args:
+        rows: what each row predicted; one without predictions differs from none.
+        metric: what is compared.
+    """
+    p = {
+        (one, other): _difference(rows[one], rows[other], metric).p
+        for one, other in combinations([row for row in rows if rows[row]], 2)
+    }
+    found = [pair for pair, adjusted in holm(p).items() if adjusted <= LEVEL]
+    return frozenset(each for pair in found for each in (pair, pair[::-1]))
+
+
 def letter_display(
     rows: Mapping[Row, Seeds], ranked: Sequence[Row], metric: Metric
 ) -> dict[Row, str]:
@@ -47,11 +64,7 @@ def letter_display(
         metric: what is compared.
     """
     several = [row for row in ranked if len(rows.get(row, {})) > 1]
-    p = {
-        (one, other): _difference(rows[one], rows[other], metric).p
-        for one, other in combinations(several, 2)
-    }
-    different = [pair for pair, adjusted in holm(p).items() if adjusted <= LEVEL]
+    different = told_apart({row: rows[row] for row in several}, metric)
     names = {row: f"{at}" for at, row in enumerate(several)}
     found = compact_letter_display(
         list(names.values()), [(names[one], names[other]) for one, other in different]
@@ -62,6 +75,7 @@ def letter_display(
 def _difference(one: Seeds, other: Seeds, metric: Metric) -> Difference:
     """The difference of the scores that the table shows: of all seeds that each row has.
 
-    Rows with the same seeds are paired by seed.
+    Rows with the same seeds are paired by seed, and other rows are not paired.
     """
-    return metric.difference(*([row[seed] for seed in sorted(row)] for row in (one, other)))
+    first, second = ([row[seed] for seed in sorted(row)] for row in (one, other))
+    return metric.difference(first, second, paired=one.keys() == other.keys())

@@ -59,6 +59,19 @@ class Unit(Enum):
         rounded = (f"{round(number, places) + 0.0:.{places}f}" for number in numbers)
         return tuple(text.replace("-", "−") for text in rounded)
 
+    def distance(self, points: float) -> str:
+        """A difference of scores as text, in the score's own unit.
+
+        Args:
+            points: the difference in hundredths of the score as it is stored.
+        """
+        return self.words(self.shown(points / 100))[0]
+
+    def change(self, points: float) -> str:
+        """As `distance`, with a plus before what is above zero."""
+        number = self.distance(points)
+        return number if number.startswith("−") or not number.strip("0.") else f"+{number}"
+
 
 class Takes(Enum):
     """The input of a metric, in addition to the labels."""
@@ -132,14 +145,22 @@ class Metric(ABC):
     def evidence(self, seeds: Sequence[Predictions]) -> Evidence:
         """The scores of a row's seeds and their errors, from predictions on one split."""
 
-    def difference(self, first: Sequence[Predictions], second: Sequence[Predictions]) -> Difference:
+    def difference(
+        self, first: Sequence[Predictions], second: Sequence[Predictions], *, paired: bool = True
+    ) -> Difference:
         """The difference of two rows' scores, paired by test example and by seed.
+
+        Args:
+            first: one entry for each seed of the first row.
+            second: one for each seed of the second row.
+            paired: whether both rows have the same seeds, in the same order.
 
         Raises:
             InvalidConfig: a row has no predictions, or they were made on different test splits.
         """
         stats.check_same_split((*first, *second))
-        return stats.difference(_evidence(self, tuple(first)), _evidence(self, tuple(second)))
+        rows = (_evidence(self, tuple(row)) for row in (first, second))
+        return stats.difference(*rows, paired=paired)
 
     def format(self, score: float) -> str:
         """A score in words, as in ``81.3 %`` or ``21.4 perplexity``."""
@@ -179,9 +200,11 @@ class ProportionMetric(MeanMetric):
         hits = self.each(predictions)
         return stats.proportion_interval(int(hits.sum()), len(hits))
 
-    def difference(self, first: Sequence[Predictions], second: Sequence[Predictions]) -> Difference:
+    def difference(
+        self, first: Sequence[Predictions], second: Sequence[Predictions], *, paired: bool = True
+    ) -> Difference:
         # McNemar's test, where it applies.
-        return stats.paired_difference(first, second, each=self.each)
+        return stats.paired_difference(first, second, each=self.each, paired=paired)
 
 
 @dataclass(frozen=True, kw_only=True)

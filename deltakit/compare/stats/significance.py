@@ -311,6 +311,7 @@ def paired_difference(
     *,
     seed_sd: float = 0.0,
     each: Each | None = None,
+    paired: bool = True,
 ) -> Difference:
     """The difference of two rows' accuracies; see `difference`.
 
@@ -318,10 +319,10 @@ def paired_difference(
 
     Args:
         first: one entry for each seed of the first row.
-        second: one for each seed of the second row. As many as in `first` are paired in order: give
-            the same seeds in the same order. Other numbers are compared unpaired.
+        second: one for each seed of the second row.
         seed_sd: as in `difference`.
         each: 1.0 for an example that counts as right and 0.0 for another; by default `correct`.
+        paired: as in `difference`.
 
     Raises:
         InvalidConfig: a row has no predictions, or they were made on different test splits.
@@ -329,7 +330,7 @@ def paired_difference(
     hits = each or correct
     rows = [evidence_from_predictions(row, each=hits) for row in (first, second)]
     check_same_split((first[0], second[0]))
-    found = difference(*rows, seed_sd=seed_sd)
+    found = difference(*rows, seed_sd=seed_sd, paired=paired)
     if _all_alike(first, hits) and _all_alike(second, hits):
         return replace(found, p=max(found.p, mcnemar(first[0], second[0], each=hits)))
     return found
@@ -340,7 +341,9 @@ def _all_alike(row: Sequence[Predictions], hits: Each) -> bool:
     return len({(seed.predicted, hits(seed).tobytes()) for seed in row}) == 1
 
 
-def difference(first: Evidence, second: Evidence, *, seed_sd: float = 0.0) -> Difference:
+def difference(
+    first: Evidence, second: Evidence, *, seed_sd: float = 0.0, paired: bool = True
+) -> Difference:
     """The difference of two rows' scores, paired by test example and by seed.
 
     The error of a mean over seeds is a Student's t variable, scaled by what the per-seed
@@ -349,10 +352,12 @@ def difference(first: Evidence, second: Evidence, *, seed_sd: float = 0.0) -> Di
 
     Args:
         first: the first row.
-        second: the second row, from the same examples; seeds as in `paired_difference`.
+        second: the second row, from the same examples.
         seed_sd: how much a row's score varies between seeds, as a standard deviation in points,
             where that is known from elsewhere. It counts only where both rows have a single seed,
             which cannot say it.
+        paired: whether both rows have the same seeds, in the same order. Rows of different numbers
+            of seeds never have.
 
     Raises:
         InvalidConfig: the two rows are not from the same examples.
@@ -365,7 +370,7 @@ def difference(first: Evidence, second: Evidence, *, seed_sd: float = 0.0) -> Di
     change = float(first.scores.mean() - second.scores.mean())
     several = len(first.scores) > 1 or len(second.scores) > 1
     errors = [_of_models(first, second, seed_sd=0.0 if several else seed_sd / 100)]
-    errors += [_of_methods(first, second)] if several else []
+    errors += [_of_methods(first, second, paired)] if several else []
     ends = [error.quantile((1 + CONFIDENCE) / 2) for error in errors]
     detectable = max(end + error.quantile(POWER) for end, error in zip(ends, errors, strict=True))
     return Difference(
@@ -388,12 +393,12 @@ def _of_models(first: Evidence, second: Evidence, *, seed_sd: float) -> TPlusNor
     return TPlusNormal(student=spread, normal=2**0.5 * seed_sd, df=max(moves.size - 1, 1))
 
 
-def _of_methods(first: Evidence, second: Evidence) -> TPlusNormal:
+def _of_methods(first: Evidence, second: Evidence, paired: bool) -> TPlusNormal:
     """The error of a difference between what other seeds and other examples would give."""
     import numpy as np
 
     seeds = len(first.scores)
-    if seeds != len(second.scores):
+    if not paired or seeds != len(second.scores):
         return _unpaired(first, second)
     moves = first.moves - second.moves
     # What examples move all seeds by: the mean covariance between two seeds. What they move one
@@ -407,7 +412,7 @@ def _of_methods(first: Evidence, second: Evidence) -> TPlusNormal:
 
 
 def _unpaired(first: Evidence, second: Evidence) -> TPlusNormal:
-    """The same for different numbers of seeds, on the cautious side.
+    """The same for different seeds, on the cautious side.
 
     The degrees of freedom are the fewer ones. A single seed is taken to vary as the other row's.
     """

@@ -83,6 +83,30 @@ def _check_comparable(
                 f"({_words(ours, theirs)} and {_words(theirs, ours)}). Report them apart, or run "
                 "one of them again as the other was."
             )
+    _check_sources(first, other)
+
+
+def _check_sources(first: tuple[RunFolder, RunRecord], other: tuple[RunFolder, RunRecord]) -> None:
+    """Raises `InvalidConfig` where a task that both runs have has other examples."""
+    ours, theirs = (run.tasks for _, run in (first, other))
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name].fingerprint != theirs[name].fingerprint:
+            raise InvalidConfig(
+                f"{first[0].path} and {other[0].path} do not compare: the examples of the task "
+                f"{name!r} differ. Report them apart, or run one of them again as the other was."
+            )
+
+
+def _imported(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """A note on each user's file of which the runs had different versions."""
+    found: dict[str, set[str]] = {}
+    for each in (each for run in runs for each in run.imports):
+        found.setdefault(each.name, set()).add(each.sha256)
+    return tuple(
+        f"The joined runs imported different versions of {name}."
+        for name, versions in found.items()
+        if len(versions) > 1
+    )
 
 
 def _words(value: Any, other: Any) -> str:
@@ -96,19 +120,27 @@ def _words(value: Any, other: Any) -> str:
 def _cells(runs: Mapping[RunFolder, RunRecord]) -> list[tuple[RunFolder, CellRecord]]:
     """Every row's cell once, and the folder that it is taken from."""
     chosen: dict[tuple[str, str, int], tuple[RunFolder, CellRecord]] = {}
+    rows: dict[tuple[str, str], tuple[RunFolder, CellRecord]] = {}
     for folder, run in runs.items():
         for cell in run.plan.cells:
             key = (cell.method, cell.base, cell.seed)
             there, known = chosen.setdefault(key, (folder, cell))
             if known.id != cell.id:
-                raise InvalidConfig(
-                    f"{there.path} and {folder.path} do not compare: both have the row "
-                    f"{cell.method} ({cell.base}, seed {cell.seed}), made differently "
-                    "(other members, or another width). Report them apart."
-                )
+                raise _made_differently(there, folder, cell)
+            first, like = rows.setdefault((cell.method, cell.base), (folder, cell))
+            if (like.config, like.rates) != (cell.config, cell.rates):  # at another seed
+                raise _made_differently(first, folder, cell)
             if not there.finished(cell.id) and folder.result(cell.id) is not None:
                 chosen[key] = (folder, cell)
     return list(chosen.values())
+
+
+def _made_differently(one: RunFolder, other: RunFolder, cell: CellRecord) -> InvalidConfig:
+    return InvalidConfig(
+        f"{one.path} and {other.path} do not compare: both have the row {cell.method} "
+        f"({cell.base}, seed {cell.seed}), made differently (other settings, rates or members). "
+        "Report them apart."
+    )
 
 
 def _target_folder(out: Path) -> RunFolder:
@@ -145,7 +177,7 @@ def _joined(
         roles={role: row for run in reversed(runs) for role, row in run.roles.items()},
         tasks={name: task for run in reversed(runs) for name, task in run.tasks.items()},
         full_precision=next(filter(None, (run.full_precision for run in runs)), None),
-        notes=(*notes, *differences("The joined runs had", runs)),
+        notes=(*notes, *differences("The joined runs had", runs), *_imported(runs)),
         protocol=_common([run.protocol for run in runs]),
         statistics=_common([run.statistics for run in runs]),
         code=_common([run.code for run in runs]),

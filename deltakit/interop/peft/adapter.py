@@ -11,7 +11,13 @@ from deltakit.core.method import Method, Sum, method_from_dict
 from deltakit.errors import CheckpointError, DeltakitError
 from deltakit.interop.files import Tensors, our_words
 from deltakit.interop.peft.config import Config
-from deltakit.interop.peft.saved_modules import SavedModules, saved_values, table_values, training
+from deltakit.interop.peft.saved_modules import (
+    SavedModules,
+    check_saved,
+    saved_values,
+    table_values,
+    training,
+)
 from deltakit.interop.peft.targets import check_names
 from deltakit.interop.peft.view import PeftView, same
 
@@ -111,6 +117,7 @@ class Folder:
         extra = first_few("has", sorted(k for k in self.file if k not in needed and k not in spare))
         if missing or extra:
             check_names(self.config, self.base, self.config.names("target_modules") or ())
+            check_saved(self.config, self.base)
             raise CheckpointError(
                 f"{self.file.path} {' and '.join(filter(None, (missing, extra)))}, unlike what "
                 f"{self.config.path.name} says of a {self.base.kind}. Load it on a model of the "

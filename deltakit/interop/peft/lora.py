@@ -124,10 +124,8 @@ def read(folder: Folder) -> Adapter:
         if path not in base.linears and path not in base.tables:
             raise base.no_site(path, config.path)
     rank, alpha = config.whole("r", 8), config.number("lora_alpha", 8)
-    ranks = by_pattern(config, base, "rank_pattern", paths, config.counts("rank_pattern"), rank)
-    alphas = by_pattern(
-        config, base, "alpha_pattern", paths, config.numbers("alpha_pattern"), alpha
-    )
+    ranks = by_pattern(base, paths, config.counts("rank_pattern"), rank)
+    alphas = by_pattern(base, paths, config.numbers("alpha_pattern"), alpha)
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         key_A, key_B = _keys(path, base)

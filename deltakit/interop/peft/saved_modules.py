@@ -47,9 +47,6 @@ def saved_modules_of(
         base: the model.
         prefix: what the file's keys begin with.
         targeted: the names of the modules that have an adapter.
-
-    Raises:
-        CheckpointError: a module to save that the model does not have.
     """
     inside = _inside_saved(config, base)
     keys = {f"{prefix}{name}": name for name in inside}
@@ -68,6 +65,16 @@ def saved_modules_of(
 def _inside_saved(config: Config, base: PeftView) -> dict[str, str]:
     """What is saved with a whole module: its name, and the module's. Any ends of names will do."""
     modules = [name for name, _ in base.places]
+    saved = [m for m in modules if any(n.endswith(config.saved) for n in base.names_of(m))]
+    return {name: m for m in reversed(saved) for name in base.state if name.startswith(f"{m}.")}
+
+
+def check_saved(config: Config, base: PeftView) -> None:
+    """Raises `CheckpointError` for a module to save that the model does not have.
+
+    PEFT ignores it, so it explains a folder that does not fit and refuses none that does.
+    """
+    modules = [name for name, _ in base.places]
     called = [name for module in modules for name in base.names_of(module)]
     for end in config.saved:
         if end not in _ANY_HEAD and not any(name.endswith(end) for name in called):
@@ -76,8 +83,6 @@ def _inside_saved(config: Config, base: PeftView) -> dict[str, str]:
                 f"{config.path}: modules_to_save names {end!r}, and no module of this {base.kind} "
                 f"is called that.{nearest(end, known)}"
             )
-    saved = [m for m in modules if any(n.endswith(config.saved) for n in base.names_of(m))]
-    return {name: m for m in reversed(saved) for name in base.state if name.startswith(f"{m}.")}
 
 
 def _biases(config: Config, base: PeftView, targeted: Iterable[str]) -> Iterator[str]:

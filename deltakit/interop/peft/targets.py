@@ -94,12 +94,6 @@ def targeted(
         check_names(config, base, targets.modules)
         raise config.refusal("target_modules", f"nothing in this {base.kind} is left to target.")
     _check_once(config, base, found)
-    reached = {targets.layer(name) for path in found for name in base.names_of(path)}
-    for layer in targets.layers:
-        if layer not in reached:
-            raise config.refusal(
-                "layers_to_transform", f"nothing is targeted in layer {layer} of this {base.kind}."
-            )
     return found
 
 
@@ -147,10 +141,10 @@ def _linears(config: Config, base: PeftView) -> tuple[str, ...]:
 
 
 def check_names(config: Config, base: PeftView, modules: Names) -> None:
-    """Raises `CheckpointError` for a target that no module is called by.
+    """Raises `CheckpointError` for a target that no module is called by, or a layer of none.
 
-    PEFT ignores such a name where other names match, so it explains a folder that does not fit and
-    refuses none that does.
+    PEFT ignores these where others match, so they explain a folder that does not fit and refuse
+    none that does.
     """
     for name in () if isinstance(modules, str) else modules:
         if not any(named((name,), each) for m in base.modules for each in base.names_of(m)):
@@ -159,28 +153,28 @@ def check_names(config: Config, base: PeftView, modules: Names) -> None:
                 f"{config.path}: target_modules names {name!r}, and no module of this {base.kind} "
                 f"is called that.{nearest(name, known)}"
             )
+    for layer in config.layers():
+        if not any(
+            _layer(config, each) == layer for m in base.modules for each in base.names_of(m)
+        ):
+            raise config.refusal(
+                "layers_to_transform", f"nothing is targeted in layer {layer} of this {base.kind}."
+            )
+
+
+def _layer(config: Config, name: str) -> int | None:
+    return Targets(modules=(), lists=config.layer_lists()).layer(name)
 
 
 def by_pattern(
-    config: Config,
-    base: PeftView,
-    key: str,
-    paths: Iterable[str],
-    table: Mapping[str, N],
-    default: N,
+    base: PeftView, paths: Iterable[str], table: Mapping[str, N], default: N
 ) -> dict[str, N]:
     """The number of each path in a table by regular expressions: the first that fits.
 
-    Raises:
-        CheckpointError: a regular expression that fits none.
+    An expression that fits none changes nothing, as in PEFT.
     """
     names = {path: base.names_of(path) for path in paths}
     found = {path: next((p for p in table if _any_ends(p, names[path])), None) for path in names}
-    for pattern in table:
-        if not any(_any_ends(pattern, each) for each in names.values()):
-            raise CheckpointError(
-                f"{config.path}: {key} has {pattern!r}, which fits none of the targeted modules."
-            )
     return {path: default if p is None else table[p] for path, p in found.items()}
 
 

@@ -35,6 +35,11 @@ def lose(folder: Path, *methods: str) -> Path:
     return folder
 
 
+def other_seed(run: dict[str, Any], **changes: Any) -> None:
+    """Says that the last row is of another seed, and otherwise too."""
+    run["plan"]["cells"][-1] |= {"seed": 1, "id": "x", **changes}
+
+
 def on_machine(folder: Path, name: str, *methods: str) -> None:
     """Says that some cells were measured elsewhere."""
     for file in (folder / "cells").glob("????????????????.json"):
@@ -106,6 +111,9 @@ def test_a_cell_that_failed_here_and_is_done_there(
         (lambda run: run["plan"].update(compute_dtype="float16"), "compute dtype.*None and float"),
         (lambda run: run["protocol"].update(step_repeats=7), "step_repeats 1 and step_repeats 7"),
         (lambda run: run["plan"]["cells"][-1].update(id="x"), "row fusion.*made differently"),
+        (lambda run: other_seed(run, rates=[9.0]), "row fusion.*seed 1.*made differently"),
+        (lambda run: other_seed(run, config="LoRA()"), "row fusion.*made differently"),
+        (lambda run: run["tasks"]["shop"].update(fingerprint="0"), "the task 'shop' differ"),
     ],
 )
 def test_runs_that_do_not_compare_are_refused(
@@ -117,6 +125,24 @@ def test_runs_that_do_not_compare_are_refused(
     assert str(finished.folder) in str(error.value) and str(other) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "joined").exists()
+
+
+def test_a_row_of_the_same_settings_at_another_seed_is_joined(
+    finished: Any, tmp_path: Path
+) -> None:
+    other = copy(finished, tmp_path / "other", other_seed)
+    joined = join([finished.folder, other], tmp_path / "joined").run_record()
+    assert [c.seed for c in joined.plan.cells if c.method == "fusion"] == [0, 1]
+
+
+def test_versions_of_an_imported_file_are_told(finished: Any, tmp_path: Path) -> None:
+    def imported(sha: str) -> Edit:
+        return lambda run: run.update(imports=[{"name": "m.py", "path": "/m.py", "sha256": sha}])
+
+    one, two = (copy(finished, tmp_path / each, imported(each)) for each in ("a", "b"))
+    told = "The joined runs imported different versions of m.py."
+    assert told in join([one, two], tmp_path / "joined").run_record().notes
+    assert told not in join([one, one], tmp_path / "same").run_record().notes
 
 
 def test_a_folder_in_use_is_not_written_to(finished: Any, tmp_path: Path) -> None:

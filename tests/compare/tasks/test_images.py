@@ -209,3 +209,20 @@ def test_a_head_for_other_classes_is_drawn_freshly(vit: Path) -> None:
     before = make_model("vit", "classify").state_dict()
     for key, value in loaded.model.state_dict().items():
         assert key.startswith("classifier") or torch.equal(value, before[key]), key
+
+
+def test_two_folders_for_a_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "dev", "val"):
+        write_folder(tmp_path / name, range(6))
+    with pytest.raises(InvalidConfig, match="has 2 folders for validation: 'dev', 'val'. Keep one"):
+        load_task(str(tmp_path))
+
+
+def test_what_lies_beside_the_folders_of_pictures_is_told(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", range(40))
+    write_folder(tmp_path / "heldout", range(4))
+    for name in ("test.csv", "README.md", "train/stray.png", "train/labels.csv"):
+        (tmp_path / name).write_text("?")
+    notes = load_task(str(tmp_path)).notes
+    assert "files that are not read: 'heldout', 'test.csv'." in notes
+    assert "train: files that are not read: 'labels.csv', 'stray.png'." in notes

@@ -61,8 +61,17 @@ class CellType:
 
 def _number(cell: Any) -> float | None:
     """A finite number."""
-    known = isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell)
-    return float(cell) if known else None
+    known = isinstance(cell, int | float) and not isinstance(cell, bool)
+    return finite(cell) if known else None
+
+
+def finite(cell: Any) -> float | None:
+    """A number as a float; None for one that is not finite, or that a float cannot hold."""
+    try:
+        number = float(cell)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _list_of(read: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -101,20 +101,49 @@ def _read_json(path: Path, form: FileForm) -> Columns:
     squad = read_squad(text)
     if squad is not None:
         return squad
-    records = json.loads(text) if text.lstrip().startswith("[") else list(_lines(text))
+    whole = text.lstrip().startswith("[")
+    records = json.loads(text, object_pairs_hook=_record) if whole else list(_lines(text))
     for row, record in enumerate(records, start=1):
         if not isinstance(record, dict):
             raise ValueError(f"row {row} is not an object with named fields")
     # In the order of appearance; a field that a row leaves out is null there.
     names = dict.fromkeys(name for record in records for name in record)
-    columns = {name: [record.get(name) for record in records] for name in names}
+    columns = {name: _once([record.get(name) for record in records]) for name in names}
     if "\\ud" not in text.lower():
         return columns
     return {name: _encodable(values) for name, values in columns.items()}
 
 
+class _Several:
+    """The value of a field that an object has several times."""
+
+    def __repr__(self) -> str:
+        return "several values"
+
+
+def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, whose repeated fields have no value."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                record[name] = _Several()
+            seen.add(name)
+    return record
+
+
+def _once(values: list[Any]) -> list[Any]:
+    """The values. A row that has the field several times makes them unusable."""
+    rows = (row for row, value in enumerate(values, start=1) if isinstance(value, _Several))
+    row = next(rows, None)
+    return values if row is None else Unusable(values, f"occurs several times in row {row}")
+
+
 def _encodable(values: list[Any]) -> list[Any]:
     """The values. Half of a surrogate pair, which JSON can escape, makes them unusable."""
+    if isinstance(values, Unusable):
+        return values
     try:
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -128,7 +157,7 @@ def _lines(text: str) -> Iterator[Any]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
+            yield json.loads(line, object_pairs_hook=_record)
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number} is not valid JSON ({error.msg})") from error
 

@@ -2,12 +2,13 @@
 
 import io
 import os
+from collections.abc import Container, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.tasks.data.columns import CellType, RawTable, short_list, short_repr
-from deltakit.compare.tasks.data.files import Columns
+from deltakit.compare.tasks.data.files import SUFFIXES, Columns
 from deltakit.errors import InvalidConfig, MissingExtra, first_line
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """The endings of files that are taken for pictures."""
+_NOT_READ = "files that are not read:"
 COLUMN = "image"
 """The usual name of a column of pictures."""
 
@@ -132,12 +134,39 @@ def picture_tables(place: Path) -> "tuple[dict[str, RawTable], list[str]] | None
     """
     if not place.is_dir() or not os.access(place, os.R_OK | os.X_OK):
         return None
-    split_folders = {split: place / name for split, name in _splits_of(place)}
-    folders = split_folders if "train" in split_folders else {"train": place}
+    found = _splits_of(place)
+    splits = "train" in dict(found)
+    folders = {split: place / name for split, name in found} if splits else {"train": place}
     if not any(_pictures(each) for each in _classes(folders["train"])):
         return None
     notes: list[str] = []
+    if splits:
+        _check_once(place, found)
+        left = _stray(place, {folder.name for folder in folders.values()})
+        notes += [f"{_NOT_READ} {short_list(left)}."] if left else []
     return {split: _table(split, folder, notes) for split, folder in folders.items()}, notes
+
+
+def _check_once(place: Path, found: Sequence[tuple[str, str]]) -> None:
+    """Raises `InvalidConfig` where two folders are of one split."""
+    for split in SPLITS:
+        names = [name for of, name in found if of == split]
+        if len(names) > 1:
+            raise InvalidConfig(
+                f"folder {str(place)!r} has {len(names)} folders for {split}: "
+                f"{short_list(names)}. Keep one of them."
+            )
+
+
+def _stray(folder: Path, used: Container[str]) -> list[str]:
+    """The entries that may be a user's data and are in no class: folders, pictures, tables."""
+    return sorted(
+        each.name
+        for each in folder.iterdir()
+        if each.name not in used
+        and each.name[0] != "."
+        and (each.is_dir() or each.suffix.lower() in (*ENDINGS, *SUFFIXES))
+    )
 
 
 SPLITS = {
@@ -167,8 +196,9 @@ def _pictures(folder: Path) -> list[Path]:
 def _table(split: str, folder: Path, notes: list[str]) -> RawTable:
     images: list[str] = []
     labels: list[str] = []
-    unread: list[str] = []
-    for each in _classes(folder):
+    classes = _classes(folder)
+    unread = _stray(folder, {each.name for each in classes})
+    for each in classes:
         found = _pictures(each)
         if not found:
             raise InvalidConfig(
@@ -180,7 +210,7 @@ def _table(split: str, folder: Path, notes: list[str]) -> RawTable:
         left = {file.name for file in each.iterdir() if file.name[0] != "."}
         unread += [f"{each.name}/{name}" for name in sorted(left - {file.name for file in found})]
     if unread:
-        notes.append(f"{split}: files that are not read: {short_list(unread)}.")
+        notes.append(f"{split}: {_NOT_READ} {short_list(unread)}.")
     where = f"{split} ({str(folder)!r})"
     table = RawTable(where=where, columns={COLUMN: list(images), "label": list(labels)})
     return with_bytes(table, folder)

@@ -224,7 +224,7 @@ class Choice(Kind):
         columns, (_, label) = table.columns, cls.columns_in(table.columns, names)
         endings = [columns[name] for name in ENDINGS if name in columns]
         if not {*LISTS} & set(columns) and len(endings) > 1:
-            choices = [list(row) for row in zip(*endings, strict=True)]
+            choices = [_without_blank_end(row) for row in zip(*endings, strict=True)]
         else:
             column = next((name for name in LISTS if name in columns), LISTS[0])
             choices = table.column(column, "another --kind")
@@ -334,6 +334,12 @@ def _continued(
 # ------------------------------------------------------------------------------ reading the rows
 
 
+def _without_blank_end(row: Sequence[Any]) -> list[Any]:
+    """The endings of a row, which may have fewer than there are columns."""
+    size = max((at for at, each in enumerate(row, start=1) if not no_label(each)), default=0)
+    return list(row[:size])
+
+
 def _texts_of(cell: Any) -> Any:
     """The list of texts in a cell; data sets on the Hub have it in a dictionary's ``text``."""
     listed = cell.get("text", cell) if isinstance(cell, Mapping) else cell
@@ -343,9 +349,19 @@ def _texts_of(cell: Any) -> Any:
 
 
 def _by_mark(cell: Any, label: Any) -> Any:
-    """The place of the choice with this mark, where a dictionary gives each its ``label``."""
+    """The place of the choice with this mark, where a dictionary gives each its ``label``.
+
+    Where marks are numbers, a number that is none of them is no place either.
+    """
     marks = cell.get("label") if isinstance(cell, Mapping) else None
-    return marks.index(label) if isinstance(marks, list) and label in marks else label
+    if not isinstance(marks, list):
+        return label
+    names = list(map(class_name, marks))
+    if class_name(label) in names:
+        return names.index(class_name(label))
+    if no_label(label) or not any(map(str.isdecimal, names)):
+        return label
+    return f"{label} (the marks are {', '.join(names)})"
 
 
 def _right(rows: RawSplit) -> list[int]:
@@ -357,6 +373,8 @@ def _place(rows: RawSplit, row: int, choices: list[str], label: Any) -> int:
     """The index of the right ending: a number from 0, a letter, or the ending itself."""
     if len(choices) < 2:
         raise rows.wrong(row, f"is of one choice, {short_list(choices)}", "Give each row several")
+    if not all(each.strip() for each in choices):  # nothing is as likely as what has no token
+        raise rows.wrong(row, f"is of a blank choice, {short_list(choices)}", "Write each one out")
     places = set() if no_label(label) else _places(label, choices)
     if len(places) == 1:
         return places.pop()

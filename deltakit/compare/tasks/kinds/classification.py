@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltakit.compare.records.result import Value
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _WHOLE = re.compile(r"-?\d+")
+_DIGITS = 1000
+"""Longer numbers are names: Python reads no number of 4,300 digits."""
 
 
 @register_kind("classification")
@@ -99,7 +102,7 @@ def class_name(label: Any) -> str:
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """The different names: whole numbers by value, others by alphabet."""
     found = set(names)
-    if all(_WHOLE.fullmatch(name) for name in found):
+    if all(_WHOLE.fullmatch(name) and len(name) <= _DIGITS for name in found):
         return tuple(sorted(found, key=lambda name: (int(name), name)))  # 1 and 01 are two
     return tuple(sorted(found))
 
@@ -126,7 +129,7 @@ def notes_on_alike(classes: Sequence[str]) -> tuple[str, ...]:
     if not groups:
         return ()
     return (
-        f"labels that look alike are classes of their own: {', '.join(map(ascii, groups[0]))}. "
+        f"labels that look alike are classes of their own: {', '.join(map(_short, groups[0]))}. "
         "Correct the file if they are one.",
     )
 
@@ -135,7 +138,12 @@ def _value(name: str) -> object:
     """The value that a name may be another spelling of."""
     text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
     text = {"true": "1", "false": "0"}.get(text, text)
-    return float(text) if is_number(text) else text
+    return Decimal(text) if is_number(text) else text
+
+
+def _short(name: str) -> str:
+    """A name in ASCII, which tells letters of the same look apart."""
+    return short_repr(name) if name.isascii() else ascii(name)
 
 
 def _is_joined(name: str, separator: str, classes: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from deltakit.compare.records.result import Value
 from deltakit.compare.tasks.data.columns import (
     ColumnNames,
     RawSplit,
+    finite,
     is_number,
     no_label,
     short_repr,
@@ -123,5 +124,4 @@ def _number(value: Any) -> float | None:
         return None
     if isinstance(value, str) and not is_number(value):
         return None
-    number = float(value)
-    return number if math.isfinite(number) else None
+    return finite(value)

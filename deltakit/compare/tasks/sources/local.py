@@ -17,7 +17,7 @@ from deltakit.compare.tasks.data.several import (
     with_pair,
     without_hidden_test,
 )
-from deltakit.compare.tasks.kinds import kind_of
+from deltakit.compare.tasks.kinds import MultiLabel, kind_of
 from deltakit.compare.tasks.sources.assemble import build_task, select_columns
 from deltakit.compare.tasks.task import TaskData
 from deltakit.errors import InvalidConfig, UnknownName
@@ -59,9 +59,10 @@ def load_folder(
     sources, hidden = without_hidden_test(sources, label)
     sources = with_one_label_column(sources, names, kind)
     sources = {split: with_lists(source, label, kind) for split, source in sources.items()}
-    sources = with_multi_hot(sources, label)
     names = with_pair(names, sources["train"].columns)
     chosen = kind_of(kind, sources["train"].columns, names)
+    if issubclass(chosen, MultiLabel):
+        sources = with_multi_hot(sources, label)
     splits = {split: select_columns(source, names, chosen) for split, source in sources.items()}
     full = place.resolve()
     name = full.stem if full.is_file() else full.name

@@ -1,5 +1,6 @@
 """Several endings: what is read, how both architectures are asked, what is refused."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,3 +202,46 @@ def test_a_model_is_asked_as_its_architecture_can(
         )
         plan = build_plan(request)
         assert plan.task.kind.chooser == chooser and plan.task.metric == "accuracy_norm"
+
+
+def marked(folder: Path, marks: list[str], answers: list[Any]) -> Path:
+    """A file whose choices have marks, and answers that name one."""
+    texts = ["red", "green", "blue"]
+    rows = [
+        {"question": f"q{n}", "choices": {"text": texts, "label": marks}, "answer": answer}
+        for n, answer in enumerate(answers * 10)
+    ]
+    path = folder / "marks.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("answers", [["1", "2", "3"], [1, 2, 3], [1.0, 2.0, 3.0]])
+def test_a_number_is_the_mark_before_it_is_a_place(tmp_path: Path, answers: list[Any]) -> None:
+    task = load_task(str(marked(tmp_path, ["1", "2", "3"], answers)))
+    found = {row["text"]: row["label"] for split in (task.train, task.test) for row in split}
+    assert {found[name] for name in found if int(name[1:]) % 3 == 0} == {0}
+
+
+@pytest.mark.parametrize("stranger", ["0", 0, "4"])
+def test_a_number_that_is_no_mark_is_no_place(tmp_path: Path, stranger: Any) -> None:
+    path = marked(tmp_path, ["1", "2", "3"], ["1", "2", stranger])
+    with pytest.raises(InvalidConfig, match="row 3: .*which is none of the 3 choices"):
+        load_task(str(path))
+
+
+def test_a_place_beside_letters_stays_a_place(tmp_path: Path) -> None:
+    task = load_task(str(marked(tmp_path, ["A", "B", "C"], [0, 1, 2])))
+    assert set(task.train["label"]) == {0, 1, 2}
+
+
+def test_a_row_of_fewer_endings_than_columns_has_no_blank_ones(tmp_path: Path) -> None:
+    """An ending without a token would be the likeliest of all."""
+    path = tmp_path / "rows.csv"
+    lines = [f"q{n},red,green,{'blue' if n % 2 else ''},{n % 2}" for n in range(20)]
+    path.write_text("question,ending0,ending1,ending2,label\n" + "\n".join(lines))
+    task = load_task(str(path))
+    assert {len(each) for each in task.train["choices"]} == {2, 3}
+    path.write_text(path.read_text().replace("red,green,blue", "red,,blue"))
+    with pytest.raises(InvalidConfig, match="row 2: .*is of a blank choice, 'red', '', 'blue'"):
+        load_task(str(path))

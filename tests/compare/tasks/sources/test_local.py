@@ -164,3 +164,36 @@ def test_labels_1_and_01_have_one_order(tmp_path: Path) -> None:
         for seed in ("0", "1")
     }
     assert len(found) == 1 and "('01', '1', '2')" in found.pop()
+
+
+def objects(folder: Path, line: str) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(line % (n, "ab"[n % 2]) for n in range(40)))
+    return path
+
+
+def test_a_field_that_an_object_has_twice_has_no_value(tmp_path: Path) -> None:
+    path = objects(tmp_path, '{"text": "t%d", "label": "%s", "label": "b"}')
+    with pytest.raises(InvalidConfig, match="'label' occurs several times in row 1"):
+        load_task(str(path))
+    unused = objects(tmp_path, '{"text": "t%d", "label": "%s", "x": 1, "x": 2}')
+    assert load_task(str(unused)).labels == ("a", "b")
+
+
+def test_tags_of_noughts_and_ones_are_no_flags_of_labels(tmp_path: Path) -> None:
+    path = objects(tmp_path, '{"tokens": ["w%d", "%s", "c"], "ner": [0, 1, 1]}')
+    for kind in (None, "tokens"):
+        task = load_task(str(path), ColumnNames(label="ner"), kind=kind)
+        assert task.kind.name == "tokens" and task.train[0]["label"] == [0, 1, 1]
+
+
+def test_numbers_that_a_float_or_python_cannot_hold_are_no_traceback(tmp_path: Path) -> None:
+    path = objects(tmp_path, '{"text": "t%d", "label": 1' + "0" * 400 + ".5%.0s}")
+    with pytest.raises(InvalidConfig, match="kind|label"):
+        load_task(str(path), kind="regression")
+    path = objects(tmp_path, '{"text": "t%d", "label": 1' + "0" * 400 + "%.0s}")
+    with pytest.raises(InvalidConfig, match="holds 1000.*no number"):
+        load_task(str(path), kind="regression")
+    names = objects(tmp_path, '{"text": "t%d", "label": "%s' + "1" * 5000 + '"}')
+    names.write_text(names.read_text().replace('"a', '"2').replace('"b', '"3'))
+    assert [each[0] for each in load_task(str(names)).labels] == ["2", "3"]

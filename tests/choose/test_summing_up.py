@@ -1,0 +1,46 @@
+"""Finalists of which some cells failed when they were measured."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from deltakit.choose.finals import Trained, with_results
+from deltakit.choose.summing_up import _both, _tested
+from deltakit.compare.records.result import CellResult, Predictions
+
+LORA, IA3 = ("lora", "fp32"), ("ia3", "fp32")
+
+
+def predicted(*values: int) -> Predictions:
+    return Predictions(labels=(0,) * len(values), predicted=values)
+
+
+def cell(method: str, seed: int, status: Any = "done") -> CellResult:
+    reason = "out of memory" if status == "failed" else None
+    return CellResult(
+        method=method, base="fp32", task="t", seed=seed, status=status, reason=reason
+    )  # fmt: skip
+
+
+def trained(**validation: tuple[Predictions, ...]) -> Trained:
+    keys = {(name, "fp32"): made for name, made in validation.items()}
+    return Trained(validation=keys, rates={}, seconds=0.0, failed={})
+
+
+def test_each_seed_has_its_own_validation_predictions_beside_those_of_test() -> None:
+    plan: Any = SimpleNamespace(cells=[SimpleNamespace(seed=seed) for seed in (7, 8, 7, 8)])
+    finals = trained(lora=(predicted(7, 7), predicted(8, 8)))
+    made = {("lora", "fp32", 8): predicted(8)}
+    results: Any = SimpleNamespace(predictions=made)
+    tested = _tested(results, finals)[LORA]
+    assert list(tested) == [8]
+    (both,) = _both(plan, finals.validation[LORA], tested)
+    assert both.predicted == (8, 8, 8), "those of another seed"
+
+
+def test_a_finalist_that_was_never_measured_has_failed() -> None:
+    finals = trained(lora=(predicted(0),), ia3=(predicted(0),))
+    rows = [cell("lora", 0), cell("lora", 1, "failed"), cell("ia3", 0, "failed")]
+    failures = [row for row in rows if row.status == "failed"]
+    results: Any = SimpleNamespace(results=rows, failures=failures)
+    left = with_results(finals, results)
+    assert left.validation.keys() == {LORA} and left.failed == {IA3: "out of memory"}
