@@ -32,6 +32,23 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_paths(*targets: Path) -> Iterator[list[Path]]:
+    """Paths to write to, for files that belong together; all become `targets` when the block ends.
+
+    None does if it raises. JSON, which describes the others, is away while those are replaced:
+    what is read meanwhile, or after an interrupt, is never a description beside other files.
+    """
+    described = sorted(targets, key=lambda target: target.suffix != ".json")
+    with contextlib.ExitStack() as stack:
+        # What is entered first is replaced last.
+        temporary = {target: stack.enter_context(atomic_path(target)) for target in described}
+        yield [temporary[target] for target in targets]
+        for target in targets:
+            if target.suffix == ".json":
+                target.unlink(missing_ok=True)
+
+
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltakit._files import atomic_path, write_text
 from deltakit.core.checkpoint import first_few
 from deltakit.errors import CheckpointError, nearest
 
@@ -108,8 +107,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object, atomically."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Writes a JSON object."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_tensors(folder: Path, names: tuple[str, ...]) -> Tensors:
@@ -128,13 +127,11 @@ def read_tensors(folder: Path, names: tuple[str, ...]) -> Tensors:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> None:
-    """Writes a safetensors file atomically, with our own `words` in its metadata."""
+    """Writes a safetensors file, with our own `words` in its metadata."""
     from safetensors.torch import save_file
 
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    metadata = {"format": "pt", METADATA: json.dumps(words)}
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=metadata)
+    save_file(plain, path, metadata={"format": "pt", METADATA: json.dumps(words)})
 
 
 def our_words(tensors: Tensors) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Hostile and torn files: one clear error each, and nothing in them is run."""
 
+import errno
 import json
 import pickle
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+import deltakit as dk
+from deltakit._files import atomic_paths
 from deltakit.errors import CheckpointError
 from deltakit.interop.files import (
     Tensors,
@@ -18,6 +21,7 @@ from deltakit.interop.files import (
     write_json,
     write_tensors,
 )
+from deltakit.testing.models import make_model
 
 NAMES = ("weights.safetensors", "weights.bin")
 
@@ -162,3 +166,48 @@ def test_a_link_may_lead_anywhere(tmp_path: Path) -> None:
     (blobs / "0123").write_text('{"r": 8}')
     (snapshot / "config.json").symlink_to("../../blobs/0123")
     assert read_json(inside(snapshot, "config.json")) == {"r": 8}
+
+
+@pytest.mark.parametrize("format", ["deltakit", "peft", "adapterhub"])
+def test_a_disk_that_is_full_at_the_last_file_leaves_the_earlier_delta(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new weights beside the old description would be read as another delta."""
+    model = make_model("bert", "bare")
+    dk.attach(model, dk.LoRA(rank=2, alpha=4), "a")
+    dk.attach(model, dk.LoRA(rank=2, alpha=64), "b")
+    dk.save(model, tmp_path, "a", format=format)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            dk.save(model, tmp_path, "b", format=format)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    dk.save(model, tmp_path, "b", format=format)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} != before
+    dk.load(make_model("bert", "bare"), tmp_path)
+
+
+def test_what_describes_other_files_is_away_while_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, config = tmp_path / "a.safetensors", tmp_path / "a.json"
+    for path in (weights, config):
+        path.write_text("old")
+    there, replace = [], Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        there.append((target.name, config.exists()))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    with atomic_paths(weights, config) as temporary:
+        for path in temporary:
+            path.write_text("new")
+        assert config.read_text() == weights.read_text() == "old"
+    assert there == [("a.safetensors", False), ("a.json", False)]
+    assert config.read_text() == weights.read_text() == "new"

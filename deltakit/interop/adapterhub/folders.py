@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltakit._files import atomic_path
+from deltakit._files import atomic_paths
 from deltakit.core.checkpoint import Part
 from deltakit.core.labels import Labels
 from deltakit.core.method import Method, method_to_dict
@@ -318,16 +318,16 @@ def _check_name(name: str) -> None:
 
 
 def write_files(folder: Path, files: Files) -> None:
-    """Writes a folder's files, each atomically; those of an earlier delta are taken away."""
-    for name, content in files.items():
-        match Path(name).suffix:
-            case ".json":
-                write_json(folder / name, content)
-            case ".safetensors":
-                write_tensors(folder / name, *content)
-            case _:
-                with atomic_path(folder / name) as temporary:
-                    torch.save(content, temporary)
+    """Writes a folder's files, all or none; those of an earlier delta are taken away."""
+    with atomic_paths(*(folder / name for name in files)) as temporary:
+        for path, content in zip(temporary, files.values(), strict=True):
+            match path.suffix:
+                case ".json":
+                    write_json(path, content)
+                case ".safetensors":
+                    write_tensors(path, *content)
+                case _:
+                    torch.save(content, path)
     for name in FILES:
         if name not in files:
             (folder / name).unlink(missing_ok=True)

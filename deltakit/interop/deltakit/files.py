@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deltakit._files import atomic_path, write_text
+from deltakit._files import atomic_paths
 from deltakit.core.checkpoint import Checkpoint, first_few, part_from_plain, part_to_plain
 from deltakit.core.composition import composition_from_plain
 from deltakit.errors import CheckpointError, DeltakitError
@@ -23,21 +23,20 @@ SCHEMA_VERSION = 2
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes both files, each atomically; those of an earlier delta in the folder are replaced."""
+    """Writes both files, or none; those of an earlier delta in the folder are replaced."""
     from safetensors.torch import save_file
 
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(checkpoint.tensors, temporary, metadata={"format": "pt"})
-        digest = sha256(temporary)
-    config = {
-        "format": "deltakit",
-        "schema_version": SCHEMA_VERSION,
-        "base": checkpoint.base,
-        "deltas": [part_to_plain(part) for part in checkpoint.parts],
-        "active": checkpoint.composition.to_plain(),
-        "weights": {"file": WEIGHTS, "sha256": digest},
-    }
-    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    with atomic_paths(folder / WEIGHTS, folder / CONFIG) as (weights, description):
+        save_file(checkpoint.tensors, weights, metadata={"format": "pt"})
+        config = {
+            "format": "deltakit",
+            "schema_version": SCHEMA_VERSION,
+            "base": checkpoint.base,
+            "deltas": [part_to_plain(part) for part in checkpoint.parts],
+            "active": checkpoint.composition.to_plain(),
+            "weights": {"file": WEIGHTS, "sha256": sha256(weights)},
+        }
+        description.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Checkpoint:

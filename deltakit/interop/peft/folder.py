@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltakit._files import atomic_paths
 from deltakit.core.checkpoint import Checkpoint, Part, first_few
 from deltakit.core.composition import One
 from deltakit.core.labels import labels_of, row_of_each
@@ -95,8 +96,9 @@ class Peft(Format):
         words |= {"label2id": row_of_each(labels)} if labels else {}
         file = Tensors(folder / WEIGHTS, tensors, {METADATA: json.dumps(words)})
         _check(Folder(config=config, file=file, base=base), adapter)
-        write_tensors(folder / WEIGHTS, tensors, words)
-        write_json(folder / FILE, config.values)
+        with atomic_paths(folder / WEIGHTS, folder / FILE) as (weights, description):
+            write_tensors(weights, tensors, words)
+            write_json(description, config.values)
 
 
 def _reader(config: Config) -> Callable[[Folder], Adapter]:

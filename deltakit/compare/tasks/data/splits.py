@@ -34,11 +34,15 @@ class Examples:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values()), self.texts))
 
-    def text_keys(self) -> list[str]:
-        """The identity of an example: its text, both its texts, or all its inputs."""
+    def text_keys(self, *, ascii: bool = True) -> list[str]:
+        """The identity of an example: its text, both its texts, or all its inputs.
+
+        Inputs that are not texts are JSON, whose letters are escaped where it is `ascii`.
+        """
         if self.inputs:
             columns = [*([self.texts] if self.texts else []), *self.inputs.values()]
-            return [json.dumps(row, default=_digest) for row in zip(*columns, strict=True)]
+            rows = zip(*columns, strict=True)
+            return [json.dumps(row, default=_digest, ensure_ascii=ascii) for row in rows]
         if self.pairs is None:
             return self.texts
         return [f"{text}\x1f{pair}" for text, pair in zip(self.texts, self.pairs, strict=True)]

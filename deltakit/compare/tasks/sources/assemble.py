@@ -181,10 +181,10 @@ def _overlaps(splits: Mapping[str, Examples]) -> list[str]:
 
 def _overlap(split: str, examples: Examples, other: str, seen: Examples) -> str:
     """A note on the texts that two splits share, some of them but for case and spaces."""
-    rows, near = rows_by_text(seen), {_plain(key) for key in seen.text_keys()}
-    keys = examples.text_keys()
+    rows, near = rows_by_text(seen), set(map(_plain, seen.text_keys(ascii=False)))
+    keys, plain = examples.text_keys(), map(_plain, examples.text_keys(ascii=False))
     shared = {row: rows[key] for row, key in enumerate(keys) if key in rows}
-    alike = sum(key not in rows and _plain(key) in near for key in keys)
+    alike = sum(key not in rows and each in near for key, each in zip(keys, plain, strict=True))
     said = []
     if shared:
         said.append(

@@ -197,3 +197,13 @@ def test_numbers_that_a_float_or_python_cannot_hold_are_no_traceback(tmp_path: P
     names = objects(tmp_path, '{"text": "t%d", "label": "%s' + "1" * 5000 + '"}')
     names.write_text(names.read_text().replace('"a', '"2').replace('"b', '"3'))
     assert [each[0] for each in load_task(str(names)).labels] == ["2", "3"]
+
+
+def test_words_in_lists_that_differ_in_case_or_unicode_form_are_told(tmp_path: Path) -> None:
+    pattern = '{"tokens": ["%s", "w%d"], "tags": ["A", "B"]}'
+    words = {"train": "\\u00c9cole", "test": "e\\u0301cole"}
+    for split, word in words.items():
+        lines = [pattern % (word, n) for n in range(20 if split == "train" else 2)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    notes = load_task(str(tmp_path)).notes
+    assert any("in train too but for case, spaces or Unicode form" in note for note in notes)
