@@ -81,6 +81,26 @@ def cut_length(asked: int, limit: int, model: str) -> tuple[int, tuple[str, ...]
     return limit, (note,)
 
 
+def check_room(
+    tasks: Iterable[TaskData], tokenizer: PreTrainedTokenizerBase, length: int, extra: int
+) -> None:
+    """Raises `InvalidConfig` where texts of `length` tokens have no room for a token of their own.
+
+    A tokenizer leaves texts as they are rather than cut special tokens off. `extra` positions are
+    those of a prompt, which has taken them from the text already.
+    """
+    for task in tasks:
+        special = tokenizer.num_special_tokens_to_add(pair=task.has_pairs)
+        least = max(special + 1, task.kind.least_tokens)
+        if length < least:
+            taken = f", and a prompt takes {extra} positions" if extra else ""
+            raise InvalidConfig(
+                f"{length} tokens a text are too few for {task.name!r}: the tokenizer puts "
+                f"{special} special tokens around a text{taken}. Give --max-length {least} or more"
+                f"{', or shorten the prompt' if extra else ''}."
+            )
+
+
 def readable_shapes(
     shapes: tuple[str, ...], limit: int, model: str, usual: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:

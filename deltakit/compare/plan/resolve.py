@@ -17,6 +17,7 @@ from deltakit.compare.plan.draft import Draft, draft_of, roles_of
 from deltakit.compare.plan.limits import (
     added_positions,
     check_answers,
+    check_room,
     check_tokens,
     cut_length,
     longest_input,
@@ -158,6 +159,7 @@ def _readable(
     usual = request.latency in {each.latency for _, each in PROFILES.items()}
     latency, left_out = readable_shapes(request.latency, limit, model.name, usual)
     length, notes = cut_length(request.budget.max_length, limit, model.name)
+    check_room(tasks, tokenizer, length, extra)
     cuts = check_answers(tasks, tokenizer, length)
     budget = dataclasses.replace(request.budget, max_length=length)
     request = dataclasses.replace(request, budget=budget, latency=latency)

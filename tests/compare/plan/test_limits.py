@@ -9,6 +9,7 @@ from datasets import Dataset
 import deltakit as dk
 from deltakit.compare.plan.limits import (
     added_positions,
+    check_room,
     check_tokens,
     cut_length,
     longest_input,
@@ -49,6 +50,46 @@ def test_texts_are_cut_to_it_with_a_note() -> None:
     kept, (note,) = readable_shapes(("1x40", "8x64"), 40, "m", usual=True)
     assert kept == ("1x40",)
     assert note == "latency is not timed at 8x64: m reads 40 tokens at most."
+
+
+def around(special: int) -> Any:
+    """A tokenizer with so many tokens around a text, and one more around a pair."""
+    return SimpleNamespace(num_special_tokens_to_add=lambda pair: special + pair)
+
+
+@pytest.mark.parametrize(
+    ("special", "pair", "kind", "least"),
+    [(2, False, 1, 3), (2, True, 1, 4), (0, False, 1, 1), (0, False, 2, 2), (1, False, 2, 2),
+     (2, False, 10, 10)],
+)  # fmt: skip
+def test_a_text_has_room_for_a_token_of_its_own(
+    special: int, pair: bool, kind: int, least: int
+) -> None:
+    task: Any = SimpleNamespace(
+        name="t", has_pairs=pair, kind=SimpleNamespace(least_tokens=kind)
+    )  # fmt: skip
+    check_room([task], around(special), least, 0)
+    with pytest.raises(InvalidConfig, match=f"--max-length {least} or more\\.$"):
+        check_room([task], around(special), least - 1, 0)
+    with pytest.raises(InvalidConfig, match="a prompt takes 9 positions.*or shorten the prompt"):
+        check_room([task], around(special), least - 1, 9)
+
+
+def test_a_tokenizer_leaves_a_text_whole_that_has_no_room() -> None:
+    """Why the room is checked: the text would be longer than asked."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "<": 2, ">": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="< $A >", special_tokens=[("<", 2), (">", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    sizes = {
+        n: len(tokenizer("a a a a", truncation=True, max_length=n)["input_ids"]) for n in (1, 3)
+    }
+    assert sizes == {1: 6, 3: 3}
 
 
 class Words:

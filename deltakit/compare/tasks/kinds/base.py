@@ -62,6 +62,7 @@ class Kind(ABC):
         inputs: the types of the columns that are not texts, by name. They are columns of
             the task's splits under the same names.
         batch_size: rows that are predicted at once.
+        least_tokens: the fewest tokens of a text that the kind can use.
         precedence: kinds with a higher one are asked first whether data suits them.
     """
 
@@ -71,6 +72,7 @@ class Kind(ABC):
     inputs: ClassVar[Mapping[str, CellType]] = {}
     label_column: ClassVar[str | None] = "label"
     batch_size: ClassVar[int] = 64
+    least_tokens: ClassVar[int] = 1
     precedence: ClassVar[int] = 0
 
     # ------------------------------------------------------------------------- reading the labels

@@ -38,6 +38,7 @@ class Causal(Kind):
     precedence: ClassVar[int] = -5
     options: ClassVar[frozenset[str]] = frozenset({"--text-column"})
     label_column: ClassVar[str | None] = None
+    least_tokens: ClassVar[int] = 2  # the first is not predicted
     batch_size: ClassVar[int] = 8  # a vocabulary of logits for every token takes its room
 
     @classmethod

@@ -203,6 +203,7 @@ class Choice(Kind):
     text_column: ClassVar[str | None] = "question"
     label_column: ClassVar[str | None] = "answer"
     inputs: ClassVar[Mapping[str, CellType]] = {"choices": WORDS}
+    least_tokens: ClassVar[int] = 6  # of two texts, with the tokens around them
     batch_size: ClassVar[int] = 8
     most: int
     chooser: Chooser = ByHead()

@@ -69,6 +69,7 @@ class Spans(Kind):
     text_column: ClassVar[str | None] = "question"
     label_column: ClassVar[str | None] = "answers"
     inputs: ClassVar[Mapping[str, CellType]] = {"context": TEXT}
+    least_tokens: ClassVar[int] = 10  # half of them are for the question
     batch_size: ClassVar[int] = 16
     unanswerable: bool = False
 
