@@ -223,6 +223,12 @@ class WrittenKind(Kind):
         def row(source: str, target: str) -> dict[str, Any]:
             prompt = self.writer.prompt(source, self.separator)
             encoded = self.writer.encode(prompt, target, tokenizer, max_length)
+            if not encoded["before"]:
+                raise InvalidConfig(
+                    f"the text {short_repr(source)} has no token for this model, so that there is "
+                    "nothing to write behind. Remove such rows, or choose another --model, whose "
+                    "tokenizer begins a text with a token."
+                )
             return {**encoded, "truth": target, "source": source}
 
         def tokens(rows: dict[str, Any]) -> dict[str, Any]:

@@ -458,3 +458,19 @@ def test_beams_are_for_texts_that_are_written(
         build_plan(asked("head", beams=4))
     with pytest.raises(InvalidConfig, match="beams must be a whole number"):
         build_plan(asked("head", task=str(folder), model=str(models["t5"]), beams=0))
+
+
+def test_a_source_without_a_token_has_nothing_to_write_behind() -> None:
+    """Spaces have tokens, and a decoder's prompt ends before them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: at for at, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytes_ = Tokenizer(models.BPE({**letters, "<end>": len(letters)}, []))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<end>")
+    rows = Dataset.from_dict({"text": ["a", "   "], "label": ["yes", "no"]})
+    for kind in (Answers(), Answers(writer=EncoderDecoder())):
+        assert kind.encode(rows.select([0]), tokenizer, 12)[0]["before"]
+    with pytest.raises(InvalidConfig, match="the text '   ' has no token for this model"):
+        Answers().encode(rows, tokenizer, 12)
