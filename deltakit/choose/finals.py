@@ -20,7 +20,7 @@ from deltakit.choose.decide.ladder import Depth
 from deltakit.choose.journal import Journal
 from deltakit.compare.api import describe, run_plan
 from deltakit.compare.plan.lr_search import SearchFailed
-from deltakit.compare.plan.plan import CONSTANT, Cell, Plan
+from deltakit.compare.plan.plan import CONSTANT, Cell, Plan, with_protocol
 from deltakit.compare.records.protocol import Protocol
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.results import Results
@@ -43,6 +43,7 @@ PROTOCOL = Protocol(
     inspected_texts=2,
     inspected_repeats=1,
     curve_points=0,
+    general_passages=0,
 )
 """The measuring of finalists: a choice has less time than a comparison."""
 
@@ -90,11 +91,11 @@ def finals_plan(
         methods=labels,
         budget=budget,
         seeds=depth.seeds,
-        protocol=PROTOCOL,
     )
-    return dataclasses.replace(
+    finals = dataclasses.replace(
         plan, request=request, cells=tuple(cells), roles={Role.FLOOR.value: floor.candidate.label}
     )
+    return with_protocol(finals, PROTOCOL)
 
 
 def epochs_of(bench: Bench, steps: int) -> float:

@@ -258,6 +258,12 @@ _OPTIONS = (
     ),
     click.option("--encoding", help="Of local files. [their byte order mark's, or utf-8]"),
     click.option(
+        "--general",
+        metavar="FILE",
+        help="The text that what was forgotten is measured on, a blank line between passages. "
+        "[shipped]",
+    ),
+    click.option(
         "--delimiter", help="What separates the cells of local files, e.g. ';' or tab. [shown]"
     ),
 )

@@ -12,6 +12,7 @@ from deltakit.compare.plan.draft import draft_of
 from deltakit.compare.plan.plan import CONSTANT, Cell, Plan
 from deltakit.compare.plan.request import FULL_PRECISION, request_of
 from deltakit.compare.plan.resolve import complete_plan
+from deltakit.compare.records.forgotten import GeneralRecord
 from deltakit.compare.records.latency import ShapeTime
 from deltakit.compare.records.result import CellResult
 from deltakit.compare.records.run import (
@@ -353,7 +354,20 @@ def describe(plan: Plan) -> RunRecord:
             ImportRecord(name=each.name, path=each.path, sha256=each.sha256)
             for each in plan.imports
         ),
+        general=_general_record(plan),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _general_record(plan: Plan) -> GeneralRecord | None:
+    text = plan.general
+    if text is None:
+        return None
+    return GeneralRecord(
+        name=text.name,
+        fingerprint=text.fingerprint,
+        passages=len(text.passages),
+        max_length=text.max_length,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit._network import model_answers
 from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest
+from deltakit.models.heads import MaskedHead
 from deltakit.models.shipped import SHIPPED
 from deltakit.models.weights import HEAD_CLASSES
 
@@ -90,7 +91,8 @@ def classes(config: Any, told: Iterable[str] = ()) -> "tuple[type[PreTrainedMode
         told: names of classes, or of Auto classes, that come first where they fit the config. Then
             comes the class that the config names, if it is one of those that `load_base` makes.
     """
-    usual = [kind for name in HEAD_CLASSES.values() for kind in _named(name, config)]
+    guessed = [name for task, name in HEAD_CLASSES.items() if task != MaskedHead.task]
+    usual = [kind for name in guessed for kind in _named(name, config)]
     own = [kind for kind in usual if kind.__name__ in (config.architectures or ())]
     first = [kind for name in told for kind in _named(name, config)]
     return tuple(dict.fromkeys((*first, *own, *usual)))

@@ -64,6 +64,10 @@ class Head(ABC):
         ids = torch.zeros((rows, length), dtype=torch.long, device=device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    def single_texts(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """A batch of texts that do not belong together, as the model with the head takes it."""
+        return batch
+
     def targets_like(self, ids: "Tensor") -> "dict[str, Tensor]":
         """Training targets as a batch has them; by default `labels_like` under ``labels``."""
         return {"labels": self.labels_like(ids)}
@@ -155,6 +159,9 @@ class ChoiceHead(FreshHead):
     purpose: ClassVar[str] = "choose between endings"
     choices: ClassVar[int] = 4
 
+    def single_texts(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        return {name: value.unsqueeze(1) for name, value in batch.items()}
+
     def labels_like(self, ids: "Tensor") -> "Tensor":
         return ids.new_zeros(len(ids))
 
@@ -193,6 +200,30 @@ class ImageHead(SequenceHead):
         del model
         heads = ("classifier", "head", "cls_classifier", "distillation_classifier")
         return tuple(sorted(key for key in missing if key.partition(".")[0] not in heads))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedHead(Head):
+    """The tokens behind masks, from the head that an encoder was pre-trained with."""
+
+    task: ClassVar[str] = "masked"
+    purpose: ClassVar[str] = "fill in a masked token"
+
+    def check(self, name: str, config: Any) -> None:
+        from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+        if (
+            type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+            or config.is_encoder_decoder
+            or config.is_decoder
+        ):
+            raise InvalidConfig(
+                f"model {name!r} ({config.model_type}) cannot {self.purpose}: it is not an encoder "
+                "that transformers has such a head for. Name an encoder with --model."
+            )
+
+    def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
+        del model, pad_token_id  # it is pre-trained, and every text has its mask
 
 
 class WritingHead(Head):

@@ -26,6 +26,7 @@ HEAD_CLASSES = {
     "classify_images": "AutoModelForImageClassification",
     "extract_spans": "AutoModelForQuestionAnswering",
     "choose": "AutoModelForMultipleChoice",
+    "masked": "AutoModelForMaskedLM",
 }
 """What a model is loaded for, and transformers' class for it."""
 
@@ -203,7 +204,7 @@ def load_base(
         base: "fp32", "bf16", "int8", "nf4" or "fp4"; by default the one that the checkpoint is
             quantised in, else "fp32". A quantised checkpoint is kept as it is.
         task: "bare", "causal", "seq2seq", "classify", "classify_tokens", "classify_images",
-            "extract_spans" or "choose".
+            "extract_spans", "choose" or "masked".
         labels: how many classes the head has.
         dtype: what a quantised base computes in, and what is not quantised is held in; bf16 by
             default.

@@ -23,6 +23,7 @@ ONCE = Protocol(
     inspected_texts=1,
     inspected_repeats=1,
     curve_points=0,
+    general_passages=0,
 )
 
 LIGHT: tuple[tuple[Any, str, Any], ...] = (

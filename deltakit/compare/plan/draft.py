@@ -16,10 +16,12 @@ from deltakit.compare.plan.lr_search import GRID, rates
 from deltakit.compare.plan.plan import CONSTANT
 from deltakit.compare.plan.request import NamedMethod, Request, split_epochs
 from deltakit.compare.records.latency import shape_of
+from deltakit.compare.records.protocol import VARIABLE
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.tasks import ColumnNames, check_task_name, load_task, subsample
 from deltakit.compare.tasks.beams import with_beams
 from deltakit.compare.tasks.data.form import FileForm
+from deltakit.compare.tasks.general import GeneralText, general_text
 from deltakit.compare.tasks.kinds import KINDS, fitting_metrics
 from deltakit.compare.tasks.positive import with_positive
 from deltakit.compare.tasks.task import TaskData
@@ -44,6 +46,7 @@ class Draft:
         target: the task.
         sources: first-stage tasks to train on, by name.
         folders: first-stage deltas that are trained already, by name.
+        general: the text that what was forgotten is measured on; None where that is not measured.
     """
 
     request: Request
@@ -54,6 +57,7 @@ class Draft:
     target: TaskData
     sources: Mapping[str, TaskData]
     folders: Mapping[str, str]
+    general: GeneralText | None
 
 
 def draft_of(request: Request) -> Draft:
@@ -70,6 +74,7 @@ def draft_of(request: Request) -> Draft:
     formats = _formats(request)
     epochs = _own_epochs(request, methods)
     _check_names(request, methods)
+    general = _general(request)
     target = _task(request)
     sources, folders = _sources(request, methods, target)
     return Draft(
@@ -81,7 +86,18 @@ def draft_of(request: Request) -> Draft:
         target=target,
         sources=sources,
         folders=folders,
+        general=general,
     )
+
+
+def _general(request: Request) -> GeneralText | None:
+    passages = request.protocol.general_passages
+    if request.general is not None and not passages:
+        raise InvalidConfig(
+            f"--general {request.general} and general_passages=0 in {VARIABLE} exclude each other: "
+            "the one names a text, the other reads none. Leave one out."
+        )
+    return general_text(request.general, passages) if passages else None
 
 
 def _check_numbers(request: Request) -> None:

@@ -17,11 +17,13 @@ from deltakit._imports import Extension
 from deltakit.compare.adapted import adapted_model
 from deltakit.compare.plan.lr_search import TUNING_SEED
 from deltakit.compare.plan.request import Budget, Request
+from deltakit.compare.records.protocol import Protocol
 from deltakit.core.method import Method, method_to_dict
 from deltakit.core.provider import AdaptedModel
 from deltakit.models.source import BaseChoice, ModelSource
 
 if TYPE_CHECKING:
+    from deltakit.compare.tasks.general import GeneralText
     from deltakit.compare.tasks.task import TaskData
 
 
@@ -108,6 +110,8 @@ class Cell:
     latency: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     """SHA-256 of the users' files that its kind of task and its metric come from."""
+    general: str = ""
+    """SHA-256 of the user's general text; empty where it is that of the package, or none."""
 
     @property
     def id(self) -> str:
@@ -122,6 +126,7 @@ class Cell:
             "training": None if self.training is None else self.training.id,
             "latency": self.latency,
             **_code(self.code),
+            **({"general": self.general} if self.general else {}),
         }
         return content_id(content)
 
@@ -137,6 +142,7 @@ class Plan:
     roles: Mapping[str, str]
     notes: tuple[str, ...] = ()
     imports: tuple[Extension, ...] = ()
+    general: "GeneralText | None" = None
 
     @property
     def id(self) -> str:
@@ -185,6 +191,13 @@ class Plan:
             )
         tuning = at_seed(training, TUNING_SEED)
         return tuple(dataclasses.replace(tuning, rates=(rate,)) for rate in training.rates)
+
+
+def with_protocol(plan: Plan, protocol: Protocol) -> Plan:
+    """The plan, measured by another protocol."""
+    request = dataclasses.replace(plan.request, protocol=protocol)
+    general = plan.general if protocol.general_passages else None
+    return dataclasses.replace(plan, request=request, general=general)
 
 
 def at_seed(training: Training, seed: int) -> Training:

@@ -175,6 +175,8 @@ class Request:
         columns: the names of the columns of a local file without a header.
         encoding: the encoding of local files, where they do not show it.
         delimiter: the character between the cells of local files, where they do not show it.
+        general: a file of the passages that what was forgotten is measured on; None is the text
+            that deltakit ships.
         protocol: how often things are measured; by default that of the profile, with the numbers
             that the environment variable ``DELTAKIT_PROTOCOL`` changes.
         imports: Python files and modules that register what the request names.
@@ -205,6 +207,7 @@ class Request:
     columns: tuple[str, ...] = ()
     encoding: str | None = None
     delimiter: str | None = None
+    general: str | None = None
     protocol: Protocol = field(default_factory=Protocol.from_environment)
     imports: tuple[str, ...] = ()
 
@@ -216,6 +219,8 @@ def profile(name: str) -> Profile:
 
 ALL = "all"
 """No limit, where a budget limits a number of examples."""
+_PLACES = ("model", "task", "general")
+"""The settings that may be a path."""
 LISTS = ("bases", "source_tasks", "latency", "imports", "columns")
 """The settings that are several names; as a text they are separated by commas."""
 
@@ -252,7 +257,7 @@ def request_of(methods: object, settings: Mapping[str, Any]) -> Request:
         "latency": chosen.latency,
         "protocol": protocol,
     }
-    texts: dict[str, Any] = {key: str(given[key]) for key in ("model", "task") if key in given}
+    texts: dict[str, Any] = {key: str(given[key]) for key in _PLACES if key in given}
     asked = _methods(methods)
     fields: dict[str, Any] = {**defaults, **given, **texts, "methods": asked, "budget": budget}
     return Request(**fields)

@@ -37,6 +37,7 @@ from deltakit.compare.plan.plan import (
 from deltakit.compare.plan.request import PROFILES, Budget, Request
 from deltakit.compare.records.latency import shape_of
 from deltakit.compare.stats.metrics import METRICS
+from deltakit.compare.tasks.general import GeneralText, identity_of
 from deltakit.core.method import CombiningMethod, Method, Role
 from deltakit.errors import DeltakitError, InvalidConfig
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
@@ -70,11 +71,21 @@ def complete_plan(draft: Draft) -> Plan:
     _check_inputs(target, sources)
     extra = _most_added(methods, skeleton)
     request, lengths = _readable(request, model, skeleton, tasks.values(), extra)
+    general = _general(draft, model, skeleton, target, extra)
     cells = tuple(
         cell
         for seed in range(request.seeds)
         for cell in _cells(
-            request, methods, draft.epochs, model, bases, target, sources, folders, seed
+            request,
+            methods,
+            draft.epochs,
+            model,
+            bases,
+            target,
+            sources,
+            folders,
+            identity_of(general),
+            seed,
         )
     )
     plan = Plan(
@@ -90,6 +101,7 @@ def complete_plan(draft: Draft) -> Plan:
             *(f"{target.name}: {each}" for each in lengths),
         ),
         imports=draft.imports,
+        general=general,
     )
     try_out(plan)
     return plan
@@ -164,6 +176,21 @@ def _readable(
     budget = dataclasses.replace(request.budget, max_length=length)
     request = dataclasses.replace(request, budget=budget, latency=latency)
     return request, (*notes, *left_out, *cuts)
+
+
+def _general(
+    draft: Draft, model: ModelSource, skeleton: Any, target: "TaskData", extra: int
+) -> GeneralText | None:
+    """The general text, cut to what the model reads; None for a model that reads no texts."""
+    text, asked, reads = draft.general, draft.request.general, target.kind.head.reads
+    if reads != "texts" and asked is not None:
+        raise InvalidConfig(
+            f"--general {asked} is for models of texts, and the task {target.name!r} has {reads}. "
+            "Leave it out."
+        )
+    if text is None or reads != "texts":
+        return None
+    return text.cut(longest_input(skeleton, model.tokenizer(), extra))
 
 
 def _matched(
@@ -251,6 +278,7 @@ def _cells(
     target: "TaskData",
     sources: Mapping[str, "TaskData"],
     folders: Mapping[str, str],
+    general: str,
     seed: int,
 ) -> Iterator[Cell]:
     def training(
@@ -285,6 +313,7 @@ def _cells(
             training=its,
             latency=tuple(str(shape_of(text)) for text in request.latency),
             code=code_of(target.kind, METRICS.get(target.metric)),
+            general=general,
         )
 
     def combined(method: CombiningMethod, base: BaseChoice, budget: Budget) -> Training:

@@ -13,7 +13,13 @@ from deltakit.errors import InvalidConfig, unknown
 VARIABLE = "DELTAKIT_PROTOCOL"
 """The environment variable that changes the protocol: ``step_repeats=3,curve_rows=100``."""
 
-_MAY_BE_ZERO = ("step_warmup", "latency_warmup", "curve_points", "ratio_percent")
+_MAY_BE_ZERO = (
+    "step_warmup",
+    "latency_warmup",
+    "curve_points",
+    "ratio_percent",
+    "general_passages",
+)
 _LEAST = {**dict.fromkeys(_MAY_BE_ZERO, 0), "least_repeats": 2}
 
 
@@ -61,6 +67,8 @@ class Protocol:
         inspected_repeats: timed passes for each number of layers dropped or members kept.
         curve_points: evaluations of a training on its way, the last one at its end; zero for none.
         curve_rows: validation examples of such an evaluation, at most.
+        general_passages: passages of the general text that are read with and without a delta, at
+            most; zero for none.
 
     Raises:
         InvalidConfig: a number is not whole, or too small.
@@ -80,6 +88,7 @@ class Protocol:
     curve_rows: int = 400
     ratio_percent: int = 3
     least_repeats: int = 4
+    general_passages: int = 64
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -114,13 +123,13 @@ class Protocol:
 
     @classmethod
     def from_record(cls, numbers: Mapping[str, Any]) -> Protocol:
-        """The protocol that a run recorded. Earlier versions recorded no rule, and had none.
+        """The protocol that a run recorded. What earlier versions did not record, they did not do.
 
         Raises:
             UnknownName: a name is not one of the protocol's.
             InvalidConfig: a number is not whole, or too small.
         """
-        return cls.from_dict({"ratio_percent": 0, **numbers})
+        return cls.from_dict({"ratio_percent": 0, "general_passages": 0, **numbers})
 
     @classmethod
     def from_environment(cls, default: Mapping[str, int] | None = None) -> Protocol:
@@ -148,5 +157,5 @@ def _number(part: str) -> tuple[str, int]:
         ) from None
 
 
-EARLIER = Protocol(step_warmup=1, latency_warmup=2, ratio_percent=0)
+EARLIER = Protocol(step_warmup=1, latency_warmup=2, ratio_percent=0, general_passages=0)
 """The defaults before there was a rule, and the protocol of runs whose files do not record it."""

@@ -115,6 +115,15 @@ class CellResult:
     merged_latency_b1_repeats: int | None = None
     merged_latency_vs_base_b1_low: float | None = None
     merged_latency_vs_base_b1_high: float | None = None
+    forgotten: float | None = None
+    """The change that the delta makes to how a general text is read; higher is worse."""
+    forgotten_low: float | None = None
+    """Lower end of the 95 % interval over passages."""
+    forgotten_high: float | None = None
+    forgotten_kind: str | None = None
+    """The measure: a key of `deltakit.compare.records.forgotten.MEASURES`."""
+    forgotten_base: float | None = None
+    """The loss of the base alone, of which `forgotten` is the change."""
 
     def to_dict(self) -> dict[str, Any]:
         """All columns, in order."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltakit.compare.records.forgotten import GeneralRecord
 from deltakit.compare.records.protocol import Protocol
 from deltakit.errors import InvalidConfig
 
@@ -202,6 +203,8 @@ class RunRecord:
         created: when it was started, in UTC.
         joined: the folders that were joined to this one.
         imports: the users' files that registered methods, metrics, tasks or kinds.
+        general: the text on which what was forgotten is measured; None where it is not measured,
+            and where the file does not hold one.
     """
 
     id: str = ""
@@ -221,6 +224,7 @@ class RunRecord:
     created: str = ""
     joined: tuple[str, ...] = ()
     imports: tuple[ImportRecord, ...] = ()
+    general: GeneralRecord | None = None
 
     @property
     def target(self) -> TaskRecord:
@@ -280,6 +284,7 @@ class RunRecord:
             created=data["created"],
             joined=tuple(data.get("joined", ())),
             imports=tuple(ImportRecord(**each) for each in data.get("imports", ())),
+            general=_optional(lambda each: GeneralRecord(**each), data.get("general")),
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from deltakit.compare.records.forgotten import DRIFT, MEASURES
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.number_format import (
     MISSING,
@@ -16,12 +17,18 @@ from deltakit.compare.report.number_format import (
     format_count,
     format_duration,
     format_milliseconds,
+    format_numbers,
     format_p_value,
     format_percent,
     format_ratio,
     shorten,
 )
-from deltakit.compare.report.summary import RowSummary, machines_of, metric_of
+from deltakit.compare.report.summary import (
+    ForgottenSummary,
+    RowSummary,
+    machines_of,
+    metric_of,
+)
 from deltakit.compare.report.verdicts import (
     about_judges,
     mean_verdict,
@@ -141,6 +148,34 @@ def timed(column: str, words: Callable[[float], str]) -> Callable[[RowSummary], 
     return cell
 
 
+def forgotten_cell(summary: RowSummary) -> TableCell:
+    """The forgetting of a row, with half of its interval where there are several seeds."""
+    found = summary.forgotten
+    if found is None:
+        return ABSENT
+    half = () if found.high is None or found.seeds < 2 else (found.high - found.mean,)
+    return TableCell(
+        text=" ± ".join(_changes(found, found.mean, *half)),
+        detail=_ends_of(found),
+        sort=found.mean,
+    )
+
+
+def _changes(found: ForgottenSummary, mean: float, *others: float) -> tuple[str, ...]:
+    """The mean with its sign, which a drift has not, and other numbers."""
+    words = format_numbers(mean, *others)
+    sign = "+" if mean > 0 and found.kind != DRIFT else ""
+    return (sign + words[0], *words[1:])
+
+
+def _ends_of(found: ForgottenSummary) -> str:
+    """The ends of the interval of a single seed."""
+    if found.low is None or found.high is None or found.seeds > 1:
+        return ""
+    _, low, high = format_numbers(found.mean, found.low, found.high)
+    return f"{low} to {high}"
+
+
 COLUMNS_FOR_PEOPLE = (
     Column(
         title="Method",
@@ -245,6 +280,13 @@ VS_BASELINE = Column(
     help="The same against the row that --baseline names.",
     cell=lambda summary: _difference_cell(summary.vs_baseline, summary),
 )
+FORGOTTEN = Column(
+    title="Forgotten",
+    help="How much worse a general text is read with the delta than without it: more nats a token, "
+    "or the drift of the last hidden states, as the sentence under the table says. With several "
+    "seeds, the mean and half of Student's 95 % interval over them.",
+    cell=forgotten_cell,
+)
 COSTS_OF_BASES = (
     Column(
         title="Base size",
@@ -273,6 +315,9 @@ COSTS_OF_BASES = (
 def columns_for(summaries: Sequence[RowSummary]) -> tuple[Column, ...]:
     """The columns of a run's table: several bases and a search for rates add theirs."""
     method, score, *rest = COLUMNS_FOR_PEOPLE
+    if any(summary.forgotten for summary in summaries):
+        place = 1 + [column.title for column in rest].index("vs ceiling")
+        rest.insert(place, FORGOTTEN)
     score = replace(score, title=score_title(summaries))
     if any(summary.vs_baseline for summary in summaries):
         rest = [VS_BASELINE, *rest]
@@ -319,9 +364,18 @@ def legend(summaries: Sequence[RowSummary], run: RunRecord) -> tuple[str, ...]:
     if tested:
         examples = " or ".join(f"{n:,}" for n in tested)
         lines.append(f"Score: {_scale(metric)} on {examples} test examples.")
+    lines += _measures(summaries, run)
     told = [note for task in sorted({row.task for row in rows}) for note in run.notes_on(task)]
     judged = about_judges(summaries, run)
     return (*lines, *judged, *told, *_how_sure(summaries, metric.unit), *_places(machines_of(rows)))
+
+
+def _measures(summaries: Sequence[RowSummary], run: RunRecord) -> Iterator[str]:
+    """What the column `FORGOTTEN` is; a table has one measure, as a rule."""
+    kinds = dict.fromkeys(each.forgotten.kind for each in summaries if each.forgotten is not None)
+    text = "" if run.general is None else f", on {run.general}"
+    for kind in kinds:
+        yield f"Forgotten: {MEASURES[kind]}{text}."
 
 
 def _scale(metric: Metric) -> str:

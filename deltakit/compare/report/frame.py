@@ -79,7 +79,15 @@ def _numbers(row: RowSummary) -> dict[str, Any]:
         "p_vs_floor": None if row.vs_floor is None else row.vs_floor.p,
         "p_vs_ceiling": None if row.vs_ceiling is None else row.vs_ceiling.p,
         **{column: row.mean(column) for column in MEASURED},
+        **_forgotten(row),
     }
+
+
+def _forgotten(row: RowSummary) -> dict[str, Any]:
+    found = row.forgotten
+    names = ("", "_low", "_high", "_kind")
+    values = (None,) * 4 if found is None else (found.mean, found.low, found.high, found.kind)
+    return {f"forgotten{name}": value for name, value in zip(names, values, strict=True)}
 
 
 # ------------------------------------------------------------------------------------- the answer

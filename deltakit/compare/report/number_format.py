@@ -49,6 +49,13 @@ def format_percent(value: float) -> str:
     return f"{_digits(value)} %"
 
 
+def format_numbers(*values: float) -> tuple[str, ...]:
+    """Numbers with as many places as the first one needs for three digits, and four at most."""
+    first = abs(values[0])
+    places = min(4, max(0, 2 - math.floor(math.log10(first)))) if first else 0
+    return tuple(f"{value:.{places}f}".replace("-", "−") for value in values)
+
+
 def format_p_value(value: float) -> str:
     """A p value, to two digits: 0.02345 is ``0.023``."""
     if value < 0.001:

@@ -48,6 +48,25 @@ class DisplayedScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForgottenSummary:
+    """The forgetting of a row, with its 95 % interval: over seeds, or of one seed over passages.
+
+    Attributes:
+        kind: a key of `deltakit.compare.records.forgotten.MEASURES`.
+        mean: higher is worse.
+        low: lower end of the interval.
+        high: upper end.
+        seeds: how many there were.
+    """
+
+    kind: str
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowSummary:
     """One method on one base, over its seeds."""
 
@@ -79,6 +98,11 @@ class RowSummary:
         return sum(values) / len(values) if values else None
 
     @property
+    def forgotten(self) -> ForgottenSummary | None:
+        """The forgetting of the row; None where it was not measured."""
+        return _forgotten([row for row in self.done if row.forgotten is not None])
+
+    @property
     def seeds_done(self) -> str:
         """The numbers of seeds that finished and failed, in words."""
         words = []
@@ -92,6 +116,18 @@ class RowSummary:
     def failure(self) -> str | None:
         """The reason of the failure, where every seed failed."""
         return None if self.done else f"failed: {reason_of(self.failed[0])}"
+
+
+def _forgotten(rows: Sequence[CellResult]) -> ForgottenSummary | None:
+    values = [row.forgotten for row in rows if row.forgotten is not None]
+    kinds = {row.forgotten_kind for row in rows}
+    if len(kinds) != 1:
+        return None
+    mean, half = across_seeds(values)
+    low, high = rows[0].forgotten_low, rows[0].forgotten_high
+    if half is not None:
+        low, high = mean - half, mean + half
+    return ForgottenSummary(kind=str(kinds.pop()), mean=mean, low=low, high=high, seeds=len(values))
 
 
 def reason_of(row: CellResult) -> str:

@@ -10,9 +10,11 @@ from deltakit.compare.records.result import CellResult
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.report.columns import (
     BASE,
+    FORGOTTEN,
     VS_FULL,
     TableCell,
     columns_for,
+    forgotten_cell,
     legend,
     measured,
     score_title,
@@ -64,8 +66,13 @@ def _vs_full_cell(summary: RowSummary) -> TableCell:
     return TableCell(text=str(VS_FULL.cell(summary)).replace(" (", "\n("))
 
 
+def _forgotten_cell(summary: RowSummary) -> TableCell:
+    return TableCell(text=forgotten_cell(summary).text.replace(" ", "\n", 1))
+
+
 _TERMINAL: tuple[tuple[str, Callable[[RowSummary], TableCell]], ...] = (
     ("vs floor\np", _p_cell),
+    ("Forgotten", _forgotten_cell),
     ("Trained", measured("trained_params", format_count)),
     ("%", measured("trained_pct", lambda value: format_percent(value).removesuffix(" %"))),
     ("Step\n× full", measured("train_step_vs_full", format_ratio)),
@@ -75,7 +82,7 @@ _TERMINAL: tuple[tuple[str, Callable[[RowSummary], TableCell]], ...] = (
 )
 
 
-_DROPPED_FIRST = ("Disk", "%", "vs floor\np", "Trained")
+_DROPPED_FIRST = ("Disk", "%", "Forgotten", "vs floor\np", "Trained")
 """Columns that a narrow terminal goes without, in this order; the files have all of them."""
 
 
@@ -113,7 +120,9 @@ def _terminal_table(summaries: Sequence[RowSummary], caption: str, dropped: Sequ
     from rich.table import Table
     from rich.text import Text
 
-    several = BASE in columns_for(summaries)
+    shown = columns_for(summaries)
+    several = BASE in shown
+    dropped = [*dropped, *(() if FORGOTTEN in shown else (FORGOTTEN.title,))]
     bases = ((BASE.title, BASE.cell), ("vs full\nprecision", _vs_full_cell)) if several else ()
     score = (score_title(summaries), _terminal_score)
     judged = ((_folded(each.title), each.cell) for each in verdict_columns(summaries))

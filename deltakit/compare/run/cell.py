@@ -11,6 +11,7 @@ from deltakit.compare.adapted import adapted_model
 from deltakit.compare.measure import hardware as machine
 from deltakit.compare.measure.costs import handling_cost, inference_cost, training_cost
 from deltakit.compare.measure.diagnostics import diagnose
+from deltakit.compare.measure.forgetting import batches_of, forgetting, way_for
 from deltakit.compare.measure.hardware import Meter
 from deltakit.compare.measure.latency_by_shape import by_shape
 from deltakit.compare.plan.lr_search import TUNING_SEED, choose
@@ -57,6 +58,7 @@ def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
     context.progress.note("evaluating")
     predictions = context.predictions(adapted.model, cell.task, "test")
     context.progress.note("measuring")
+    forgotten = _forgotten(context, cell.task, training, adapted)
     result = dataclasses.replace(
         _scored(context, cell, predictions),
         lr=training.lr if record.steps else None,
@@ -71,6 +73,7 @@ def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
         final_loss=_mean(record.losses[-10:]),
         machine=machine.joined(record.machine, machine.name()),
         **dataclasses.asdict(adapted.counts()),
+        **forgotten,
         **_costs(context, adapted, training),
     )
     beside = {
@@ -276,6 +279,26 @@ def _costs(context: RunContext, adapted: AdaptedModel, training: Training) -> di
     if ceiling:  # loading it is loading a model
         return {**found, "delta_bytes": context.store_for(training).size(training)}
     return found | handling_cost(adapted, protocol)
+
+
+def _forgotten(
+    context: RunContext, task: str, training: Training, adapted: AdaptedModel
+) -> dict[str, Any]:
+    """How the general text is read with the delta and without it, before anything is merged."""
+    text, tokenizer = context.plan.general, context.processor
+    if text is None:
+        return {}
+    try:
+        head = context.kind(task).head
+        way = way_for(head, context.plan.model, training.base, tokenizer)
+        found = forgetting(adapted, way, batches_of(way, text, tokenizer, context.device))
+    except torch.OutOfMemoryError:
+        context.folder.note(
+            "The general text does not fit into the accelerator's memory: what some rows have "
+            "forgotten is not known."
+        )
+        return {}
+    return {} if found is None else found.columns()
 
 
 def _extras(context: RunContext, cell: Cell, adapted: AdaptedModel) -> dict[str, Any]:

@@ -5,7 +5,7 @@ What does not compare is not joined: a table would not show that its rows were m
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,12 +39,18 @@ CONDITIONS = (
     Condition(name="the compute dtype", of=lambda run: run.plan.compute_dtype),
     Condition(name="the examples of the task", of=lambda run: run.target.fingerprint),
     Condition(name="the measuring protocol", of=lambda run: _protocol(run.protocol)),
+    Condition(name="the general text", of=lambda run: _general(run)),
 )
 
 
 def _protocol(known: Protocol | None) -> Mapping[str, int]:
     """The numbers; a file of the first layout does not say them."""
     return (known or EARLIER).to_dict()
+
+
+def _general(run: RunRecord) -> Mapping[str, Any]:
+    """The text, whatever its file is called."""
+    return {} if run.general is None else {**asdict(run.general), "name": ""}
 
 
 def join(folders: Sequence[Path], out: Path) -> RunFolder:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltakit._files import atomic_path, cache_folder, sweep, weights_bytes, write_text
-from deltakit.compare.plan.plan import Cell, Plan, Training
+from deltakit.compare.plan.plan import Cell, Plan, Training, with_protocol
 from deltakit.compare.plan.request import PROFILES
 from deltakit.compare.records.kept_delta import KeptDelta
 from deltakit.compare.records.protocol import EARLIER, VARIABLE, Protocol
@@ -223,10 +223,11 @@ def as_begun(plan: Plan, out: Path | None) -> Plan:
     defaults = [Protocol.from_dict(profile.measured) for _, profile in PROFILES.items()]
     if not (path / RUN).is_file() or plan.request.protocol not in defaults:
         return plan
-    before = RunFolder(path).run_record()
-    if (before.id, before.protocol) != (plan.id, EARLIER):
+    before, protocol = RunFolder(path).run_record(), plan.request.protocol
+    earlier = (EARLIER, replace(protocol, general_passages=0))
+    if before.id != plan.id or before.protocol is None or before.protocol not in earlier:
         return plan
-    return replace(plan, request=replace(plan.request, protocol=EARLIER))
+    return with_protocol(plan, before.protocol)
 
 
 def open_run(plan: Plan, out: Path | None, run: RunRecord) -> RunFolder:
