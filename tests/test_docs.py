@@ -6,14 +6,19 @@ tiny BERT that classifies. A block
 - under a line like "`shift.py`:" is a module of that name;
 - with tests in it is run by pytest;
 - under ``<!-- not run: why -->`` is left out.
+
+A block of text under ``<!-- output -->`` is what the block before it prints.
 """
 
+import contextlib
 import importlib
+import io
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -158,9 +163,13 @@ def test_the_python_of_a_page_runs(page: Path, kit: SimpleNamespace, tmp_path: P
     for setup in SETUPS.get(name_of(page), []):
         setup(namespace["model"])
     try:
-        for block in blocks(page):
+        for block, following in pairwise([*blocks(page), None]):
             if block.language == "python" and not block.left_out:
-                run(page, block, namespace)
+                printed = io.StringIO()
+                with contextlib.redirect_stdout(printed):
+                    run(page, block, namespace)
+                if following is not None and following.mark == "output":
+                    assert printed.getvalue() == following.code, f"{page.name}:{following.line}"
     finally:
         for name in set(sys.modules) - modules:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):

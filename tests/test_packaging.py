@@ -56,3 +56,10 @@ def test_the_hosted_workflow_runs_what_the_project_says() -> None:
     assert pythons == set(re.search(r"python: \[(.*)\]", workflow)[1].replace('"', "").split(", "))
     for path in re.findall(r"\b(?:tests|tools)/[\w./]+", workflow):
         assert (ROOT / path).exists(), path
+
+
+def test_the_page_on_the_house_has_every_contract() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## The contracts")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+?) \|", table, re.MULTILINE)
+    assert rows[2:] == [contract["name"] for contract in TOOLS["importlinter"]["contracts"]]

@@ -1,6 +1,7 @@
 """The wheel, built and used in a fresh environment with a file of the user's."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -10,43 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-FILE = '''
-from dataclasses import dataclass
-from typing import ClassVar
-
-import deltakit as dk
-from deltakit.compare.tasks.data.splits import Examples, Splits
-from deltakit.compare.tasks.kinds import Classification
-from deltakit.compare.tasks.task import Task
-
-
-@dk.register_method("narrow", rank=1)
-@dataclass(frozen=True, kw_only=True)
-class Narrow(dk.LoRA):
-    """LoRA of rank 1."""
-
-
-@dk.register_metric("worst_recall", kinds=("pairs",))
-def worst_recall(labels, predicted):
-    return min((predicted[labels == each] == each).mean() for each in set(labels.tolist()))
-
-
-@dk.register_kind("pairs")
-class Pairs(Classification):
-    """Two classes."""
-
-
-@dk.register_task("weather")
-class Weather(Task):
-    """Is a day warm?"""
-
-    description: ClassVar[str] = "two classes of days"
-
-    def load(self):
-        texts = [f"day {n} was {word}" for n in range(8) for word in ("warm", "cold")]
-        part = Examples(texts=texts, labels=[0, 1] * 8)
-        return self._task_data(Splits(part, part, part), Pairs(classes=("warm", "cold")))
-'''
+FILE = ROOT / "tests" / "fixtures" / "users_weather.py"
 
 
 @pytest.mark.slow
@@ -75,7 +40,7 @@ def test_a_wheel_runs_a_users_file(tmp_path: Path) -> None:
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     libraries = Path(pytest.__file__).parents[1]
     (site / "libraries.pth").write_text(f"{libraries}\n")
-    (tmp_path / "mine.py").write_text(FILE)
+    shutil.copy(FILE, tmp_path / "mine.py")
     where = run(python, "-c", "import deltakit; print(deltakit.__file__)")
     assert str(site) in where
     sys.path.insert(0, str(ROOT / "examples"))

@@ -26,51 +26,25 @@ input that dropout has changed, a second product with W; so does this.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from deltakit.core.checks import (
-    check_bool,
-    check_choice,
-    check_fraction,
-    check_positive,
-    check_whole,
-)
-from deltakit.core.method import Method, Paper, Placement, register_method
-from deltakit.core.site import LINEAR_SITES, Handle, Insertion, Site
+from deltakit.core.method import Paper, Placement, register_method
+from deltakit.core.site import Handle, Insertion
 from deltakit.errors import InvalidConfig
-from deltakit.methods.lora import target_names, target_sites
+from deltakit.methods.lora import LowRankMethod
 
 if TYPE_CHECKING:
     from deltakit.core.delta import Delta
-    from deltakit.methods.forms.lora import Initialisation
 
 
 @register_method("dora")
 @dataclass(frozen=True, kw_only=True)
-class DoRA(Method):
+class DoRA(LowRankMethod):
     """A low-rank change of a weight's direction, and a trained length (Liu et al. 2024).
 
-    Args:
-        rank: r.
-        alpha: α; the low-rank product is scaled by α / r, or α / √r with `rslora`.
-        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), or "all"
-            for every linear projection that the model has.
-        rslora: rank-stabilised scaling.
-        dropout: on x, in training.
-        initialisation: "gaussian" or "kaiming" (the authors' code, PEFT), of A.
-
-    Raises:
-        InvalidConfig: a value out of range.
-        UnknownName: a target that is no linear projection.
+    The settings are those of `LowRankMethod`.
     """
-
-    rank: int = 8
-    alpha: float = 16
-    targets: tuple[str, ...] = ("q", "v")
-    rslora: bool = False
-    dropout: float = 0.0
-    initialisation: Initialisation = "gaussian"
 
     paper: ClassVar[Paper] = Paper(
         key="liu2024dora",
@@ -81,25 +55,6 @@ class DoRA(Method):
         venue="International Conference on Machine Learning",
         arxiv="2402.09353",
     )
-    learning_rate: ClassVar[float] = 2e-3
-
-    def __post_init__(self) -> None:
-        check_whole(self, rank=self.rank)
-        check_positive(self, alpha=self.alpha)
-        check_fraction(self, dropout=self.dropout)
-        check_choice(self, ("gaussian", "kaiming"), initialisation=self.initialisation)
-        check_bool(self, rslora=self.rslora)
-        object.__setattr__(self, "targets", target_names(self, self.targets))
-        self.sites()
-
-    def sites(self) -> tuple[Site, ...]:
-        """The targets as sites, each once, in the order of the vocabulary."""
-        return target_sites(self.targets, LINEAR_SITES)
-
-    @property
-    def scale(self) -> float:
-        """s, the factor of the low-rank product."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def placements(self) -> tuple[Placement, ...]:
         return tuple(
@@ -115,19 +70,7 @@ class DoRA(Method):
     def form(self, handle: Handle) -> Delta:
         """The decomposed change of one projection."""
         from deltakit.methods.forms.dora import WeightDecomposed
-        from deltakit.methods.forms.lora import LowRank
 
         if handle.linear is None:
             raise InvalidConfig(f"DoRA: {handle.path!r} is no linear projection, so has no weight.")
-        pair = LowRank(
-            handle.d_in,
-            handle.d_out,
-            rank=self.rank,
-            dropout=self.dropout,
-            initialisation=self.initialisation,
-        )
-        return WeightDecomposed(handle.linear, pair, scale=self.scale)
-
-    def sized(self, width: int) -> Method:
-        """Another rank, at the same scale of the product."""
-        return replace(self, rank=width, alpha=self.scale * (width**0.5 if self.rslora else width))
+        return WeightDecomposed(handle.linear, self.pair(handle), scale=self.scale)

@@ -40,30 +40,28 @@ from deltakit.errors import InvalidConfig, unknown
 
 if TYPE_CHECKING:
     from deltakit.core.delta import Delta
-    from deltakit.methods.forms.lora import Initialisation
+    from deltakit.methods.forms.lora import Initialisation, LowRank
 
 TARGETS = (*LINEAR_SITES, Site.EMBED)
 """The sites that a low-rank change can be made at."""
 
 
-@register_method("lora")
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Summable):
-    """A low-rank change parallel to linear projections (Hu et al. 2022).
+class LowRankMethod(Method):
+    """The settings of a low-rank product at linear projections, B A.
 
     Args:
         rank: r.
-        alpha: α; the change is scaled by α / r, or α / √r with `rslora`.
-        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), "embed"
-            for the table of token embeddings, or "all" for every linear projection that the model
-            has (the table is none).
+        alpha: α; the product is scaled by α / r, or α / √r with `rslora`.
+        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), or "all"
+            for every linear projection that the model has.
         rslora: rank-stabilised scaling.
-        dropout: on the input of A, in training; a token's id cannot be dropped.
-        initialisation: "gaussian" (the paper) or "kaiming" (the authors' code, PEFT).
+        dropout: on the input of A, in training.
+        initialisation: of A; "gaussian" (LoRA's paper) or "kaiming" (its authors' code, PEFT).
 
     Raises:
         InvalidConfig: a value out of range.
-        UnknownName: a target that is not a linear site.
+        UnknownName: a target that is none of `choices`.
     """
 
     rank: int = 8
@@ -73,15 +71,8 @@ class LoRA(Summable):
     dropout: float = 0.0
     initialisation: Initialisation = "gaussian"
 
-    paper: ClassVar[Paper] = Paper(
-        key="hu2022lora",
-        title="LoRA: Low-Rank Adaptation of Large Language Models",
-        authors="Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, "
-        "Yuanzhi and Wang, Shean and Wang, Lu and Chen, Weizhu",
-        year=2022,
-        venue="International Conference on Learning Representations",
-        arxiv="2106.09685",
-    )
+    choices: ClassVar[tuple[Site, ...]] = LINEAR_SITES
+    """The sites that it can be made at."""
     learning_rate: ClassVar[float] = 2e-3
 
     def __post_init__(self) -> None:
@@ -95,23 +86,15 @@ class LoRA(Summable):
 
     def sites(self) -> tuple[Site, ...]:
         """The targets as sites, each once, in the order of the vocabulary."""
-        return target_sites(self.targets, TARGETS)
+        return target_sites(self.targets, self.choices)
 
-    def placements(self) -> tuple[Placement, ...]:
-        scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
-        return tuple(
-            Placement(
-                site=site,
-                make_delta=self.table if site is Site.EMBED else self.form,
-                insertion=Insertion.PARALLEL,
-                scale=scale,
-                optional=self.targets == ("all",),
-            )
-            for site in self.sites()
-        )
+    @property
+    def scale(self) -> float:
+        """s, the factor of the product."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
-    def form(self, handle: Handle) -> Delta:
-        """The low-rank pair for one projection."""
+    def pair(self, handle: Handle) -> LowRank:
+        """A and B for one projection."""
         from deltakit.methods.forms.lora import LowRank
 
         return LowRank(
@@ -121,6 +104,47 @@ class LoRA(Summable):
             dropout=self.dropout,
             initialisation=self.initialisation,
         )
+
+    def sized(self, width: int) -> Method:
+        """Another rank, at the same scale of the product."""
+        return replace(self, rank=width, alpha=self.scale * (width**0.5 if self.rslora else width))
+
+
+@register_method("lora")
+@dataclass(frozen=True, kw_only=True)
+class LoRA(LowRankMethod, Summable):
+    """A low-rank change parallel to linear projections (Hu et al. 2022).
+
+    The settings are those of `LowRankMethod`. A target may also be "embed", the table of token
+    embeddings. "all" does not name it, and dropout leaves it out: a token's id cannot be dropped.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        key="hu2022lora",
+        title="LoRA: Low-Rank Adaptation of Large Language Models",
+        authors="Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, "
+        "Yuanzhi and Wang, Shean and Wang, Lu and Chen, Weizhu",
+        year=2022,
+        venue="International Conference on Learning Representations",
+        arxiv="2106.09685",
+    )
+    choices: ClassVar[tuple[Site, ...]] = TARGETS
+
+    def placements(self) -> tuple[Placement, ...]:
+        return tuple(
+            Placement(
+                site=site,
+                make_delta=self.table if site is Site.EMBED else self.form,
+                insertion=Insertion.PARALLEL,
+                scale=self.scale,
+                optional=self.targets == ("all",),
+            )
+            for site in self.sites()
+        )
+
+    def form(self, handle: Handle) -> Delta:
+        """The low-rank pair for one projection."""
+        return self.pair(handle)
 
     def table(self, handle: Handle) -> Delta:
         """The low-rank pair for a table of embeddings."""
@@ -141,11 +165,6 @@ class LoRA(Summable):
             return super().summed(others)
         rank = self.rank + sum(lora.rank for lora in loras)
         return replace(self, rank=rank, alpha=rank, rslora=False)
-
-    def sized(self, width: int) -> Method:
-        """Another rank, at the same scale of the change."""
-        scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
-        return replace(self, rank=width, alpha=scale * (width**0.5 if self.rslora else width))
 
     def truncated(self, rank: int) -> Method:
         rank = min(rank, self.rank)

@@ -13,7 +13,30 @@ from deltakit.core.factors import Factored, Factors, identity
 Initialisation = Literal["gaussian", "kaiming"]
 
 
-class LowRank(Delta, FusedAdd, BatchedRows, Factored, Mergeable, CustomSum):
+class _Product(Delta, Mergeable, CustomSum):
+    """B A with both zero: B of shape ``(d_out, rank)``, A of shape ``(rank, d_in)``."""
+
+    def __init__(self, d_in: int, d_out: int, *, rank: int) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.zeros(rank, d_in))
+        self.lora_B = nn.Parameter(torch.zeros(d_out, rank))
+
+    def weight_change(self) -> Tensor:
+        return self.lora_B @ self.lora_A
+
+    def weighted_sum(
+        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
+    ) -> dict[str, Tensor]:
+        """Σ w B A, exactly where the ranks add up to this form's, else its best approximation."""
+        A = torch.cat([tensors["lora_A"] for _, tensors in terms])
+        B = torch.cat([weight * tensors["lora_B"] for weight, tensors in terms], dim=1)
+        rank = self.lora_A.shape[0]
+        if rank < len(A):
+            A, B = _truncate(A, B, rank)
+        return {"lora_A": A, "lora_B": B}
+
+
+class LowRank(_Product, FusedAdd, BatchedRows, Factored):
     """drop(x) Aᵀ Bᵀ. Shapes: ``(..., d_in)`` to ``(..., d_out)`` through ``(..., rank)``."""
 
     def __init__(
@@ -25,10 +48,8 @@ class LowRank(Delta, FusedAdd, BatchedRows, Factored, Mergeable, CustomSum):
         dropout: float = 0.0,
         initialisation: Initialisation = "gaussian",
     ) -> None:
-        super().__init__()
+        super().__init__(d_in, d_out, rank=rank)
         self.dropout = dropout
-        self.lora_A = nn.Parameter(torch.empty(rank, d_in))
-        self.lora_B = nn.Parameter(torch.zeros(d_out, rank))
         match initialisation:
             case "gaussian":
                 nn.init.normal_(self.lora_A, std=1 / rank)
@@ -54,17 +75,8 @@ class LowRank(Delta, FusedAdd, BatchedRows, Factored, Mergeable, CustomSum):
             return None
         return Factors(self.lora_A, None, identity, self.lora_B, None)
 
-    def weight_change(self) -> Tensor:
-        return self.lora_B @ self.lora_A
 
-    def weighted_sum(
-        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
-    ) -> dict[str, Tensor]:
-        """Σ w B A, exactly where the ranks add up to this form's, else its best approximation."""
-        return _sum_of_products(terms, self.lora_A.shape[0])
-
-
-class EmbeddingLowRank(Delta, Mergeable, CustomSum):
+class EmbeddingLowRank(_Product):
     """The rows of Aᵀ for the given ids, times Bᵀ. Shapes: ids ``(...)`` to ``(..., d)``.
 
     `scale` is what the table itself multiplies its vectors by.
@@ -79,10 +91,8 @@ class EmbeddingLowRank(Delta, Mergeable, CustomSum):
         scale: float = 1.0,
         initialisation: Initialisation = "gaussian",
     ) -> None:
-        super().__init__()
+        super().__init__(vocabulary, d, rank=rank)
         self.scale = scale
-        self.lora_A = nn.Parameter(torch.zeros(rank, vocabulary))
-        self.lora_B = nn.Parameter(torch.zeros(d, rank))
         match initialisation:
             case "gaussian":
                 nn.init.normal_(self.lora_A, std=1 / rank)
@@ -91,25 +101,6 @@ class EmbeddingLowRank(Delta, Mergeable, CustomSum):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.embedding(x, self.lora_A.T), self.lora_B) * self.scale
-
-    def weight_change(self) -> Tensor:
-        return self.lora_B @ self.lora_A
-
-    def weighted_sum(
-        self, terms: Sequence[tuple[float, Mapping[str, Tensor]]]
-    ) -> dict[str, Tensor]:
-        """Σ w B A, as `LowRank` has it."""
-        return _sum_of_products(terms, self.lora_A.shape[0])
-
-
-def _sum_of_products(
-    terms: Sequence[tuple[float, Mapping[str, Tensor]]], rank: int
-) -> dict[str, Tensor]:
-    A = torch.cat([tensors["lora_A"] for _, tensors in terms])
-    B = torch.cat([weight * tensors["lora_B"] for weight, tensors in terms], dim=1)
-    if rank < len(A):
-        A, B = _truncate(A, B, rank)
-    return {"lora_A": A, "lora_B": B}
 
 
 def _truncate(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
