@@ -4,6 +4,7 @@
 `tests/golden/check_adapterhub_writes.py` lets it read what is written here.
 """
 
+import functools
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from deltakit.interop.adapterhub.layout import Term, host_of
 from deltakit.interop.adapterhub.methods import config_of, method_of
 from deltakit.interop.folders import recognise, write_checkpoint
 from deltakit.interop.peft.former_names import todays_name
+from deltakit.testing.copies import Template
 
 ARCHIVE = Path(__file__).parents[1] / "golden" / "adapterhub.zip"
 with zipfile.ZipFile(ARCHIVE) as _archive:
@@ -59,11 +61,16 @@ class Library:
 
     def model(self, case: str, *, kind: str | None = None) -> Any:
         """The model of a case, with the golden weights; a flexible head becomes transformers'."""
+        family, _, name = case.partition("/")
+        kind = kind or GOLDEN["cases"][family][name]
+        return self._template(family, kind, name.startswith("lm_")).copy()
+
+    @functools.cache  # noqa: B019
+    def _template(self, family: str, kind: str | None, has_head: bool) -> Template:
+        """Building a model takes longer than copying it."""
         import transformers
 
-        family, _, name = case.partition("/")
         base = GOLDEN["bases"][family]
-        kind = kind or GOLDEN["cases"][family][name]
         labels = 2 if "QuestionAnswering" in str(kind) else 3
         config = transformers.AutoConfig.for_model(family, **base["config"], num_labels=labels)
         if family == "gpt2":
@@ -82,10 +89,10 @@ class Library:
         }
         known = {key: state[key] for key, _ in inner.named_parameters()}
         assert not inner.load_state_dict(known, strict=False).unexpected_keys
-        if name.startswith("lm_"):
+        if has_head:
             head = load_file(self.folder / "heads" / f"{family}.safetensors")
             assert not model.load_state_dict(head, strict=False).unexpected_keys
-        return model.eval()
+        return Template(model.eval())
 
     def saved(self, case: str) -> Path:
         """What the library wrote for it."""
