@@ -209,6 +209,15 @@ class SparselyActive(ABC):
         """The number of its parameters that compute the change of one token."""
 
 
+class HasExperts(ABC):
+    """A form of several experts."""
+
+    @property
+    @abstractmethod
+    def stacked(self) -> nn.Module:
+        """One form, whose parameters have the experts as their first dimension."""
+
+
 class Mergeable(ABC):
     """A parallel delta on one linear that is itself linear in x, so it folds into the weight."""
 

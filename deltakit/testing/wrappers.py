@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import deltakit as dk
+from deltakit.core.delta import HasExperts
 from deltakit.core.method import FormWrapper
 from deltakit.inject.attachments import need_attachments
-from deltakit.methods.forms.mixture import Mixed
 from deltakit.testing.case import Case, NotApplicable, close, equal, run
 
 
@@ -33,13 +33,13 @@ def check_plain(case: Case) -> None:
 def check_equal_experts(case: Case) -> None:
     """Experts that are equal are one of them, whatever a router says."""
     method, model = _wrapper(case), case.random()
-    mixed = {key: form for key, form in _forms(model).items() if isinstance(form, Mixed)}
+    mixed = {key: form for key, form in _forms(model).items() if isinstance(form, HasExperts)}
     if not mixed:
         raise NotApplicable("it has no experts")
     itself = dataclasses.replace(case, method=method.method).random()
     plain = _forms(itself)
     for key, form in _forms(model).items():
-        experts: nn.Module = mixed[key].experts.form if key in mixed else form
+        experts: nn.Module = mixed[key].stacked if key in mixed else form
         for name, parameter in experts.named_parameters():
             first = parameter[:1] if key in mixed else parameter
             parameter.copy_(first.expand_as(parameter))

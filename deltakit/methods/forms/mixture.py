@@ -16,6 +16,7 @@ from deltakit.core.delta import (
     BatchedRows,
     Delta,
     DrawnInTraining,
+    HasExperts,
     Reads,
     ReadsEnd,
     Reparametrised,
@@ -145,12 +146,16 @@ def _put(form: nn.Module, name: str, value: Tensor) -> None:
     form.get_submodule(path).register_parameter(last, nn.Parameter(value))
 
 
-class Mixed(Delta, ABC):
+class Mixed(Delta, HasExperts, ABC):
     """Several experts at one site. Shapes: ``(..., d_in)`` to ``(..., d_out)``."""
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
         self.experts = experts
+
+    @property
+    def stacked(self) -> nn.Module:
+        return self.experts.form
 
 
 class DrawnByBatch(Mixed, Reparametrised, DrawnInTraining):
