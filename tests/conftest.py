@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
 import importlib
+import importlib.util
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -43,12 +44,29 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
 
+LIBRARIES = (
+    "bitsandbytes",
+    "datasets",
+    "matplotlib.figure",
+    "peft",
+    "scipy.stats",
+    "sklearn.metrics",
+    "torch._dynamo",
+    "transformers.trainer",
+)
+"""Libraries with many objects, which every search for garbage would go through."""
+
+
 def pytest_collection_finish() -> None:
     """Leaves what lives as long as the session, the tests and the libraries, to no later search.
 
     A search through all objects for garbage takes a third of a second. The models of the tests are
     garbage in cycles, so it is still made, but less often.
     """
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a whole run imports them in any case
+        for name in LIBRARIES:
+            if importlib.util.find_spec(name) is not None:
+                importlib.import_module(name)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

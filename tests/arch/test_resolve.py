@@ -156,7 +156,13 @@ def test_shared_layers_have_one_handle_each(kit: SimpleNamespace) -> None:
     assert {h.layer for h in dk.resolve(model) if h.stack == "encoder"} == {0, 1}
 
 
-@pytest.mark.parametrize("model_type", MORE)
+def one_of_each_family() -> list[Any]:
+    """The model types, as parameters of a test; the first of each family is not in the slow run."""
+    firsts = {FAMILIES.get(each).name: each for each in reversed(MORE)}.values()
+    return [pytest.param(m, marks=[] if m in firsts else pytest.mark.slow) for m in MORE]
+
+
+@pytest.mark.parametrize("model_type", one_of_each_family())
 def test_model_types_that_share_a_layer(kit: SimpleNamespace, model_type: str) -> None:
     from transformers import AutoConfig, AutoModel
 

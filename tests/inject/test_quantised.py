@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import deltakit as dk
 from deltakit.models.quantised import codec_of
+from deltakit.testing.models import make_model
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra 'quant')")
 
@@ -79,15 +80,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("quantised")
 
 
-@pytest.fixture
-def base(kit: SimpleNamespace, folders: Path) -> Callable[..., Any]:
-    """A tiny model of a family in a base, as it was loaded from disk."""
+@pytest.fixture(scope="module")
+def base(folders: Path) -> Callable[..., Any]:
+    """A tiny model of a family in a base, as it was loaded from disk: each once, then copies."""
     loaded: dict[Any, Any] = {}
 
     def load(family: str, kind: str, task: str = "classify", **arguments: Any) -> Any:
         folder = folders / f"{family}-{task}"
         if not folder.exists():
-            kit.make_model(family, task).save_pretrained(folder)
+            make_model(family, task).save_pretrained(folder)
         key = (family, kind, task, *arguments.items())
         if key not in loaded:
             loaded[key] = dk.load_base(folder, kind, task=task, **arguments)

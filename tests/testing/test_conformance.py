@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ METHODS = subjects()
 TRACED = (check_compiles, check_compiled_first)
 IN_TURN = tuple(law for law in (*LOOP_LAWS, *STATE_LAWS) if law not in TRACED)
 QUICK = tuple(law for law in LAWS if law not in (*TRACED, *IN_TURN))
-ONE_IN = 8
-"""Each family has one method in eight by default, others than the next one, and their laws."""
+ONE_IN = 12
+"""Each family has one method in twelve by default, others than the next one, and their laws."""
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:None of the inputs have requires_grad=True:UserWarning",  # the checkpointed embeddings
@@ -105,13 +106,7 @@ def hold_on_one(law: Law, method: str) -> None:
         pytest.fail(f"{name(law)} applies to no family with {method}")
 
 
-@pytest.mark.parametrize("law", IN_TURN, ids=name)
-@pytest.mark.parametrize("method", METHODS)
-def test_law_in_turn(law: Law, method: str) -> None:
-    hold_on_one(law, method)
-
-
-TRACED_ALIKE = (
+ALIKE = (
     "mov",
     "houlsby",
     "prefix[positions=shifted]",
@@ -131,12 +126,32 @@ TRACED_ALIKE = (
     "prefix[positions=counted]",
     "prefix+lora+parallel",
 )
+"""Methods whose forms and sites are those of others in the list: the slow run has them all."""
+TRACED_ALIKE = (
+    *ALIKE,
+    "lora[targets=all]",
+    "parallel[learned_scale=true]",
+    "prefix[bottleneck=none]",
+    "adapterdrop",
+    "mam",
+    "norms",
+    "head",
+)
 """Methods whose graph is of the same parts as another's."""
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in TRACED_ALIKE)) for m in METHODS]
-)
+def slow_if_in(alike: tuple[str, ...]) -> list[Any]:
+    """The methods, as parameters of a test; those of `alike` are in the slow run."""
+    return [pytest.param(m, marks=[pytest.mark.slow] * (m in alike)) for m in METHODS]
+
+
+@pytest.mark.parametrize("law", IN_TURN, ids=name)
+@pytest.mark.parametrize("method", slow_if_in(ALIKE))
+def test_law_in_turn(law: Law, method: str) -> None:
+    hold_on_one(law, method)
+
+
+@pytest.mark.parametrize("method", slow_if_in(TRACED_ALIKE))
 def test_compiles(method: str) -> None:
     """Tracing takes seconds."""
     hold_on_one(check_compiles, method)
@@ -185,6 +200,6 @@ def test_the_page_is_what_the_models_say() -> None:
 def test_some_lines_of_the_page_are_what_the_models_say() -> None:
     said = cells(COMMITTED.read_text(encoding="utf-8"))
     assert {*said} == {f"`{family}`" for family in MODEL_TYPES}
-    for family in MODEL_TYPES[::8]:
+    for family in MODEL_TYPES[::16]:
         outcomes = {f"`{m}`": refusal(case(m, family)) or "✓" for m in METHODS}
         assert said[f"`{family}`"] == outcomes

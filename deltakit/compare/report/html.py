@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltakit.compare.report import pareto as plots
 from deltakit.compare.report.charts import HEIGHT, WIDTH, Curves, Layers
@@ -14,6 +15,9 @@ from deltakit.compare.report.cost_views import CostView
 from deltakit.compare.report.extra_tables import TextTable
 from deltakit.compare.report.number_format import MISSING
 from deltakit.compare.report.published import Claim, Figure
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,12 @@ def render(page: Page) -> str:
 
 def rendered_page(template: str, **values: object) -> str:
     """A template of the reports with values. Every text in it is escaped."""
+    return _templates().get_template(template).render(**values) + "\n"
+
+
+@functools.cache
+def _templates() -> Environment:
+    """The templates, each of which is compiled once in a process."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -118,7 +128,7 @@ def rendered_page(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"plain": _plain, "inline": _inline}
-    return environment.get_template(template).render(**values) + "\n"
+    return environment
 
 
 def _plain(value: object) -> str:

@@ -126,7 +126,7 @@ TURNS = [(label, *SETTINGS[turn % len(SETTINGS)]) for turn, label in enumerate(m
 @pytest.mark.parametrize(
     ("label", "base", "again"),
     [
-        pytest.param(*each, marks=[] if turn % 5 in (0, 2) else pytest.mark.slow)
+        pytest.param(*each, marks=[] if turn % 5 == 0 else pytest.mark.slow)
         for turn, each in enumerate(TURNS)
     ],
 )
