@@ -71,6 +71,27 @@ def handles_of(model: "PreTrainedModel", family: Family) -> tuple[Handle, ...]:
     return (*tokens, *filter(None, embed), *positions, *ends, *layers)
 
 
+def body_of(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model without its head: its base model.
+
+    A class of the user's own may have the body under another name than the base model's. It is then
+    the only one in it that transformers registers for the config.
+    """
+    body, bodies = model.base_model, registered_bodies(model)
+    if body is not model or isinstance(model, bodies):
+        return body
+    inside = [module for module in model.modules() if isinstance(module, bodies)]
+    return cast("PreTrainedModel", inside[0]) if len(inside) == 1 else body
+
+
+def registered_bodies(model: "PreTrainedModel") -> tuple[type, ...]:
+    """The classes that transformers registers as bodies for a model's config."""
+    from transformers import MODEL_MAPPING
+
+    registered = MODEL_MAPPING.get(type(model.config), ())
+    return registered if isinstance(registered, tuple) else (registered,)
+
+
 def _handles_of_part(model: "PreTrainedModel", part: str) -> Iterator[Handle]:
     """The handles of one of a model's parts, in a stack of the part's name.
 
@@ -88,8 +109,8 @@ def _tables(model: "PreTrainedModel", family: Family) -> dict[str, nn.Module]:
     """The modules that ids are looked up in, by the stack that each is for."""
     if not family.tables:
         known = family.tokens is not None and not model.config.is_encoder_decoder
-        return {"input": model.get_input_embeddings()} if known else {}
-    found = {stack: _find(model.base_model, path) for stack, path in family.tables.items()}
+        return {"input": body_of(model).get_input_embeddings()} if known else {}
+    found = {stack: _find(body_of(model), path) for stack, path in family.tables.items()}
     tables = {stack: table for stack, table in found.items() if table is not None}
     first = next(iter(tables.values()), None)
     shared = len(tables) > 1 and all(table is first for table in tables.values())
@@ -134,10 +155,10 @@ def _tokens(
     tables: dict[str, nn.Module],
     names: dict[nn.Module, str],
 ) -> Iterator[Handle]:
-    module = _find(model.base_model, tokens.path)
+    module = _find(body_of(model), tokens.path)
     if module is None:  # the decoder alone of an encoder-decoder
         return
-    embeddings = tables.get(tokens.path, model.get_input_embeddings())
+    embeddings = tables.get(tokens.path) or body_of(model).get_input_embeddings()
     width = embeddings.embedding_dim
     yield Handle(
         site=Site.TOKENS,
@@ -146,7 +167,7 @@ def _tokens(
         path=names[module],
         module=module,
         hook_kind=HookKind.INPUT_EMBEDS,
-        reader=None if tokens.reader is None else _find(model.base_model, tokens.reader),
+        reader=None if tokens.reader is None else _find(body_of(model), tokens.reader),
         d_in=width,
         d_out=width,
         position=tokens.position,
@@ -159,7 +180,7 @@ def _tokens(
 def _positions(
     model: "PreTrainedModel", path: str, names: dict[nn.Module, str]
 ) -> Iterator[Handle]:
-    module = _find(model.base_model, path)
+    module = _find(body_of(model), path)
     if module is None:
         return
     learned = isinstance(module, nn.Embedding)
@@ -185,7 +206,7 @@ def _ends(
 
     A model without the embeddings, as the decoder alone of an encoder-decoder, has neither.
     """
-    module = _find(model.base_model, embedded.location.path)
+    module = _find(body_of(model), embedded.location.path)
     if module is None:
         return
     kind, width = embedded.location.hook_kind, embedded.width(model.config)
@@ -260,7 +281,7 @@ def _activation(config: Any, stack: LayerStack) -> str | None:
 
 def layers_of(model: "PreTrainedModel", stack: LayerStack) -> list[nn.Module]:
     """The stack's layers, in order; none where the model does without the stack."""
-    found: list[nn.Module] = [model.base_model]
+    found: list[nn.Module] = [body_of(model)]
     for word in stack.layers.split("."):
         try:
             if word == "*":

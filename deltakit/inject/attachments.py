@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from deltakit.arch.resolve import body_of, registered_bodies
 from deltakit.core.checkpoint import Part
 from deltakit.core.composition import Composition
 from deltakit.core.delta import Attending, Combiner
@@ -22,6 +23,7 @@ from deltakit.core.method import CombiningMethod, Method
 from deltakit.core.site import Handle
 from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
 from deltakit.inject.description import as_tensor, delta_to_plain, described
+from deltakit.models.grown import grown_tables
 from deltakit.runtime.nodes import CombinerNode, Node, PlacedDelta, SumNode
 from deltakit.runtime.own_values import ParameterTree, Place, UnsavedTree
 
@@ -476,14 +478,14 @@ def _at_places(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def head_names(model: "PreTrainedModel") -> frozenset[str]:
     """Names of the task head's parameters: what lies outside the model's body.
 
-    The body is ``model.base_model``, if that is of a class that transformers registers for the
-    config. A class that has no such body as its base model has its head beside the parts of one. A
-    language-modelling head is part of what was pre-trained, so it belongs to the base.
+    The body is of a class that transformers registers for the config. A class without one has its
+    head beside the parts of one. A language-modelling head is part of what was pre-trained, so it
+    belongs to the base.
     """
-    bodies = _bodies(model)
+    bodies = registered_bodies(model)
     if model.get_output_embeddings() is not None or _is_bare(model, bodies):
         return frozenset()
-    body = model.base_model
+    body = body_of(model)
     found = body is not model and isinstance(body, bodies)
     parts = frozenset[str]() if found else _parts(model, bodies)
     if any(name in parts for name, _ in model.named_children()):
@@ -491,14 +493,6 @@ def head_names(model: "PreTrainedModel") -> frozenset[str]:
         return frozenset(name for name in names if name.partition(".")[0] not in parts)
     inside = {id(p) for p in body.parameters()}
     return frozenset(n for n, p in base_parameters(model).items() if id(p) not in inside)
-
-
-def _bodies(model: "PreTrainedModel") -> tuple[type, ...]:
-    """The classes that transformers registers as bodies for a model's config."""
-    from transformers import MODEL_MAPPING
-
-    registered = MODEL_MAPPING.get(type(model.config), ())
-    return registered if isinstance(registered, tuple) else (registered,)
 
 
 def _is_bare(model: "PreTrainedModel", bodies: tuple[type, ...]) -> bool:
@@ -521,13 +515,18 @@ def fresh_names(model: "PreTrainedModel") -> frozenset[str]:
     """Names of the parameters that the checkpoint of a loaded model has no values for.
 
     transformers marks the parameters that it has loaded. A model that was not loaded, and one that
-    was copied, has no marks.
+    was copied, has no marks. A table of tokens that was resized lacks values for some rows.
     """
     parameters = base_parameters(model)
     loaded = {name for name, p in parameters.items() if vars(p).get("_is_hf_initialized")}
     if not loaded:
         return frozenset()
-    return frozenset(n for n, p in parameters.items() if n not in loaded and computes(p.dtype))
+    grown = set(map(id, grown_tables(model)))
+    return frozenset(
+        name
+        for name, parameter in parameters.items()
+        if (name not in loaded or id(parameter) in grown) and computes(parameter.dtype)
+    )
 
 
 def computes(dtype: torch.dtype) -> bool:

@@ -1,5 +1,6 @@
 """Building a delta: from a method and a model's handles to the modules that are attached."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from deltakit.inject.attachments import (
 )
 from deltakit.inject.partitions import check_own_values
 from deltakit.inject.places import place_of, runs_on, stored_value, weights_of, with_readable_weight
+from deltakit.models.grown import grown_tables
 from deltakit.models.quantised import codec_of
 from deltakit.runtime.nodes import PlacedDelta
 from deltakit.runtime.passes import LayerDrop
@@ -82,6 +84,20 @@ def _build_own(
         attached.aliases[name] = aliases[name]
     attached.head = head_names(model) & attached.own.keys()
     attached.fresh = (fresh_names(model) - attached.head) & attached.own.keys()
+    _tell_grown(model, attached)
+
+
+def _tell_grown(model: "PreTrainedModel", attached: Attached) -> None:
+    """Tells of large tables that the delta owns because they were resized."""
+    grown = set(map(id, grown_tables(model)))
+    names = [n for n in sorted(attached.fresh) if id(place_of(model, n).parameter) in grown]
+    if names:
+        warnings.warn(
+            f"{', '.join(map(repr, names))} has more rows than the checkpoint that was loaded, so "
+            f"{attached.name!r} trains and saves all of it. Freeze it before `attach` if its new "
+            "rows mean nothing, or save the resized base and load that.",
+            stacklevel=2,
+        )
 
 
 def trained_dtype(base: torch.dtype) -> torch.dtype:

@@ -155,10 +155,21 @@ def keep_merged(attachments: Attachments) -> None:
 
 def take_off(model: nn.Module, attachments: Attachments) -> None:
     """Takes hooks and deltas' parameters off; what is active is still recorded."""
+    _keep_placed(model, attachments)
     _remove_hooks(attachments)
     if attachments.program is not None:
         attachments.program.switch(model, Tables())
     use_own(model, attachments, {})
+
+
+def _keep_placed(model: nn.Module, attachments: Attachments) -> None:
+    """Before others take the places: checkpointed layers may run again with what is there."""
+    program = attachments.program
+    if program is None or program.active.own or not program.passes.are_resumed():
+        return
+    if first_wrapper(_own_places(model, attachments)) is None:
+        placed = own_parameters(model, attachments, attachments.active)
+        program.keep_placed(placed, plain_parameters(model, attachments).values())
 
 
 def _deactivate(model: "PreTrainedModel", attachments: Attachments) -> Active | None:
@@ -297,6 +308,7 @@ def _change_to(
     program, shared = program_of(model, attachments), _is_shared(model, attachments)
     if shared:
         program.keep_own(own_parameters(model, attachments, attachments.active))
+    _keep_placed(model, attachments)
     program.switch(model, tables_of(model, attachments, composition, shared=shared))
     _remove_hooks(attachments)
     attachments.running.composition = None
@@ -365,7 +377,9 @@ def tables_of(
     nodes = _nodes(attachments, composition)
     steps = program_of(model, attachments).paths.to(nodes)
     if not isinstance(composition, PerRow):
-        return Tables(nodes=nodes, own=own, steps=steps)
+        owners = attachments.owners(composition.names).items()
+        owns = any(name not in owner.head for name, owner in owners)
+        return Tables(nodes=nodes, own=own, steps=steps, owns=owns)
     heads = _heads_by_module(model, _heads(attachments, composition))
     rows = len(composition.rows)
     return Tables(nodes=nodes, entries=rows, heads=heads, own=own, steps=steps)
@@ -395,12 +409,12 @@ def _heads_by_module(
     model: nn.Module, heads: list[RowHead]
 ) -> dict[nn.Module, tuple[RowHead, ...]]:
     """The rows' heads by the model's child that has them, named in the child."""
-    children = dict.fromkeys(name.partition(".")[0] for values, _ in heads for name in values)
+    children = dict.fromkeys(name.partition(".")[0] for places, _ in heads for name in places)
     found: dict[nn.Module, tuple[RowHead, ...]] = {}
     for child in children:
         inside = tuple(
-            ({n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{child}.")}, rows)
-            for values, rows in heads
+            ({n.partition(".")[2]: p for n, p in places.items() if n.startswith(f"{child}.")}, rows)
+            for places, rows in heads
         )
         found[model.get_submodule(child)] = tuple(head for head in inside if head[0])
     return found
@@ -481,11 +495,11 @@ def _in_turn(node: Node) -> bool:
 
 
 def _heads(attachments: Attachments, composition: PerRow) -> list[RowHead]:
-    """The parameters that deltas have for the head, and the rows that use them."""
+    """Where deltas have their parameters for the head, and the rows that use them."""
     heads: list[RowHead] = []
     for row in dict.fromkeys(row for row in composition.rows if row is not None):
         owners = attachments.owners(row.names)
-        values = {name: attached.own[name] for name, attached in owners.items()}
+        places = {name: attached.tree.places[name] for name, attached in owners.items()}
         rows = tuple(index for index, each in enumerate(composition.rows) if each == row)
-        heads.append((values, rows))
+        heads.append((places, rows))
     return heads

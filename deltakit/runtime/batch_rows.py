@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from deltakit.core.delta import Attending, AuxiliaryLoss, Combiner, Reads, SharesModule
 from deltakit.runtime.generation import kept_values
 from deltakit.runtime.nodes import Node, PlacedDelta, Port, Signal
+from deltakit.runtime.own_values import Place, parameter_places
 from deltakit.runtime.passes import current_pass
 from deltakit.runtime.row_counts import fitted
 from deltakit.runtime.twins import twin
@@ -43,7 +44,7 @@ class PerRowNode(Node):
     _groups: dict[Any, list[RowGroup]] = field(default_factory=dict)
     _indices: dict[Any, Tensor] = field(default_factory=dict)
     _scales: dict[Any, Tensor] = field(default_factory=dict)
-    _parameters: dict[Any, list[dict[str, Tensor]]] = field(default_factory=dict)
+    _places: dict[Any, list[dict[str, Place]]] = field(default_factory=dict)
     _fitted: dict[int, "PerRowNode"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,12 +115,12 @@ class PerRowNode(Node):
         """
         kept = None if torch.is_grad_enabled() else kept_values()
         found = {} if kept is None else kept
-        if leaves not in self._parameters:
-            self._parameters[leaves] = [dict(leaf.delta.named_parameters()) for leaf in leaves]
-        own = self._parameters[leaves]
+        if leaves not in self._places:
+            self._places[leaves] = [parameter_places(leaf.delta) for leaf in leaves]
+        own = self._places[leaves]
         for name in own[0]:
             if (leaves, name) not in found:
-                found[leaves, name] = torch.stack([each[name] for each in own])
+                found[leaves, name] = torch.stack([each[name].parameter for each in own])
         return {name: found[leaves, name] for name in own[0]}
 
     @property

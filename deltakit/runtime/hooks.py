@@ -40,6 +40,7 @@ class OutputPort(SitePort, AddingPort):
         x = _first(args, rest[0]) if x is None else x
         whole = output[0] if isinstance(output, tuple) else output
         h = whole if self.columns is None else self.columns.read(whole)
+        x = x.flatten(0, -2) if x.ndim > h.ndim else x  # rows and tokens may leave on one axis
         changed = node.applied(Signal(x, h, h), self)
         if self.columns is not None:
             changed = self.columns.write(whole, changed)

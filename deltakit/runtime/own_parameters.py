@@ -29,7 +29,8 @@ class ParametersPort:
         tables, output = tables_of(self.owner), rest[-1]
         if module in tables.own:
             output = self.forward.run(tables.own[module], args, rest[0])
-        for values, rows in _fitted(tables.heads.get(module, ()), output):
+        for places, rows in _fitted(tables.heads.get(module, ()), output):
+            values = {name: place.parameter for name, place in places.items()}
             output = _with_rows(self.forward, values, rows, (args, rest[0]), output)
         return output
 
@@ -51,8 +52,8 @@ def _fitted(heads: Sequence[RowHead], output: Any) -> Sequence[RowHead]:
     chosen = {row: index for index, (_, rows) in enumerate(heads) for row in rows}
     choice = fitted(tuple(map(chosen.get, range(counts.entries))), output.shape[0], counts)
     return [
-        (values, tuple(row for row, each in enumerate(choice) if each == index))
-        for index, (values, _) in enumerate(heads)
+        (places, tuple(row for row, each in enumerate(choice) if each == index))
+        for index, (places, _) in enumerate(heads)
     ]
 
 

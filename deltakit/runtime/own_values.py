@@ -7,6 +7,7 @@ itself, which shares all but these parameters. So nothing is written that two pa
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -33,6 +34,13 @@ class Place(NamedTuple):
     def put(self, parameter: nn.Parameter) -> None:
         """Puts a parameter there, in the order of the others."""
         self.module._parameters[self.name] = parameter
+
+
+def parameter_places(module: nn.Module) -> dict[str, Place]:
+    """The places of the module's parameters, and of those in it, by dotted name."""
+    names = (name for name, _ in module.named_parameters())
+    split = ((name, *name.rpartition(".")[::2]) for name in names)
+    return {name: Place(module.get_submodule(path), last) for name, path, last in split}
 
 
 class ParameterTree(nn.Module):
@@ -110,6 +118,27 @@ class OwnForward:
             own.pop(self.slot, None)
         else:
             own[self.slot] = self.before
+
+
+@contextmanager
+def running_with(module: nn.Module, values: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, a module computes with the given parameters, by their names in it."""
+    own = vars(module)
+    slot = _BY_ACCELERATE if _BY_ACCELERATE in own else "forward"
+    had, before = slot in own, own.get(slot)
+    forward = (
+        before.forward
+        if isinstance(before, OwnForward)
+        else Forward(module, _function(module, before))
+    )
+    own[slot] = lambda *args, **kwargs: forward.run_loaded(values, args, kwargs)
+    try:
+        yield
+    finally:
+        if had:
+            own[slot] = before
+        else:
+            del own[slot]
 
 
 def _function(module: nn.Module, before: Callable[..., Any] | None) -> Callable[..., Any] | None:

@@ -2,7 +2,8 @@
 
 The first of a model's hooked modules that is called opens a `Pass`, and closes it when it returns.
 Ports ask `current_pass` for it. Passes are kept on a stack of the calling thread, so two threads,
-or a model that calls itself, share nothing.
+or a model that calls itself, share nothing. A module that is called inside a pass belongs to it,
+unless it is called inside a further `using`.
 
 Activation checkpointing runs a layer a second time in the backward pass, when the pass is closed. A
 model's checkpointing function is wrapped, so that the layer runs again in its own pass.
@@ -11,7 +12,7 @@ model's checkpointing function is wrapped, so that the layer runs again in its o
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.row_counts import RowCounts
 from deltakit.runtime.twins import is_offloaded
+from deltakit.runtime.uses import Use, current_uses, entered, forget_context, note_context
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 """No arguments by name: of a hook whose flag another thread has not set yet."""
@@ -92,6 +94,7 @@ class Pass:
         cast: the latest input that was cast for a delta, and the result.
         inside: the paths of the hooked modules that are running, the outermost first.
         alone: whether other threads' passes of offloaded bases wait for this one.
+        uses: how many uses inside one another the call was made in; None where a layer runs again.
     """
 
     owner: "Owner | None" = None
@@ -110,6 +113,7 @@ class Pass:
     cast: tuple[Tensor, Tensor] | None = None
     inside: list[str] = field(default_factory=list)
     alone: bool = False
+    uses: int | None = None
 
     def attention_mask(self, stack: str) -> Tensor | None:
         """The padding mask ``(rows, tokens)`` of the tokens in a stack of layers, or None.
@@ -160,8 +164,11 @@ class PassTables(Protocol):
     def check(self) -> None:
         """Refuses a base whose modules were replaced."""
 
-    def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def begin(self, begun: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Draws and counts what a pass that begins needs."""
+
+    def resumed(self) -> AbstractContextManager[None]:
+        """Inside, a part of a pass with them runs again as it ran."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,8 +199,6 @@ class _Thread(threading.local):
         self.passes: tuple[Pass, ...] = ()
         self.outside = Pass()
         self.generation: Generation | None = None
-        self.used: tuple[tuple[Owner, PassTables], ...] = ()
-        self.tasks: tuple[tuple[Owner, tuple[int, ...]], ...] = ()
 
 
 THREAD = _Thread()
@@ -212,26 +217,22 @@ def current_pass() -> Pass:
 
 def next_tables(owner: Owner) -> "PassTables":
     """The tables of this thread's next pass: those it uses, or those active for all threads."""
-    for each, tables in reversed(THREAD.used):
-        if each is owner:
-            return tables
+    for use in reversed(current_uses()):
+        if use.owner is owner and use.tables is not None:
+            used: PassTables = use.tables
+            return used
     active: PassTables = owner.active
     return active
 
 
 def _tasks_of(owner: Owner) -> tuple[int, ...] | None:
-    return next((tasks for each, tasks in reversed(THREAD.tasks) if each is owner), None)
+    uses = reversed(current_uses())
+    return next((use.tasks for use in uses if use.owner is owner and use.tasks is not None), None)
 
 
-@contextmanager
-def with_tasks(owner: Owner, tasks: tuple[int, ...]) -> Iterator[None]:
+def with_tasks(owner: Owner, tasks: tuple[int, ...]) -> AbstractContextManager[None]:
     """Inside, the passes of this thread are of a task, or of one for each row."""
-    before = THREAD.tasks
-    THREAD.tasks = (*before, (owner, tasks))
-    try:
-        yield
-    finally:
-        THREAD.tasks = before
+    return entered(Use(owner=owner, tasks=tasks))
 
 
 @contextmanager
@@ -256,19 +257,22 @@ class PassPort:
 
     def open(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any] = NOTHING) -> None:
         """Before the module."""
-        current = current_pass()
-        if current.owner is self.owner and self.path not in current.inside:
+        current, uses = current_pass(), len(current_uses())
+        inside = current.owner is self.owner and self.path not in current.inside
+        if inside and current.uses in (None, uses):
+            forget_context()
             current.inside.append(self.path)
             return
         tables = next_tables(self.owner)
-        entered = Pass(owner=self.owner, tables=tables, inside=[self.path])
-        entered.tasks = _tasks_of(self.owner)
-        THREAD.passes = (*THREAD.passes, entered)
+        begun = Pass(owner=self.owner, tables=tables, inside=[self.path], uses=uses)
+        begun.tasks = _tasks_of(self.owner)
+        forget_context()
+        THREAD.passes = (*THREAD.passes, begun)
         if _has_offloaded(module):
             _BRINGING.acquire()
-            entered.alone = True
-        self._read(entered, args, kwargs)
-        tables.begin(entered, module, args, kwargs)
+            begun.alone = True
+        self._read(begun, args, kwargs)
+        tables.begin(begun, module, args, kwargs)
 
     def close(self, module: nn.Module, args: Any, *output: Any) -> None:
         """Behind the module, after an error too."""
@@ -281,17 +285,17 @@ class PassPort:
             if current.alone:
                 _BRINGING.release()
 
-    def _read(self, entered: Pass, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _read(self, begun: Pass, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Notes the call's masks and positions."""
         for name, place in self.places.items():
             value = args[place] if place < len(args) else kwargs.get(name)
             fits = isinstance(value, Tensor) and value.ndim == 2
-            entered.inputs[name] = value if fits else None
+            begun.inputs[name] = value if fits else None
             if value is not None and not fits:
-                entered.unread |= {name}
+                begun.unread |= {name}
         given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        entered.rows_given = next((value.shape[0] for value in given if value.ndim > 1), None)
-        entered.cached = _cached(kwargs)
+        begun.rows_given = next((value.shape[0] for value in given if value.ndim > 1), None)
+        begun.cached = _cached(kwargs)
 
 
 _BRINGING = threading.RLock()
@@ -346,6 +350,7 @@ class BeforePass:
         """
         if torch.compiler.is_compiling():
             return
+        note_context()
         next_tables(self.owner).check()
         if module.training:
             for layer in self.layers:
@@ -402,7 +407,8 @@ class _Resumed:
         stream = next((each for each in args if isinstance(each, Tensor)), None)
         if stream is not None:  # the layer's own hooks are not called again
             again.held[BLOCK] = Stream(stream)
-        with running(again):
+        tables = self.first.tables
+        with running(again), nullcontext() if tables is None else tables.resumed():
             return self.layer(*args, **kwargs)
 
 

@@ -27,6 +27,7 @@ from deltakit.runtime.own_parameters import install_parameters
 from deltakit.runtime.passes import THREAD, PassPorts
 from deltakit.runtime.reached import Paths
 from deltakit.runtime.tables import Tables
+from deltakit.runtime.uses import Use, entered, has_other_tasks
 
 _LOCK = threading.RLock()
 
@@ -95,21 +96,33 @@ class Program:
             if not self.active.own:
                 self.active.own.update(own)
 
+    def keep_placed(
+        self,
+        placed: dict[nn.Module, dict[str, nn.Parameter]],
+        base: Iterable[nn.Parameter],
+    ) -> None:
+        """Lets layers that run again in a backward pass have the parameters that they had."""
+        self.active.placed.update(placed)
+        self.active.flags.update({each: each.requires_grad for each in base})
+
     @contextmanager
     def using(self, model: nn.Module, tables: Tables) -> Iterator[None]:
         """Inside, passes of this thread run with tables of its own."""
-        before = THREAD.used
+        if has_other_tasks() and _has_graphs():
+            raise IncompatibleDeltas(
+                "another task of this thread is inside `using`, and compiled code cannot tell the "
+                "tasks of a thread apart. Let each task leave `using` before it waits."
+            )
         with _LOCK:
             self.used.append(tables)
             changed = self._install(model, tables)
             self.passes.come_last()
         if changed:
             _forget_graphs()
-        THREAD.used = (*before, (self, tables))
         try:
-            yield
+            with entered(Use(owner=self, tables=tables)):
+                yield
         finally:
-            THREAD.used = before
             with _LOCK:
                 self.used.remove(tables)
                 changed = self._remove_unneeded()

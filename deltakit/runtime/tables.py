@@ -4,7 +4,8 @@ A pass takes the tables that are active when it begins, and keeps them. A switch
 changes later passes alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from deltakit.core.delta import Reparametrised, TaskConditioned
 from deltakit.runtime.nodes import Node
+from deltakit.runtime.own_values import Place, running_with
 from deltakit.runtime.passes import (
     THREAD,
     LayerDrop,
@@ -22,8 +24,8 @@ from deltakit.runtime.passes import (
 from deltakit.runtime.reached import Step, check_steps
 from deltakit.runtime.row_counts import count_rows
 
-RowHead = tuple[Mapping[str, nn.Parameter], tuple[int, ...]]
-"""Parameters of a module of the task head by name, and the rows of the batch that use them."""
+RowHead = tuple[Mapping[str, Place], tuple[int, ...]]
+"""Where a module of the task head has its parameters for some rows of the batch, and those rows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +38,10 @@ class Tables:
         heads: by module of the task head, the parameters of each row, where it chooses by row.
         own: by module, the parameters that it uses there in place of those that are there.
         steps: the paths to the modules of the sites.
+        owns: whether layers have parameters of a delta's own.
+        placed: by module, the parameters that were there, once others may be; for layers that run
+            again in a backward pass.
+        flags: the base's parameters and their flags at that time.
         gates: the draws of layers that training makes.
     """
 
@@ -44,6 +50,9 @@ class Tables:
     heads: Mapping[nn.Module, tuple[RowHead, ...]] = field(default_factory=dict)
     own: dict[nn.Module, dict[str, nn.Parameter]] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+    owns: bool = False
+    placed: dict[nn.Module, dict[str, nn.Parameter]] = field(default_factory=dict)
+    flags: dict[nn.Parameter, bool] = field(default_factory=dict)
     gates: tuple[LayerDrop, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,20 +64,30 @@ class Tables:
         """Raises `IncompatibleDeltas` if the module of a site was replaced."""
         check_steps(self.steps)
 
-    def begin(self, entered: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def begin(self, begun: Pass, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Draws and counts what a pass that begins with these tables needs."""
         if module.training:
             for gate in self.gates:
-                entered.dropped[gate] = gate.draw()
+                begun.dropped[gate] = gate.draw()
         if self.entries is not None:
             generation = THREAD.generation
             batch = None if generation is None else generation.rows
-            entered.rows = count_rows(self.entries, args, kwargs, batch)
+            begun.rows = count_rows(self.entries, args, kwargs, batch)
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Inside, modules have the parameters and flags that they had in passes with these."""
+        with ExitStack() as stack:
+            stack.enter_context(_flagged(self.flags))
+            for module, values in self.placed.items():
+                here = {name: value for name, value in values.items() if not value.is_meta}
+                stack.enter_context(running_with(module, here))
+            yield
 
     @property
     def acts(self) -> bool:
         """True if a pass with them differs from one of the plain base."""
-        return bool(self.nodes or self.heads or self.own) or self.entries is not None
+        return bool(self.nodes or self.heads or self.own or self.owns) or self.entries is not None
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -81,6 +100,19 @@ class Tables:
         leaves = (leaf for node in self.nodes.values() for leaf in node.leaves)
         kinds = (Reparametrised, TaskConditioned)
         return self.entries is not None or any(isinstance(x.delta, kinds) for x in leaves)
+
+
+@contextmanager
+def _flagged(flags: Mapping[nn.Parameter, bool]) -> Iterator[None]:
+    """Inside, parameters have these flags."""
+    changed = [each for each, flag in flags.items() if each.requires_grad is not flag]
+    for each in changed:
+        each.requires_grad_(flags[each])
+    try:
+        yield
+    finally:
+        for each in changed:
+            each.requires_grad_(not flags[each])
 
 
 def tables_of(owner: Owner) -> Tables:

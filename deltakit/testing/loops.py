@@ -94,21 +94,33 @@ def _values(model: Any, name: str) -> dict[str, Tensor]:
 
 
 def check_joint_loss(case: Case) -> None:
-    """One loss over two deltas reaches each with the gradients of its own part."""
+    """One loss over two deltas reaches each with the gradients of its own part, recomputed too."""
     case.trains()
     model = case.pair()
     expected = {name: _gradients_with(model, case.inputs, name) for name in PAIR}
+    _reaches_each(model, case.inputs, expected, "a joint loss")
+    if model.supports_gradient_checkpointing:
+        model.train()
+        expected = {name: _gradients_with(model, case.inputs, name) for name in PAIR}
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _reaches_each(model, case.inputs, expected, "a joint loss, recomputed")
+
+
+def _reaches_each(
+    model: Any, inputs: Inputs, expected: Mapping[str, Mapping[str, Tensor]], what: str
+) -> None:
     model.zero_grad(set_to_none=True)
     losses = []
     for name in PAIR:
         dk.activate(model, name)
-        losses.append(loss_of(model, case.inputs))
+        reseed(0)
+        losses.append(loss_of(model, inputs))
     torch.stack(losses).sum().backward()
     for name in PAIR:
         for key, value in _values(model, name).items():
             found = torch.zeros_like(value) if value.grad is None else value.grad
             wanted = expected[name].get(key, torch.zeros_like(value))
-            close(found, wanted, f"a joint loss: the gradient of {key} of {name!r}")
+            close(found, wanted, f"{what}: the gradient of {key} of {name!r}")
 
 
 def _gradients_with(model: Any, inputs: Inputs, name: str) -> dict[str, Tensor]:

@@ -191,3 +191,26 @@ def test_a_body_whose_layers_are_called_its_base_has_no_head() -> None:
     with torch.device("meta"):
         model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig())
     assert model.base_model is not model and head_names(model) == frozenset()
+
+
+def test_a_body_under_another_name_in_a_class_of_its_own() -> None:
+    class Scored(transformers.PreTrainedModel):
+        config_class = transformers.BertConfig
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.reader = transformers.BertModel(config)
+            self.scale = torch.nn.Parameter(torch.ones(3))
+            self.scores = torch.nn.Linear(config.hidden_size, 3)
+            self.post_init()
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.scores(self.reader(input_ids).pooler_output) * self.scale
+
+    model = Scored(small(transformers.BertConfig)).eval()
+    head = {"scale", "scores.weight", "scores.bias"}
+    assert head_names(model) == head
+    dk.attach(model, dk.LoRA(rank=2) + dk.PromptTuning(length=2))
+    assert head < {name for name, p in model.named_parameters() if p.requires_grad}
+    model(torch.tensor([[5, 6, 7]])).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -579,3 +579,69 @@ def test_what_is_attached_in_inference_mode_is_trained(
         held = other.deltakit.named_parameters()
         trained = [p for n, p in held if p.requires_grad and f"_{name}." in n]
         assert trained and all(parameter.grad is not None for parameter in trained)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("last", ["b", None])
+def test_a_layer_that_runs_again_has_the_values_that_it_had(
+    kit: SimpleNamespace, dtype: torch.dtype, reentrant: bool, last: str | None
+) -> None:
+    """Biases of another delta, or of the base, are at their places in the backward pass."""
+    model, batch = two(kit, "bitfit").to(dtype).train(), kit.make_batch()
+    own = {name: kit.attachments(model).get(name).own for name in ("a", "b")}
+
+    def gradients(names: tuple[str, ...], last: str | None) -> dict[str, Tensor]:
+        model.zero_grad(set_to_none=True)
+        total = torch.zeros(())
+        for name in names:
+            dk.activate(model, name)
+            total = total + model(**batch).logits.float().pow(2).sum()
+        dk.activate(model, last)
+        total.backward()
+        return {
+            f"{name}.{key}": value.grad.clone()
+            for name in names
+            for key, value in own[name].items()
+            if value.grad is not None
+        }
+
+    expected = gradients(("a",), "a") | gradients(("b",), "b")
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    found = gradients(("a", "b"), last)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, msg=key, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_no_checkpoint_holds_are_trained_and_saved(
+    kit: SimpleNamespace, tied: bool, tmp_path: Any
+) -> None:
+    """Tokens are added before a delta is attached: their rows are drawn, and elsewhere others."""
+    made = kit.make_model("llama", "causal", tie_word_embeddings=tied)
+    made.save_pretrained(tmp_path / "base")
+
+    def load(seed: int) -> Any:
+        model = type(made).from_pretrained(tmp_path / "base").eval()
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(70, mean_resizing=False)
+        return model
+
+    model, other = load(0), load(1)
+    with pytest.warns(UserWarning, match="has more rows than the checkpoint"):
+        dk.attach(model, dk.LoRA(rank=2))
+    names = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert "model.embed_tokens.weight" in names and ("lm_head.weight" in names) is not tied
+    randomise_all(kit, model)
+    batch = {"input_ids": torch.tensor([[5, 68, 9, 66]])}
+    dk.save(model, tmp_path / "delta")
+    with pytest.warns(UserWarning, match="has more rows than the checkpoint"):
+        dk.load(other, tmp_path / "delta")
+    assert torch.equal(kit.out(other, batch), kit.out(model, batch))
+    left = load(0)
+    left.get_input_embeddings().weight.requires_grad_(False)
+    left.get_output_embeddings().weight.requires_grad_(False)
+    dk.attach(left, dk.LoRA(rank=2))  # pytest makes an error of a warning
+    assert not kit.attachments(left).get("default").own

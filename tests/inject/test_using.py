@@ -1,8 +1,9 @@
 """What is active for one thread, and switches while other threads run."""
 
+import asyncio
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -239,3 +240,89 @@ def test_a_compiled_model_follows(kit: SimpleNamespace) -> None:
         torch.testing.assert_close(out, expected[way], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(kit.out(compiled, batch), expected["par"], atol=1e-5, rtol=1e-5)
     torch.compiler.reset()
+
+
+def test_tasks_of_an_event_loop_use_their_own(kit: SimpleNamespace, model: Any) -> None:
+    batch = kit.make_batch()
+    expected = alone(kit, model, batch)
+
+    async def one(way: Any) -> list[Tensor]:
+        found = []
+        with dk.using(model, way):
+            for _ in range(2):
+                await asyncio.sleep(0)  # the other tasks go on
+                found.append(kit.out(model, batch))
+            found.append(await asyncio.to_thread(kit.out, model, batch))
+        return found
+
+    async def all_ways() -> list[list[Tensor]]:
+        return await asyncio.gather(*map(one, WAYS))
+
+    for outs, wanted in zip(asyncio.run(all_ways()), expected, strict=True):
+        for out in outs:
+            torch.testing.assert_close(out, wanted)
+
+
+def test_tasks_of_an_event_loop_are_refused_where_code_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    monkeypatch.setattr("deltakit.runtime.program._has_graphs", lambda: True)
+
+    async def one() -> None:
+        with dk.using(model, "lora"):
+            await asyncio.sleep(0)
+
+    async def two() -> None:
+        await asyncio.gather(one(), one())
+
+    with pytest.raises(IncompatibleDeltas, match="another task of this thread"):
+        asyncio.run(two())
+
+
+def test_one_that_ends_before_a_later_one_leaves_it(kit: SimpleNamespace, model: Any) -> None:
+    batch = kit.make_batch()
+    dk.activate(model, "par")
+    active = kit.out(model, batch)
+    with dk.using(model, "lora"):
+        expected = kit.out(model, batch)
+
+    def served(name: str) -> Iterator[Tensor]:
+        with dk.using(model, name):
+            while True:
+                yield kit.out(model, batch)
+
+    first, second = served("prompt"), served("lora")
+    next(first), next(second)
+    first.close()
+    torch.testing.assert_close(next(second), expected)
+    second.close()
+    torch.testing.assert_close(kit.out(model, batch), active)
+
+
+def test_a_part_that_is_called_inside_a_pass_can_use_another(kit: SimpleNamespace) -> None:
+    model, batch = kit.make_model("llama", "causal"), kit.make_batch()
+    for name in ("a", "b"):
+        dk.attach(model, dk.LoRA(rank=2), name)
+    kit.randomise_deltas(model)
+
+    def states() -> Tensor:
+        with torch.no_grad():
+            return model.model(**batch).last_hidden_state
+
+    expected = {}
+    for name in ("b", None):
+        dk.activate(model, name)
+        expected[name] = states()
+    dk.activate(model, "a")
+    found = {}
+
+    def inside(*_: Any) -> None:
+        for name in expected:
+            with dk.using(model, name):
+                found[name] = states()
+
+    hook = model.lm_head.register_forward_hook(inside)
+    kit.out(model, batch)
+    hook.remove()
+    for name, out in expected.items():
+        torch.testing.assert_close(found[name], out)

@@ -1,5 +1,6 @@
 """PerRow: each row of a batch is what its own delta makes of it."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -304,3 +305,25 @@ def test_rows_without_a_delta_are_not_read(kit: SimpleNamespace) -> None:
             )
     kit.out(model, batch)
     assert seen and set(seen) == {1}
+
+
+@pytest.mark.parametrize("spec", ["lora", "pfeiffer", "ia3"])
+def test_rows_follow_parameters_that_are_replaced(kit: SimpleNamespace, spec: str) -> None:
+    """A state dict that is assigned, and a functional call, put others into their places."""
+    model, batch = kit.make_model("bert", "classify"), kit.make_batch()
+    for name in ("a", "b"):
+        dk.attach(model, dk.parse_method(spec), name)
+    kit.randomise_deltas(model)
+    dk.activate(model, dk.PerRow(["a", None, "b"]))
+    kit.out(model, batch)  # what is kept is there
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for key, value in other.named_parameters():
+            value.mul_(1.5 if key.startswith("deltakit.") else 1.0)
+    expected = kit.out(other, batch)
+    changed = dict(other.named_parameters())
+    with torch.no_grad():
+        called = torch.func.functional_call(model, changed, (), batch).logits
+    torch.testing.assert_close(called, expected)
+    model.load_state_dict(other.state_dict(), assign=True)
+    torch.testing.assert_close(kit.out(model, batch), expected)
