@@ -14,7 +14,9 @@ def weight_matrix(module: nn.Module) -> Tensor:
     codec = codec_of(module)
     if codec is not None:
         return codec.weight(module)
-    weight = precise(module.get_parameter("weight").detach())
+    place = module._parameters["weight"]  # a functional call puts a plain tensor there
+    assert place is not None
+    weight = precise(place.detach())
     return weight if isinstance(module, nn.Linear) else weight.T
 
 

@@ -158,7 +158,7 @@ def _tokens(
     module = _find(body_of(model), tokens.path)
     if module is None:  # the decoder alone of an encoder-decoder
         return
-    embeddings = tables.get(tokens.path) or body_of(model).get_input_embeddings()
+    embeddings: Any = tables.get(tokens.path, body_of(model).get_input_embeddings())
     width = embeddings.embedding_dim
     yield Handle(
         site=Site.TOKENS,

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from deltakit.core.delta import Reparametrised
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.inject.attachments import Attached, need_attachments
@@ -43,6 +45,7 @@ def drop(model: "PreTrainedModel", *, first: int = 0, layers: int | Iterable[int
     reapply(model, attachments)
 
 
+@torch.inference_mode(False)  # what is made in inference mode cannot be trained
 def deploy(model: "PreTrainedModel", name: str = "default") -> None:
     """Turns a delta into what is kept when training is over.
 

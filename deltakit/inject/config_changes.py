@@ -1,12 +1,13 @@
 """The config of a model after a merge, so that it loads again as it was saved."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from deltakit.inject.attachments import CHILD
 from deltakit.models.quantised import codec_of
 
 if TYPE_CHECKING:
@@ -68,18 +69,23 @@ def _changes(
         yield ConfigChange(config, "quantization_config", _quantisation_left(model))
     widths = _new_widths(model, originals)
     for name, part in _WIDTHS.items():
-        inside = [each for path, *each in widths if not part or part in path.split(".")]
-        new = {after for before, after in inside if before == _width(config, name)}
-        if len(new) == 1 and len(inside) == _depth(config, part):
+        inside = {path: each for path, *each in widths if not part or part in path.split(".")}
+        new = {after for before, after in inside.values() if before == _width(config, name)}
+        if len(new) == 1 and inside.keys() == _like(model, inside, part):
             yield ConfigChange(config, name, new.pop())
 
 
-def _depth(config: Any, part: str) -> int | None:
-    """The number of layers, of all stacks or of one."""
-    if part:
-        return vars(config).get(f"{part}_layers")
-    decoder = vars(config).get("num_decoder_layers") if config.is_encoder_decoder else None
-    return int(config.num_hidden_layers) + (decoder or 0)
+def _like(model: nn.Module, paths: Iterable[str], part: str) -> set[str]:
+    """The modules that are called as these are, in all layers of all stacks or of one."""
+    wanted = set(map(_tail, paths))
+    names = (name for name, _ in model.named_modules() if not name.startswith(f"{CHILD}."))
+    return {n for n in names if _tail(n) in wanted and (not part or part in n.split("."))}
+
+
+def _tail(path: str) -> str:
+    """The last two words of a path, "*" for an index."""
+    words = path.split(".")[-2:]
+    return ".".join("*" if word.isdigit() else word for word in words)
 
 
 def _quantisation_left(model: "PreTrainedModel") -> Any:

@@ -42,6 +42,7 @@ _EQUAL = {
 """Names that transformers has for one nonlinearity."""
 
 
+@torch.inference_mode(False)  # what is made in inference mode cannot be trained on
 @torch.no_grad()
 def merge(
     model: "PreTrainedModel",
@@ -247,7 +248,7 @@ def _warn(report: MergeReport, way_out: str) -> None:
     warnings.warn(
         f"merging loses {report.relative:.0%} of what the deltas change in the weights, at worst "
         f"{report.largest:.0%} in one linear. {way_out}; unmerge(model) restores the base exactly.",
-        stacklevel=4,  # merge's caller: `no_grad` is in between
+        stacklevel=5,  # merge's caller: two decorators are in between
     )
 
 

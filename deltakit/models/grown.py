@@ -14,11 +14,13 @@ def grown_tables(model: "PreTrainedModel") -> tuple[nn.Parameter, ...]:
     It is judged by the config of the checkpoint, where that is on this machine.
     """
     known = _vocabulary(model)
-    weights = [table.weight for table in _tables(model)] if known is not None else []
-    return tuple(weight for weight in weights if known is not None and weight.shape[0] > known)
+    if known is None:
+        return ()
+    weights = (table.get_parameter("weight") for table in _tables(model))
+    return tuple(weight for weight in weights if weight.shape[0] > known)
 
 
-def _tables(model: "PreTrainedModel") -> list[nn.Embedding | nn.Linear]:
+def _tables(model: "PreTrainedModel") -> list[nn.Module]:
     try:
         found = (model.get_input_embeddings(), model.get_output_embeddings())
     except (NotImplementedError, AttributeError):  # of a model that reads no tokens

@@ -207,10 +207,27 @@ class TokenCount:
         return type(self.cache).get_seq_length(self.cache, *args, **kwargs)
 
 
+class Closed:
+    """The update of a cache that has a delta's positions, while the delta does not act.
+
+    The plain model would number the tokens as if these positions were not there.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise IncompatibleDeltas(
+            f"the cache was filled with {self.length} positions of a delta that is not active now. "
+            "Begin with an empty cache, or activate the delta that filled this one."
+        )
+
+
 def _count_tokens(cache: Any, length: int) -> None:
-    """Makes a cache that the model has filled count tokens alone."""
+    """Makes a cache that the model has filled count tokens alone, and closes it."""
     if cache is not None and not torch.compiler.is_compiling():
         cache.get_seq_length = TokenCount(cache, length)
+        cache.update = Closed(length)
 
 
 def _has_begun(cache: Any, length: int) -> bool:
@@ -223,7 +240,7 @@ def _has_begun(cache: Any, length: int) -> bool:
         return False
     counted = vars(cache).get("get_seq_length")
     if counted is not None:
-        del cache.get_seq_length
+        del cache.get_seq_length, cache.update
     begun = bool(cache.get_seq_length() > 0)
     has = counted.length if isinstance(counted, TokenCount) else 0
     if begun and has != length and not torch.compiler.is_compiling():

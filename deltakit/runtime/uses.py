@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Use:
-    """What the passes of one model are to run with.
+    """The tables and tasks of the passes of one model.
 
     Attributes:
         owner: what the model runs by.
@@ -71,7 +71,7 @@ def forget_context() -> None:
 
 
 def current_uses() -> Uses:
-    """What the passes that begin here are to run with."""
+    """The uses of the passes that begin here."""
     found = _HERE.of_context
     return _HERE.uses if found is None else found
 

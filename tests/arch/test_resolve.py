@@ -30,7 +30,7 @@ MORE = (
     "cohere", "cohere2", "ernie4_5", "gemma", "helium", "hunyuan_v1_dense", "ministral",
     "ministral3", "olmo", "seed_oss", "smollm3", "stablelm", "ernie4_5_moe", "glm4_moe", "gpt_oss",
     "hunyuan_v1_moe", "minimax_m2", "olmoe", "phimoe", "olmo2", "olmo3", "exaone4", "umt5",
-    "glm", "glm4", "granite", "nemotron", "arcee", "starcoder2",
+    "glm", "glm4", "granite", "nemotron", "arcee", "starcoder2", "llama4_text",
     "marian", "plbart", "blenderbot-small", "m2m_100", "pegasus", "blenderbot",
 )  # fmt: skip
 TINY_CONFIG = {

@@ -529,8 +529,12 @@ def test_a_merge_that_is_kept_stays_when_its_delta_is_detached(
     assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
 
 
-def test_the_config_says_how_wide_a_merged_model_is(kit: SimpleNamespace, tmp_path: Any) -> None:
-    model, batch = kit.make_model("bert"), kit.make_batch()
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_the_config_says_how_wide_a_merged_model_is(
+    kit: SimpleNamespace, family: str, tmp_path: Any
+) -> None:
+    """ALBERT's layers share their feed-forwards, so they are fewer than the layers."""
+    model, batch = kit.make_model(family), kit.make_batch()
     narrow = model.config.intermediate_size
     dk.attach(model, dk.ParallelAdapter(bottleneck=4, activation=model.config.hidden_act))
     randomise_all(kit, model)
@@ -645,3 +649,21 @@ def test_rows_that_no_checkpoint_holds_are_trained_and_saved(
     left.get_output_embeddings().weight.requires_grad_(False)
     dk.attach(left, dk.LoRA(rank=2))  # pytest makes an error of a warning
     assert not kit.attachments(left).get("default").own
+
+
+def test_what_is_merged_and_deployed_in_inference_mode_is_trained_on(
+    kit: SimpleNamespace,
+) -> None:
+    model, batch = kit.make_model("llama", "causal"), kit.make_batch()
+    dk.attach(model, dk.PrefixTuning(length=2, bottleneck=3), "prefix")
+    dk.attach(model, dk.LoRA(rank=2), "lora")
+    kit.randomise_deltas(model)
+    with torch.inference_mode():
+        dk.deploy(model, "prefix")
+        dk.merge(model, keep=True)
+        dk.detach(model, "lora")
+    dk.activate(model, "prefix")
+    model.train()(**batch).logits.sum().backward()
+    dk.attach(model, dk.NormTuning())
+    model(**batch).logits.sum().backward()
+    assert all(p.grad is not None for p in kit.attachments(model).get("default").own.values())

@@ -273,3 +273,16 @@ def test_a_static_cache_is_refused_with_advice_that_works(
         model.generate(ids, **GREEDY)
     found = model.generate(ids, cache_implementation="dynamic", **GREEDY).sequences
     assert torch.equal(found, expected)
+
+
+def test_the_plain_model_does_not_go_on_with_a_deltas_cache(kit: SimpleNamespace) -> None:
+    """It would number the tokens as if the delta's positions were not there."""
+    model, ids = talker(kit, "llama"), torch.randint(5, 60, (1, 4))
+    turn = model.generate(ids, **GREEDY)
+    kept = copy.deepcopy(turn.past_key_values)
+    for cache in (turn.past_key_values, kept):
+        with dk.using(model, None), pytest.raises(IncompatibleDeltas, match="3 positions.*Begin"):
+            model.generate(turn.sequences, past_key_values=cache, **GREEDY)
+        expected = model.generate(turn.sequences, **GREEDY).sequences
+        again = model.generate(turn.sequences, past_key_values=copy.deepcopy(cache), **GREEDY)
+        assert torch.equal(again.sequences, expected)
