@@ -75,6 +75,16 @@ def _changes(
             yield ConfigChange(config, name, new.pop())
 
 
+def unsaid_width(model: "PreTrainedModel", originals: Originals) -> str | None:
+    """The path of a projection whose new width no config of its class can say, or None."""
+    for path, _, after in _new_widths(model, originals):
+        parts = ("", *path.split("."))
+        said = (_width(model.config, name) for name, part in _WIDTHS.items() if part in parts)
+        if after not in said:
+            return path
+    return None
+
+
 def _like(model: nn.Module, paths: Iterable[str], part: str) -> set[str]:
     """The modules that are called as these are, in all layers of all stacks or of one."""
     wanted = set(map(_tail, paths))

@@ -17,7 +17,7 @@ from deltakit.core.delta import FFNUnits, Mergeable, MergesAsFFN, RewritesWeight
 from deltakit.core.site import Handle, HookKind, Insertion, Site
 from deltakit.errors import NotMergeable, UnknownArchitecture
 from deltakit.inject.attachments import Attachments, Merged, computes, need_attachments
-from deltakit.inject.config_changes import config_changes
+from deltakit.inject.config_changes import config_changes, unsaid_width
 from deltakit.inject.fold import FoldedSites, fold
 from deltakit.inject.merge_report import MergedLinear, MergeReport
 from deltakit.inject.partitions import wrapper_of
@@ -107,6 +107,8 @@ def merge(
         if folded:
             merged.undo.append(FoldedSites(model, attachments, folded))
             merged.undo[-1].apply()
+    if keep:
+        _tell_width(model, merged)
     if report.relative > tolerance:
         rounded = dequantise or all(
             isinstance(value, nn.Parameter) for value in merged.originals.values()
@@ -250,6 +252,17 @@ def _warn(report: MergeReport, way_out: str) -> None:
         f"{report.largest:.0%} in one linear. {way_out}; unmerge(model) restores the base exactly.",
         stacklevel=5,  # merge's caller: two decorators are in between
     )
+
+
+def _tell_width(model: "PreTrainedModel", merged: Merged) -> None:
+    path = unsaid_width(model, merged.originals)
+    if path is not None:
+        warnings.warn(
+            f"{path!r} has become wider and other layers have not, which no config can say, so "
+            "what save_pretrained writes of this model does not load. Save the delta instead, and "
+            "merge it after loading.",
+            stacklevel=5,
+        )
 
 
 _LESS = "merge(model, dequantise=True) loses less"

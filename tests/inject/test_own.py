@@ -667,3 +667,11 @@ def test_what_is_merged_and_deployed_in_inference_mode_is_trained_on(
     dk.attach(model, dk.NormTuning())
     model(**batch).logits.sum().backward()
     assert all(p.grad is not None for p in kit.attachments(model).get("default").own.values())
+
+
+def test_a_width_that_no_config_can_say_is_told(kit: SimpleNamespace) -> None:
+    model = kit.make_model("bert")
+    wide = dk.ParallelAdapter(bottleneck=4, activation=model.config.hidden_act)
+    dk.attach(model, dk.AdapterDrop(wide, first=1))
+    with pytest.warns(UserWarning, match=r"encoder.layer.1.*does not load. Save the delta instead"):
+        dk.merge(model, keep=True)
