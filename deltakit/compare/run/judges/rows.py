@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import deltakit as dk
 from deltakit.compare.adapted import adapted_model
@@ -18,6 +19,9 @@ from deltakit.core.method import Method, Role, method_from_dict
 from deltakit.errors import InvalidConfig, unknown
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
 from deltakit.models.weights import read_base
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +168,9 @@ def model_of(row: JudgedRow, source: ModelSource, *, merged: bool) -> Iterator[J
     adapted.load(row.folder)
     adapted.deploy()
 
-    def judged(model: object) -> JudgedModel:
-        adapted.model.eval()
+    def judged(model: nn.Module) -> JudgedModel:
         return JudgedModel(
-            model=model, tokenizer=tokenizer, task=kept.task, max_length=longest, added=added
+            model=model.eval(), tokenizer=tokenizer, task=kept.task, max_length=longest, added=added
         )
 
     if merged and row.method.role is not Role.FLOOR:
