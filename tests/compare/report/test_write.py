@@ -24,7 +24,7 @@ from deltakit.compare.report.published import CLAIMS
 from deltakit.compare.report.summary import summarise
 from deltakit.compare.report.terminal import plain_text, terminal_table
 from deltakit.compare.report.write import write_reports
-from deltakit.compare.stats.metrics import METRICS
+from deltakit.compare.stats.metrics import METRICS, Unit
 from deltakit.compare.stats.significance import paired_difference
 from deltakit.errors import InvalidConfig
 
@@ -506,8 +506,8 @@ def test_latex_escapes(text: str, escaped: str) -> None:
         (words.format_p_value, 0.0234, "0.023"),
         (words.format_p_value, 0.5, "0.50"),
         (words.format_p_value, 1.0, "1.00"),
-        (columns._signed, -0.04, "0.0"),
-        (columns._signed, -2.0, "−2.0"),
+        (Unit.PERCENT.change, -0.04, "0.0"),
+        (Unit.PERCENT.change, -2.0, "−2.0"),
     ],
 )
 def test_human_units(words: Callable[[float], str], value: float, text: str) -> None:
