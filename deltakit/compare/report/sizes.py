@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from deltakit.compare.report.extra_tables import TextTable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BySize = Mapping[int, Sequence[RowSummary]]
 """The rows of each run, by the number of its training examples, the fewest first."""
 Row = tuple[str, str]
+_ASIDE = 0.015
+"""How far rows are drawn from each other at one size, so that their intervals can be seen."""
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -57,10 +59,10 @@ def _tabulated(table: TextTable, form: str) -> str:
 def sizes_table(by_size: BySize, metric: Metric, floor: str) -> TextTable:
     """The table of `sizes_md` in words."""
     rows = _rows(by_size)
-    several = len({base for _, base in rows}) > 1
+    several = _several(rows)
     lines = tuple(
         (
-            f"{row[0]} on {row[1]}" if several else row[0],
+            _label(row, several),
             *(_cell(found.get(size)) for size in by_size),
             "–" if row[0] == floor else _start(found, metric),
         )
@@ -108,6 +110,15 @@ def _rows(by_size: BySize) -> dict[Row, dict[int, RowSummary]]:
     return found
 
 
+def _several(rows: Iterable[Row]) -> bool:
+    return len({base for _, base in rows}) > 1
+
+
+def _label(row: Row, several: bool) -> str:
+    """The name of a row, with its base where there are several."""
+    return " on ".join(row) if several else row[0]
+
+
 def _cell(row: RowSummary | None) -> str:
     if row is None or row.score is None:
         return "–"
@@ -133,8 +144,11 @@ def sizes_plot(by_size: BySize, metric: Metric, title: str) -> Plot:
         figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        for number, (row, found) in enumerate(_rows(by_size).items()):
-            _draw(axes, number, " on ".join(row), dict(_scored(found)))
+        rows = _rows(by_size)
+        for number, (row, found) in enumerate(rows.items()):
+            aside = 1 + _ASIDE * (number - (len(rows) - 1) / 2)
+            scores = {size * aside: score for size, score in _scored(found)}
+            _draw(axes, number, _label(row, _several(rows)), scores)
         axes.set_xscale("log")
         axes.set_xticks(list(by_size), [f"{size:,}" for size in by_size], minor=False)
         axes.minorticks_off()
@@ -154,7 +168,7 @@ def _scored(found: Mapping[int, RowSummary]) -> Iterator[tuple[int, tuple[float,
 
 
 def _draw(
-    axes: Axes, number: int, label: str, scores: Mapping[int, tuple[float, float, float]]
+    axes: Axes, number: int, label: str, scores: Mapping[float, tuple[float, float, float]]
 ) -> None:
     """One line with its intervals; colours repeat with other dashes."""
     colour = PALETTE[number % len(PALETTE)]
