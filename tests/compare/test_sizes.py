@@ -12,6 +12,7 @@ import deltakit as dk
 from deltakit.compare.plan.draft import draft_of
 from deltakit.compare.plan.request import request_of
 from deltakit.compare.records.result import CellResult
+from deltakit.compare.report import sizes as report_sizes
 from deltakit.compare.report.sizes import sizes_html, sizes_md, sizes_page, sizes_plot
 from deltakit.compare.report.summary import DisplayedScore, RowSummary
 from deltakit.compare.run.train import steps_of
@@ -59,6 +60,19 @@ def test_the_table_says_where_a_row_first_beats_the_floor() -> None:
 def test_the_plot_does_not_change_from_one_run_to_the_next() -> None:
     one, two = (sizes_plot(BY_SIZE, METRICS.get("accuracy"), "task") for _ in range(2))
     assert one == two and one.png[:4] == b"\x89PNG" and one.svg.rstrip().endswith("</svg>")
+
+
+def test_rows_of_one_base_are_drawn_apart_under_their_methods(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: dict[str, list[float]] = {}
+    monkeypatch.setattr(
+        report_sizes, "_draw", lambda _, number, label, scores: drawn.update({label: [*scores]})
+    )
+    sizes_plot(BY_SIZE, METRICS.get("accuracy"), "task")
+    assert list(drawn) == ["head", "lora", "adapter"]
+    firsts = [places[0] for places in drawn.values()]
+    assert firsts == sorted(set(firsts)) and firsts == pytest.approx([50] * 3, rel=0.03)
 
 
 def test_the_page_has_the_plot_the_table_and_each_run() -> None:
