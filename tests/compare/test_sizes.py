@@ -66,9 +66,13 @@ def test_rows_of_one_base_are_drawn_apart_under_their_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: dict[str, list[float]] = {}
-    monkeypatch.setattr(
-        report_sizes, "_draw", lambda _, number, label, scores: drawn.update({label: [*scores]})
-    )
+    draw = report_sizes._draw
+
+    def noted(axes: Any, number: int, label: str, scores: Any) -> None:
+        drawn[label] = [*scores]
+        draw(axes, number, label, scores)
+
+    monkeypatch.setattr(report_sizes, "_draw", noted)
     sizes_plot(BY_SIZE, METRICS.get("accuracy"), "task")
     assert list(drawn) == ["head", "lora", "adapter"]
     firsts = [places[0] for places in drawn.values()]
