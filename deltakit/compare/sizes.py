@@ -116,6 +116,7 @@ def plans_by_size(
     drafts = {size: draft_of(sized(request, size, largest)) for size in ordered}
     for size, draft in drafts.items():
         check_enough(draft, size)
+        check_epochs(draft, equal_steps)
     if place is not None:
         place.prepare()
     return {size: complete_plan(draft) for size, draft in drafts.items()}
@@ -183,6 +184,16 @@ def check_enough(draft: Draft, size: int) -> None:
         raise InvalidConfig(
             f"--train-sizes {size}: the task {draft.target.name!r} has {found:,} training "
             "examples. Give sizes up to that number."
+        )
+
+
+def check_epochs(draft: Draft, equal_steps: bool) -> None:
+    """Raises `InvalidConfig` for a row with epochs of its own among equal steps."""
+    if equal_steps and draft.epochs:
+        label, epochs = next(iter(draft.epochs.items()))
+        raise InvalidConfig(
+            f"--equal-steps and the {epochs:g} epochs of the row {label!r} exclude each other: "
+            "steps are as many for every row. Leave one out."
         )
 
 

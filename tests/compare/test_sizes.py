@@ -192,6 +192,13 @@ def test_what_python_refuses(
         dk.compare("lora", model=bert, task=tasks.two, **options)
 
 
+def test_a_row_with_epochs_of_its_own_has_no_equal_steps(
+    bert: Path, tasks: SimpleNamespace
+) -> None:
+    with pytest.raises(InvalidConfig, match="the 4 epochs of the row 'lora@epochs=4' exclude"):
+        dk.compare("lora@epochs=4", model=bert, task=tasks.two, train_sizes=[8], equal_steps=True)
+
+
 def test_a_plan_file_has_the_sizes(
     deltakit: Callable[..., Any], small: list[str], tmp_path: Path
 ) -> None:
