@@ -115,17 +115,14 @@ def write_rooms(path: Path, number: int = 480) -> None:
 
 
 def write_endings(path: Path, number: int = 480) -> None:
-    """Questions about the room that something was taken to; the endings are the three rooms."""
+    """Sentences to end: with a room, and not with a thing or a name."""
     draw, lines = random.Random(1), []
     for told, context in stories(number):
-        _, what, room = draw.choice(told)
-        choices = [each for _, _, each in draw.sample(told, 3)]
-        thing = what.split()[1]
-        row = {
-            "question": f"{context} The {thing} are in the",
-            "choices": choices,
-            "answer": choices.index(room),
-        }
+        *_, room = told[-1]
+        choices = [room, draw.choice(THINGS), draw.choice(PEOPLE)]
+        draw.shuffle(choices)
+        asked = context.removesuffix(f" {room}.").split(". ", 1)[1]
+        row = {"question": asked, "choices": choices, "answer": choices.index(room)}
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines), encoding="utf-8")
 
