@@ -141,7 +141,7 @@ def sizes_plot(by_size: BySize, metric: Metric, title: str) -> Plot:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
-        figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
+        figure = Figure(figsize=(7.5, 4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         rows = _rows(by_size)
@@ -155,7 +155,7 @@ def sizes_plot(by_size: BySize, metric: Metric, title: str) -> Plot:
         axes.set_xlabel("training examples")
         axes.set_ylabel(f"{metric.title}{metric.unit.value}")
         axes.set_title(title, loc="left", fontsize=9, color=INK)
-        axes.legend(fontsize=7)
+        figure.legend(fontsize=7, loc="outside right upper")  # where it hides no interval
         return Plot(png=rendered(figure, "png"), svg=rendered(figure, "svg").decode())
 
 
