@@ -62,7 +62,7 @@ def _in_one_line(error: OSError) -> str:
     place = "" if error.filename is None else f"{str(error.filename)!r}: "
     return (
         f"{place}{reason}. Finished cells are kept. Make room, or choose a folder that can be "
-        "written (--out, DELTAKIT_CACHE), and give the same command again."
+        "written (--out, DELTAKIT_CACHE, TMPDIR), and give the same command again."
     )
 
 

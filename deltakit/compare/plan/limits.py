@@ -82,22 +82,33 @@ def cut_length(asked: int, limit: int, model: str) -> tuple[int, tuple[str, ...]
 
 
 def check_room(
-    tasks: Iterable[TaskData], tokenizer: PreTrainedTokenizerBase, length: int, extra: int
+    tasks: Iterable[TaskData],
+    tokenizer: PreTrainedTokenizerBase,
+    asked: int,
+    limit: int,
+    extra: int,
 ) -> None:
-    """Raises `InvalidConfig` where texts of `length` tokens have no room for a token of their own.
+    """Raises `InvalidConfig` where texts have no room for a token of their own.
 
-    A tokenizer leaves texts as they are rather than cut special tokens off. `extra` positions are
-    those of a prompt, which has taken them from the text already.
+    A tokenizer leaves texts as they are rather than cut special tokens off.
+
+    Args:
+        tasks: whose texts are read.
+        tokenizer: reads them.
+        asked: the length that texts are cut to.
+        limit: the most that the model reads of a text.
+        extra: positions that a prompt has taken from the text already.
     """
     for task in tasks:
         special = tokenizer.num_special_tokens_to_add(pair=task.has_pairs)
         least = max(special + 1, task.kind.least_tokens)
-        if length < least:
+        if min(asked, limit) < least:
             taken = f", and a prompt takes {extra} positions" if extra else ""
+            other = "Shorten the prompt" if extra else "Choose a model that reads longer texts"
             raise InvalidConfig(
-                f"{length} tokens a text are too few for {task.name!r}: the tokenizer puts "
-                f"{special} special tokens around a text{taken}. Give --max-length {least} or more"
-                f"{', or shorten the prompt' if extra else ''}."
+                f"{min(asked, limit)} tokens a text are too few for {task.name!r}, which takes "
+                f"{least}: the tokenizer puts {special} special ones around a text{taken}. "
+                f"{other if limit < least else f'Give --max-length {least} or more'}."
             )
 
 

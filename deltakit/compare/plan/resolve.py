@@ -171,7 +171,7 @@ def _readable(
     usual = request.latency in {each.latency for _, each in PROFILES.items()}
     latency, left_out = readable_shapes(request.latency, limit, model.name, usual)
     length, notes = cut_length(request.budget.max_length, limit, model.name)
-    check_room(tasks, tokenizer, length, extra)
+    check_room(tasks, tokenizer, request.budget.max_length, limit, extra)
     cuts = check_answers(tasks, tokenizer, length)
     budget = dataclasses.replace(request.budget, max_length=length)
     request = dataclasses.replace(request, budget=budget, latency=latency)

@@ -172,6 +172,8 @@ def _constant(labels: Array, predicted: Array) -> bool:
 def _r2(labels: Array, predicted: Array) -> float:
     from sklearn.metrics import r2_score
 
+    if len(labels) < 2:  # as r2_score has it for several labels of one value
+        return float((labels == predicted).all())
     return float(r2_score(labels, predicted))
 
 

@@ -68,11 +68,13 @@ def test_a_text_has_room_for_a_token_of_its_own(
     task: Any = SimpleNamespace(
         name="t", has_pairs=pair, kind=SimpleNamespace(least_tokens=kind)
     )  # fmt: skip
-    check_room([task], around(special), least, 0)
-    with pytest.raises(InvalidConfig, match=f"--max-length {least} or more\\.$"):
-        check_room([task], around(special), least - 1, 0)
-    with pytest.raises(InvalidConfig, match="a prompt takes 9 positions.*or shorten the prompt"):
-        check_room([task], around(special), least - 1, 9)
+    check_room([task], around(special), least, 40, 0)
+    with pytest.raises(InvalidConfig, match=f"Give --max-length {least} or more\\.$"):
+        check_room([task], around(special), least - 1, 40, 0)
+    with pytest.raises(InvalidConfig, match="a prompt takes 9 positions. Shorten the prompt"):
+        check_room([task], around(special), 40, least - 1, 9)
+    with pytest.raises(InvalidConfig, match="Choose a model that reads longer texts"):
+        check_room([task], around(special), 40, least - 1, 0)
 
 
 def test_a_tokenizer_leaves_a_text_whole_that_has_no_room() -> None:

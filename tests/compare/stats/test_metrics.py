@@ -362,3 +362,12 @@ def test_predictions_come_back_from_disk_bit_for_bit(pairs: list[tuple[object, o
     assert after == before
     assert [type(each) for each in after.labels] == [type(each) for each in labels]
     assert len(text.split("\n")) == len(pairs) + 2
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman", "r2", "mse"])
+def test_one_example_has_a_score_of_numbers(name: str) -> None:
+    metric, row = METRICS.get(name), of(np.array([1.0]), np.array([2.0]))
+    assert np.isfinite([metric.value(row), *metric.interval(row)]).all()
+    assert metric.difference([row], [row]).p == 1
+    if name == "r2":
+        assert metric.value(of(np.array([1.0]), np.array([1.0]))) == 1
