@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from deltakit.inject.steps import step_callbacks
     from deltakit.inject.summary import summary
     from deltakit.inject.tasks import using_tasks
+    from deltakit.inject.trunk import kept_trunk
     from deltakit.interop.convert import convert
     from deltakit.interop.folders import load, save
     from deltakit.interop.formats import register_format
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     from deltakit.methods.sparse import Sparse
     from deltakit.methods.vera import VeRA
     from deltakit.models.weights import load_base, register_weight_format
+    from deltakit.runtime.trunk_cache import TrunkCache
 
 _HOMES = {
     "deltakit.choose.choice": ("Choice",),
@@ -159,6 +161,8 @@ _HOMES = {
     "deltakit.inject.steps": ("step_callbacks",),
     "deltakit.inject.summary": ("summary",),
     "deltakit.inject.tasks": ("using_tasks",),
+    "deltakit.inject.trunk": ("kept_trunk",),
+    "deltakit.runtime.trunk_cache": ("TrunkCache",),
     "deltakit.interop.convert": ("convert",),
     "deltakit.interop.folders": ("load", "save"),
     "deltakit.interop.formats": ("register_format",),
@@ -259,6 +263,7 @@ __all__ = [
     "Summable",
     "TaskConditioned",
     "TrainingStep",
+    "TrunkCache",
     "VeRA",
     "__version__",
     "activate",
@@ -272,6 +277,7 @@ __all__ = [
     "drop",
     "fusion_attention",
     "infer_family",
+    "kept_trunk",
     "load",
     "load_base",
     "merge",

@@ -19,12 +19,13 @@ PUBLIC = [
     "Paper", "ParallelAdapter", "PartialFineTuning", "PerRow", "Placement", "PrefixTuning",
     "PromptTuning", "Reads", "ReadsBlock", "ReadsEnd", "Regularised", "Reparametrised", "Results",
     "RewritesWeight", "Scaling", "SequentialAdapter", "Site", "Sparse", "SparselyActive", "Stack",
-    "StartsFromData", "StepCallback", "Summable", "TaskConditioned", "TrainingStep", "VeRA",
-    "__version__", "activate", "attach", "choose", "compare", "convert", "deploy", "detach",
-    "disabled", "drop", "fusion_attention", "infer_family", "load", "load_base", "merge",
-    "parse_method", "prepare", "prune", "register_family", "register_format", "register_kind",
-    "register_method", "register_metric", "register_task", "register_weight_format", "resolve",
-    "save", "step_callbacks", "summary", "task_arithmetic", "unmerge", "using", "using_tasks",
+    "StartsFromData", "StepCallback", "Summable", "TaskConditioned", "TrainingStep", "TrunkCache",
+    "VeRA", "__version__", "activate", "attach", "choose", "compare", "convert", "deploy", "detach",
+    "disabled", "drop", "fusion_attention", "infer_family", "kept_trunk", "load", "load_base",
+    "merge", "parse_method", "prepare", "prune", "register_family", "register_format",
+    "register_kind", "register_method", "register_metric", "register_task",
+    "register_weight_format", "resolve", "save", "step_callbacks", "summary", "task_arithmetic",
+    "unmerge", "using", "using_tasks",
 ]  # fmt: skip
 PACKAGE = Path(dk.__file__).parent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,9 @@ class DeltakitModel(AdaptedModel):
 
     def callbacks(self) -> tuple[Any, ...]:
         return dk.step_callbacks(self.model).for_trainer()
+
+    def kept_trunk(self, cache: Any) -> AbstractContextManager[Any]:
+        return dk.kept_trunk(self.model, cache)
 
     def deploy(self) -> bool:
         if self.method.deployed() == self.method:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -100,6 +100,16 @@ class AdaptedModel(ABC):
 
         Gives what makes the other of the two the active one. In the end the first one is.
         """
+
+    def kept_trunk(self, cache: Any) -> AbstractContextManager[Any]:
+        """Inside, frozen layers below the method may be computed once for each row.
+
+        By default nothing is kept.
+
+        Args:
+            cache: where their hidden states are kept, a `deltakit.TrunkCache`.
+        """
+        return nullcontext(cache)
 
     def callbacks(self) -> tuple[Any, ...]:
         """The callbacks that transformers' Trainer must call while it trains the model."""

@@ -376,13 +376,15 @@ def tables_of(
         return Tables(own=own)
     nodes = _nodes(attachments, composition)
     steps = program_of(model, attachments).paths.to(nodes)
+    handles = (attachments.handles[key] for key in nodes)
+    blocks = frozenset(handle.block for handle in handles if handle.block is not None)
     if not isinstance(composition, PerRow):
         owners = attachments.owners(composition.names).items()
         owns = any(name not in owner.head for name, owner in owners)
-        return Tables(nodes=nodes, own=own, steps=steps, owns=owns)
+        return Tables(nodes=nodes, own=own, steps=steps, owns=owns, blocks=blocks)
     heads = _heads_by_module(model, _heads(attachments, composition))
     rows = len(composition.rows)
-    return Tables(nodes=nodes, entries=rows, heads=heads, own=own, steps=steps)
+    return Tables(nodes=nodes, entries=rows, heads=heads, own=own, steps=steps, blocks=blocks)
 
 
 def own_parameters(

@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from functools import partial
+from types import MappingProxyType, MethodType
 from typing import Any, Protocol
 
 import torch
@@ -160,6 +161,14 @@ class Pass:
 
 class PassTables(Protocol):
     """The tables of a pass: see `deltakit.runtime.tables.Tables`."""
+
+    @property
+    def blocks(self) -> frozenset[nn.Module]:
+        """The layers in which they do something."""
+
+    @property
+    def own(self) -> dict[nn.Module, dict[str, nn.Parameter]]:
+        """Parameters that modules use in place of their own."""
 
     def check(self) -> None:
         """Refuses a base whose modules were replaced."""
@@ -369,6 +378,8 @@ class ResumingCheckpoint:
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and _is_reentrant(self.function):
+            if not _has_gradient(args) and not _is_trained(layer):
+                return layer(*args, **kwargs)
             args = _with_gradient(args)
         return self.function(_Resumed(layer, current_pass()), *args, **kwargs)
 
@@ -378,13 +389,40 @@ def _is_reentrant(function: Callable[..., Any]) -> bool:
     return bool(getattr(function, "keywords", {}).get("use_reentrant", True))
 
 
+def _has_gradient(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(each, Tensor) and each.requires_grad for each in args)
+
+
+def _is_trained(layer: Callable[..., Any]) -> bool:
+    """Whether a backward pass has to enter a layer that is checkpointed, if anything is known."""
+    tables, module = current_pass().tables, _module_of(layer)
+    if module is None or tables is None:
+        return True
+    inside = {*module.modules()}
+    acts = any(each in inside for each in (*tables.blocks, *tables.own))
+    return acts or any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _module_of(layer: Callable[..., Any]) -> nn.Module | None:
+    """The module whose forward a checkpointing function is given."""
+    match layer:
+        case nn.Module() as module:
+            return module
+        case partial(args=(nn.Module() as module, *_)):
+            return module
+        case MethodType(__self__=nn.Module() as module):
+            return module
+        case _:
+            return None
+
+
 def _with_gradient(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments, the first tensor of numbers with a gradient if none has one.
 
-    In front of a frozen base's first layer nothing requires a gradient, and the reentrant kind
-    would leave the layer's deltas without one.
+    In front of the first layer that has deltas nothing requires a gradient, and the reentrant kind
+    would leave them without one.
     """
-    if any(isinstance(each, Tensor) and each.requires_grad for each in args):
+    if _has_gradient(args):
         return args
     floating = (i for i, x in enumerate(args) if isinstance(x, Tensor) and x.is_floating_point())
     first = next(floating, None)

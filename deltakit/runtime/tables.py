@@ -42,6 +42,7 @@ class Tables:
         placed: by module, the parameters that were there, once others may be; for layers that run
             again in a backward pass.
         flags: the base's parameters and their flags at that time.
+        blocks: the layers in which it does something.
         gates: the draws of layers that training makes.
     """
 
@@ -53,6 +54,7 @@ class Tables:
     owns: bool = False
     placed: dict[nn.Module, dict[str, nn.Parameter]] = field(default_factory=dict)
     flags: dict[nn.Parameter, bool] = field(default_factory=dict)
+    blocks: frozenset[nn.Module] = frozenset()
     gates: tuple[LayerDrop, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -87,7 +87,7 @@ class TokensPort(SitePort, PositionsPort):
         node = self.find()
         if node is None:
             return None
-        given = _arguments(module, args, kwargs)
+        given = named_arguments(module, args, kwargs)
         change = self._change(node)
         places = Places(self.position, change.shape[0], _starts(self.position, _mask(given)))
         running = current_pass()
@@ -126,7 +126,7 @@ class TokensPort(SitePort, PositionsPort):
         """Before the module that attends to the output: its mask has the positions too."""
         if self.find() is None:
             return None
-        given = _arguments(module, args, kwargs)
+        given = named_arguments(module, args, kwargs)
         mask, states = given.get("encoder_attention_mask"), given.get("encoder_hidden_states")
         if mask is None or states is None or mask.shape[1] == states.shape[1]:
             return None
@@ -178,8 +178,8 @@ def _pick(whole: Tensor, order: Tensor) -> Tensor:
     return whole.expand(order.shape[0], *whole.shape[1:]).gather(1, order)
 
 
-def _arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    """What the module is called with, by name."""
+def named_arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call of the module, by name."""
     bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
     named = dict(bound.arguments)
     for parameter in bound.signature.parameters.values():

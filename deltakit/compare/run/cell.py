@@ -54,6 +54,7 @@ def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
         return _constant(context, cell)
     training, choice = with_chosen_rate(context, cell.training)
     adapted, record = get_trained(context, training)
+    context.let_trunk_go(cell.label)
     context.device_lock.upgrade()
     context.progress.note("evaluating")
     predictions = context.predictions(adapted.model, cell.task, "test")
@@ -127,7 +128,8 @@ def _run_trial(context: RunContext, training: Training) -> Trial:
     except TrainingFailed as error:
         trial = Trial(lr=training.lr, score=None, reason=error_line(error))
     else:
-        predictions = context.predictions(adapted.model, training.task, "validation")
+        with adapted.kept_trunk(context.trunk):
+            predictions = context.predictions(adapted.model, training.task, "validation")
         judged = METRICS.get(context.plan.tasks[training.task].metric).value(predictions)
         trial = Trial(lr=training.lr, score=judged, seconds=record.seconds)
     context.folder.write_trial(training, trial)
@@ -176,19 +178,20 @@ def train_now(
     context.progress.note("training")
     meter = Meter()
     adapted.prepare(context.first_batches(training.task))
-    record = train(
-        adapted.model,
-        context.encoded(training.task, "train"),
-        context.kind(training.task),
-        context.processor,
-        budget=training.budget,
-        lr=training.lr,
-        seed=training.seed,
-        progress=context.progress,
-        callbacks=adapted.callbacks(),
-        curve=curve,
-        meter=meter,
-    )
+    with adapted.kept_trunk(context.trunk):
+        record = train(
+            adapted.model,
+            context.encoded(training.task, "train"),
+            context.kind(training.task),
+            context.processor,
+            budget=training.budget,
+            lr=training.lr,
+            seed=training.seed,
+            progress=context.progress,
+            callbacks=adapted.callbacks(),
+            curve=curve,
+            meter=meter,
+        )
     return adapted, record
 
 

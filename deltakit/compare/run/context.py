@@ -41,6 +41,7 @@ class RunContext:
     shared: DeltaStore = field(default_factory=shared_deltas)
     device_lock: DeviceLock = field(default_factory=lambda: device_lock_for(device()))
     process_group: SingleProcess = field(default_factory=SingleProcess)
+    trunk: "dk.TrunkCache" = field(default_factory=lambda: dk.TrunkCache())
     _encoded: dict[tuple[str, str], "Dataset"] = field(default_factory=dict)
 
     @cached_property
@@ -137,6 +138,20 @@ class RunContext:
             )
             return None
         return step
+
+    def let_trunk_go(self, label: str) -> None:
+        """Frees what trainings have kept of a trunk, so that no measurement has it in memory.
+
+        Args:
+            label: of the row, for the note.
+        """
+        kept, self.trunk = self.trunk, dk.TrunkCache()
+        if kept.begun:
+            self.folder.note(
+                f"{label}: its trainings began at kept hidden states of the frozen layers below "
+                f"its lowest delta, where a row was seen before ({kept.rows:,} rows, "
+                f"{kept.size / 1e6:,.1f} MB). Its training time is shorter by that."
+            )
 
     def member_folder(self, member: Member) -> Path:
         """The folder of a member's trained delta."""
