@@ -172,6 +172,7 @@ class TrunkPorts:
         self.lowest = lowest
         self.stored = stored
         self.apart = apart
+        self.setting = _setting(base)
         self.weights: dict[int, Weights] = {}
         self.proven: dict[bytes, dict[int, int | None]] = {}
         self.unfit: dict[bytes, str] = {}
@@ -267,7 +268,7 @@ class TrunkPorts:
         modes = bytes(module.training for module in modules)
         rates = [module.p for module in modules if isinstance(module, nn.Dropout)]
         made = hashlib.blake2b(weights + modes, digest_size=16)
-        made.update(f"{type(self.base)} {layer} {rates} {_precision(tensors)}".encode())
+        made.update(f"{self.setting} {layer} {rates} {_precision(tensors)}".encode())
         return made.digest()
 
     def _finish(self, found: TrunkPass) -> None:
@@ -292,6 +293,16 @@ def _fits(found: TrunkPass) -> bool:
     if found.output is None or found.rows.seen is None:
         return found.output is not None and found.output.shape[0] == len(found.rows.keys)
     return found.output.shape[:2] == found.rows.seen.shape
+
+
+_OF_TASKS = ("_name_or_path", "architectures", "id2label", "label2id", "problem_type")
+"""Keys of a config that change no hidden state."""
+
+
+def _setting(base: Any) -> str:
+    """The base's class and its config."""
+    config = {k: v for k, v in base.config.to_dict().items() if k not in _OF_TASKS}
+    return f"{type(base).__name__} {sorted(config.items())}"
 
 
 def _precision(tensors: Sequence[Tensor]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import deltakit as dk
 from deltakit.models.quantised import codec_of
+from deltakit.runtime import trunk
 from deltakit.testing.models import make_model
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra 'quant')")
@@ -355,6 +356,20 @@ def test_checkpointing_need_not_reach_below_the_lowest_delta(
     model(**kit.make_batch(labels=True)).loss.backward()
     assert not seen[0].requires_grad
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_kept_trunk_is_read_off_the_packed_weights_once(
+    kit: SimpleNamespace, base: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = base("bert", "nf4").train(), kit.make_batch(labels=True)
+    attach(kit, model, "adapterdrop")
+    read, digests = trunk.digest_of, list[bytes]()
+    monkeypatch.setattr(trunk, "digest_of", lambda each: digests.append(read(each)) or digests[-1])
+    expected = model(**batch).loss
+    with dk.kept_trunk(model) as kept:
+        for _ in range(3):
+            torch.testing.assert_close(model(**batch).loss, expected)
+    assert (kept.begun, kept.computed, len(digests)) == (2, 1, 1)
 
 
 def test_evaluating_first_changes_nothing(kit: SimpleNamespace, base: Any) -> None:
