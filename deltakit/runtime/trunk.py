@@ -113,15 +113,15 @@ class Weights:
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
-        self.versions: list[tuple[int, int]] = []
+        """They are held, so that no other tensor is put where one of them is."""
+        self.places: list[tuple[int, int, torch.Size]] = []
         self.digest = b""
 
     def read(self, tensors: list[Tensor]) -> bytes:
         """The digest. A write in place through ``p.data`` goes unseen."""
-        versions = [(_version(each), each.data_ptr()) for each in tensors]
-        same = len(tensors) == len(self.tensors) and versions == self.versions
-        if not same or any(a is not b for a, b in zip(tensors, self.tensors, strict=True)):
-            self.tensors, self.versions = tensors, versions
+        places = [(each.data_ptr(), _version(each), each.shape) for each in tensors]
+        if places != self.places:
+            self.tensors, self.places = tensors, places
             self.digest = digest_of(tensors)
         return self.digest
 
