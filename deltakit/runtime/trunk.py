@@ -275,6 +275,7 @@ class TrunkPorts:
         """Keeps the rows of a pass that was computed."""
         if found.states is not None:
             self.cache.begun += 1
+            self.cache.begun_in_training += self.base.training
             return
         if not found.refused and not _fits(found):
             found.refused = "hidden states that are not (rows, tokens, width)"

@@ -24,6 +24,7 @@ class TrunkCache:
     Attributes:
         limit: bytes.
         begun: passes that began at the kept states.
+        begun_in_training: those of them in training mode.
         computed: passes that computed the trunk and could be kept.
         refused: the reasons of all other passes, with their numbers.
         left_out: rows that had no room.
@@ -35,6 +36,7 @@ class TrunkCache:
     def __init__(self, limit: str | int = "512 MB") -> None:
         self.limit = parse_size("limit", limit)
         self.begun = 0
+        self.begun_in_training = 0
         self.computed = 0
         self.refused: Counter[str] = Counter()
         self.left_out = 0

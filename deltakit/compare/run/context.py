@@ -146,11 +146,13 @@ class RunContext:
             label: of the row, for the note.
         """
         kept, self.trunk = self.trunk, dk.TrunkCache()
+        passes = "training steps and evaluations" if kept.begun_in_training else "evaluations"
+        shorter = " Its training time is shorter by that." if kept.begun_in_training else ""
         if kept.begun:
             self.folder.note(
-                f"{label}: its trainings began at kept hidden states of the frozen layers below "
-                f"its lowest delta, where a row was seen before ({kept.rows:,} rows, "
-                f"{kept.size / 1e6:,.1f} MB). Its training time is shorter by that."
+                f"{label}: {passes} on rows that were seen before began at kept hidden states, "
+                f"above the frozen layers without deltas ({kept.rows:,} rows, "
+                f"{kept.size / 1e6:,.1f} MB).{shorter}"
             )
 
     def member_folder(self, member: Member) -> Path:
