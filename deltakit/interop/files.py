@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltakit._files import atomic_path
 from deltakit.core.checkpoint import first_few
 from deltakit.errors import CheckpointError, nearest
 
@@ -107,8 +108,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Writes a JSON object, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_tensors(folder: Path, names: tuple[str, ...]) -> Tensors:
@@ -127,11 +129,13 @@ def read_tensors(folder: Path, names: tuple[str, ...]) -> Tensors:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> None:
-    """Writes a safetensors file, with our own `words` in its metadata."""
+    """Writes a safetensors file atomically, with our own `words` in its metadata."""
     from safetensors.torch import save_file
 
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt", METADATA: json.dumps(words)})
+    metadata = {"format": "pt", METADATA: json.dumps(words)}
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata=metadata)
 
 
 def our_words(tensors: Tensors) -> dict[str, Any]:

@@ -57,8 +57,8 @@ def test_an_interrupt_is_130_and_the_same_command_goes_on(
     assert "the same command goes on" in ended.out.replace("\n", " ")
     before = {path.name: path.read_bytes() for path in (out / "cells").iterdir()}
     # majority, head, full, adapter, with their probabilities; the learning curves of three of
-    # them; what the last two do inside
-    assert len(before) == 3 * 4 + 3 + 2
+    # them; what the last two do inside; where the deltas of head and adapter are
+    assert len(before) == 3 * 4 + 3 + 2 + 2
     ended = deltakit(*command)
     assert ended.code == 0, ended
     assert "4 finished cells" in ended.out
