@@ -76,15 +76,17 @@ def _build_own(
 ) -> None:
     """The delta's own parameters of the base and the head, which start as copies."""
     aliases = {names[0]: names for names in parameter_names(model)}
-    for name in _owned(model, attachments, attached.method):
+    head, fresh = head_names(model), fresh_names(model)
+    for name in _owned(model, attachments, attached.method, head, fresh):
         check_own_values([place_of(model, name).module])
         value = stored_value(model, name)
         value = value.to(dtype or trained_dtype(value.dtype), copy=True)
         attached.tree.put(name, nn.Parameter(value))
         attached.aliases[name] = aliases[name]
-    attached.head = head_names(model) & attached.own.keys()
-    attached.fresh = (fresh_names(model) - attached.head) & attached.own.keys()
-    _tell_grown(model, attached)
+    attached.head = head & attached.own.keys()
+    attached.fresh = (fresh - attached.head) & attached.own.keys()
+    if attached.fresh:
+        _tell_grown(model, attached)
 
 
 def _tell_grown(model: "PreTrainedModel", attached: Attached) -> None:
@@ -96,7 +98,7 @@ def _tell_grown(model: "PreTrainedModel", attached: Attached) -> None:
             f"{', '.join(map(repr, names))} has more rows than the checkpoint that was loaded, so "
             f"{attached.name!r} trains and saves all of it. Freeze it before `attach` if its new "
             "rows mean nothing, or save the resized base and load that.",
-            stacklevel=2,
+            stacklevel=6,  # attach's caller
         )
 
 
@@ -244,9 +246,14 @@ def _build_combiners(
         attached.combiners[key] = combiner.to(dtype or trained_dtype(handle.dtype))
 
 
-def _owned(model: "PreTrainedModel", attachments: Attachments, method: Method) -> Iterator[str]:
+def _owned(
+    model: "PreTrainedModel",
+    attachments: Attachments,
+    method: Method,
+    head: frozenset[str],
+    fresh: frozenset[str],
+) -> Iterator[str]:
     """The parameters of the base and the head of which the delta has values of its own."""
-    head, fresh = head_names(model), fresh_names(model)
     for name, parameter in base_parameters(model).items():
         owner = model.get_submodule(name.rpartition(".")[0])
         if name in head or (name in fresh and codec_of(owner) is None):

@@ -34,7 +34,8 @@ def kept_trunk(
     The hidden states that enter the lowest layer with a delta are kept, row by row, until the limit
     is reached. A pass whose rows are all kept begins there. Results are those of a whole pass; at
     padding, hidden states are zero. No gradient flows below that layer. A call without `use_cache`
-    makes no cache of keys and values.
+    makes no cache of keys and values. A weight of the trunk that is written inside is followed, but
+    for a write in place through ``p.data``.
 
     A pass is computed as without it where the trunk is not the same in each pass, or more of it is
     asked for: dropout below that layer, a parameter there that is trained, a cache of keys and

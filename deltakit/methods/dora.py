@@ -43,7 +43,18 @@ if TYPE_CHECKING:
 class DoRA(LowRankMethod):
     """A low-rank change of a weight's direction, and a trained length (Liu et al. 2024).
 
-    The settings are those of `LowRankMethod`.
+    Args:
+        rank: r.
+        alpha: α; the low-rank product is scaled by α / r, or α / √r with `rslora`.
+        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), or "all"
+            for every linear projection that the model has.
+        rslora: rank-stabilised scaling.
+        dropout: on x, in training.
+        initialisation: "gaussian" or "kaiming" (the authors' code, PEFT), of A.
+
+    Raises:
+        InvalidConfig: a value out of range.
+        UnknownName: a target that is no linear projection.
     """
 
     paper: ClassVar[Paper] = Paper(

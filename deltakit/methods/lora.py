@@ -48,21 +48,7 @@ TARGETS = (*LINEAR_SITES, Site.EMBED)
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankMethod(Method):
-    """The settings of a low-rank product at linear projections, B A.
-
-    Args:
-        rank: r.
-        alpha: α; the product is scaled by α / r, or α / √r with `rslora`.
-        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), or "all"
-            for every linear projection that the model has.
-        rslora: rank-stabilised scaling.
-        dropout: on the input of A, in training.
-        initialisation: of A; "gaussian" (LoRA's paper) or "kaiming" (its authors' code, PEFT).
-
-    Raises:
-        InvalidConfig: a value out of range.
-        UnknownName: a target that is none of `choices`.
-    """
+    """The settings of a low-rank product at linear projections, B A; `LoRA` says what they are."""
 
     rank: int = 8
     alpha: float = 16
@@ -115,8 +101,19 @@ class LowRankMethod(Method):
 class LoRA(LowRankMethod, Summable):
     """A low-rank change parallel to linear projections (Hu et al. 2022).
 
-    The settings are those of `LowRankMethod`. A target may also be "embed", the table of token
-    embeddings. "all" does not name it, and dropout leaves it out: a token's id cannot be dropped.
+    Args:
+        rank: r.
+        alpha: α; the change is scaled by α / r, or α / √r with `rslora`.
+        targets: sites of linear projections, by full name ("attn.q") or last word ("q"), "embed"
+            for the table of token embeddings, or "all" for every linear projection that the model
+            has (the table is none).
+        rslora: rank-stabilised scaling.
+        dropout: on the input of A, in training; a token's id cannot be dropped.
+        initialisation: "gaussian" (the paper) or "kaiming" (the authors' code, PEFT), of A.
+
+    Raises:
+        InvalidConfig: a value out of range.
+        UnknownName: a target that is not a linear site.
     """
 
     paper: ClassVar[Paper] = Paper(

@@ -634,8 +634,9 @@ def test_rows_that_no_checkpoint_holds_are_trained_and_saved(
         return model
 
     model, other = load(0), load(1)
-    with pytest.warns(UserWarning, match="has more rows than the checkpoint"):
+    with pytest.warns(UserWarning, match="has more rows than the checkpoint") as told:
         dk.attach(model, dk.LoRA(rank=2))
+    assert {each.filename for each in told} == {__file__}
     names = {n for n, p in model.named_parameters() if p.requires_grad}
     assert "model.embed_tokens.weight" in names and ("lm_head.weight" in names) is not tied
     randomise_all(kit, model)
