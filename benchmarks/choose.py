@@ -1,6 +1,7 @@
 """The regret of `deltakit choose` against the full grid, and the cost of both.
 
     python benchmarks/choose.py --out runs/choose --tasks rotten_tomatoes,imdb,bbc_news
+    python benchmarks/choose.py --out runs/decoder --tasks MPQA --model smollm2 --batch-size 8
 
 The grid trains every candidate at every rate in full, and each candidate with two more seeds at its
 best rate on the validation split. (Where a candidate is six points behind, these seeds are counted
@@ -9,8 +10,9 @@ the winner's test score minus the choice's, in points. Two others have the same 
 own rank and rate, and a random search that costs as much as the choice.
 
 Cost is work and not time, so the load of the machine does not matter: a row of a forward pass is
-one unit, a row of a training step three. The choice is given its budget in this unit. Every
-training is stored in ``--out``; the same command goes on where it stopped.
+one unit, a row of a training step three. The choice is given its budget in this unit, and its
+trainings are at most as long as those of the grid. Every training is stored in ``--out``; the same
+command goes on where it stopped.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from deltakit.choose import finals
+from deltakit.choose import finals, prepare
 from deltakit.choose.api import run_choice
 from deltakit.choose.arm_facts import floor_candidate
 from deltakit.choose.bench import Bench
@@ -313,6 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", default="rotten_tomatoes,imdb,bbc_news")
+    parser.add_argument("--model", default="minilm")
     parser.add_argument("--methods", default="lora,adapter,ia3,prefix")
     parser.add_argument("--train", type=int, default=200, help="training examples")
     parser.add_argument("--eval", type=int, default=400, help="validation and test examples")
@@ -325,13 +328,16 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     finals.PROTOCOL = ONCE
+    prepare.SHORTEST = asked.steps  # a choice trains no longer than the grid
     silence_libraries()
     settings = {
+        "model": asked.model,
         "methods": asked.methods,
         "max_train_samples": asked.train,
         "max_eval_samples": asked.eval,
         "batch_size": asked.batch_size,
         "max_length": asked.max_length,
+        "epochs": asked.steps / -(-asked.train // asked.batch_size),
     }
     rows: list[list[object]] = []
     for task in asked.tasks.split(","):

@@ -9,7 +9,7 @@ from deltakit.choose.arm_facts import arms_of
 from deltakit.choose.choice import Choice, stored_choice
 from deltakit.choose.clock import Clock, WallClock
 from deltakit.choose.decide.bracket import run_bracket
-from deltakit.choose.entrants import entered
+from deltakit.choose.entrants import entered, finals_time
 from deltakit.choose.finals import read_test_split, train_finals, with_results
 from deltakit.choose.prepare import prepare
 from deltakit.choose.request import ChoiceRequest, choice_request
@@ -47,7 +47,11 @@ def choose(
 
 
 def run_choice(
-    request: ChoiceRequest, out: Path | None, teller: Teller, clock: Clock | None = None
+    request: ChoiceRequest,
+    out: Path | None,
+    teller: Teller,
+    clock: Clock | None = None,
+    started: float | None = None,
 ) -> Choice:
     """The choice of a request. Raises as `choose`.
 
@@ -56,10 +60,12 @@ def run_choice(
         out: the folder; by default one under ``runs``.
         teller: told what happens.
         clock: what the budget is counted in; by default the time that passes.
+        started: when the budget begins, by this clock; by default now.
     """
     clock = clock or WallClock()
+    started = clock.now() if started is None else started
     silence_libraries()
-    prepared = prepare(request, out, teller, clock)
+    prepared = prepare(request, out, teller, clock, started)
     bench, journal = prepared.bench, prepared.journal
     bracket = run_bracket(
         arms_of(bench, prepared.field, journal, prepared.ladder),
@@ -71,9 +77,9 @@ def run_choice(
         chance=bench.majority,
     )
     plan = entered(prepared, bracket, teller)
-    trained = train_finals(plan, journal, clock)
-    results = read_test_split(plan, journal.path / "finals")
-    trained = with_results(trained, results)
+    plan, trained = train_finals(plan, journal, clock, finals_time(prepared, bracket))
+    results, seconds = read_test_split(plan, journal, clock)
+    trained = with_results(trained, results, seconds)
     broken = broken_constraints(prepared, results, trained)
     choice = chosen(prepared, trained, broken)
     outcome = outcome_of(prepared, bracket, trained, results, choice, broken, plan)

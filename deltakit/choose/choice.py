@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deltakit._files import write_text
+from deltakit.choose.answer import Section, sections, sentences
 from deltakit.choose.defence import defence
 from deltakit.choose.finals import save_choice
-from deltakit.choose.outcome import Outcome, compare_command, python_lines, record, sentences
+from deltakit.choose.finals_table import finals_headers, finals_rows
+from deltakit.choose.outcome import Outcome, compare_command, python_lines, record
 from deltakit.choose.page import write_page
 from deltakit.choose.prepare import Prepared
 from deltakit.compare.plan.plan import Plan
@@ -29,6 +31,8 @@ class Choice:
         lr: its learning rate.
         base: the base's name.
         answer: the answer in words, one sentence each.
+        sections: the same, by the question that they answer.
+        finals: the table of the finals, its headers first.
         record: the content of ``choice.json``.
         delta: the folder of the trained delta.
         python: five lines that load it.
@@ -40,6 +44,8 @@ class Choice:
     lr: float | None
     base: str
     answer: tuple[str, ...]
+    sections: tuple[Section, ...]
+    finals: tuple[tuple[str, ...], ...]
     record: Mapping[str, Any]
     delta: Path
     python: str
@@ -56,10 +62,15 @@ class Choice:
         return float(self.record["probability"])
 
     def __str__(self) -> str:
-        return "\n".join(self.answer)
+        return "\n\n".join(map(str, self.sections))
 
     def _repr_html_(self) -> str:
-        return "\n".join(f"<p>{escape(each)}</p>" for each in self.answer)
+        return "\n".join(map(_html, self.sections))
+
+
+def _html(section: Section) -> str:
+    title = f"<b>{escape(section.title)}</b><br>" if section.title else ""
+    return f"<p>{title}{escape(' '.join(section.sentences))}</p>"
 
 
 def stored_choice(
@@ -72,14 +83,17 @@ def stored_choice(
     if not (path / "choice.json").is_file():
         shutil.rmtree(delta, ignore_errors=True)
         save_choice(prepared.bench, plan, cell, delta)
+    answer, parts = sentences(outcome), sections(outcome)
     content = record(
-        outcome, delta=str(delta.resolve()), constraints=prepared.request.constraints.to_dict()
+        outcome,
+        answer=answer,
+        delta=str(delta.resolve()),
+        constraints=prepared.request.constraints.to_dict(),
     )
     head = plan.task.kind.head
     python = python_lines(plan.model.location, choice[1], head.task, head.outputs, str(delta))
     command = compare_command(defence(plan, outcome))
-    answer = tuple(sentences(outcome))
-    write_page(path / "report.html", outcome, answer, python=python, command=command)
+    write_page(path / "report.html", outcome, parts, python=python, command=command)
     write_text(path / "choice.json", json.dumps(content, indent=2) + "\n")
     return Choice(
         folder=path,
@@ -87,6 +101,8 @@ def stored_choice(
         lr=outcome.choice.lr,
         base=outcome.choice.base,
         answer=answer,
+        sections=parts,
+        finals=(finals_headers(outcome), *finals_rows(outcome)),
         record=content,
         delta=delta,
         python=python,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
 
 from deltakit.choose.arm_facts import FLOOR
 from deltakit.choose.decide.arms import ArmFacts
 from deltakit.choose.decide.bracket import BracketResult
+from deltakit.choose.decide.finals_time import FinalsTime
 from deltakit.choose.decide.halving import best_of_the_worse, finalists
 from deltakit.choose.decide.ladder import finals_that_fit
 from deltakit.choose.finals import Finalist, finals_plan
@@ -50,6 +52,17 @@ def entered(prepared: Prepared, bracket: BracketResult, teller: Teller) -> Plan:
         fitting.depth,
         fitting.steps,
         first_seed=10 * prepared.request.seed,
+    )
+
+
+def finals_time(prepared: Prepared, bracket: BracketResult) -> FinalsTime:
+    """The time that is left for the finals, on a machine as slow as the rungs found it."""
+    field, slow = prepared.field, bracket.slowdown
+    row = mean(arm.row_seconds for arm in field.facts)
+    return FinalsTime(
+        budget=60 * prepared.request.minutes - field.setup_seconds - bracket.seconds,
+        once=slow * field.costs.once_seconds,
+        measured=slow * (field.costs.cell_seconds + field.costs.test_rows * row),
     )
 
 

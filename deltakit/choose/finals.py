@@ -6,8 +6,9 @@ They are chosen on the validation split. The test split is read once, after the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from deltakit.choose.candidates import Candidate
 from deltakit.choose.clock import Clock
 from deltakit.choose.constraints import Facts
 from deltakit.choose.decide.arms import Reading
+from deltakit.choose.decide.finals_time import ESSENTIAL, FinalsTime
 from deltakit.choose.decide.ladder import Depth
 from deltakit.choose.journal import Journal
 from deltakit.compare.api import describe, run_plan
@@ -28,8 +30,11 @@ from deltakit.compare.run.cell import get_trained, with_chosen_rate
 from deltakit.compare.run.context import RunContext
 from deltakit.compare.run.progress import Silent
 from deltakit.compare.run.train import TrainingFailed
-from deltakit.compare.store.run_folder import RunFolder, open_run
+from deltakit.compare.store.run_folder import RUN, RunFolder, open_run
 from deltakit.core.method import Role
+
+RowKey = tuple[str, str]
+"""A row of the finals: its label and its base."""
 
 REFINED = {1: (1.0,), 2: (1.0, 1.7), 3: (0.6, 1.0, 1.7)}
 """Rates that the finals try, over that of the bracket. Their schedule falls, so more is tried."""
@@ -120,43 +125,141 @@ class Trained:
         rates: the rate of each.
         seconds: what the trainings took.
         failed: those that could not be trained, with the reason.
+        dropped: those that there was no time to train.
     """
 
-    validation: Mapping[tuple[str, str], tuple[Predictions, ...]]
-    rates: Mapping[tuple[str, str], float]
+    validation: Mapping[RowKey, tuple[Predictions, ...]]
+    rates: Mapping[RowKey, float]
     seconds: float
-    failed: Mapping[tuple[str, str], str]
+    failed: Mapping[RowKey, str]
+    dropped: tuple[RowKey, ...] = ()
 
 
-def train_finals(plan: Plan, journal: Journal, clock: Clock) -> Trained:
-    """Trains what is not trained yet of the finals, and predicts the validation split."""
-    folder = open_run(plan, journal.path / "finals", describe(plan))
-    context = RunContext(plan=plan, folder=folder, progress=Silent())
-    made: dict[tuple[str, str], list[Predictions]] = {}
-    rates: dict[tuple[str, str], float] = {}
-    failed: dict[tuple[str, str], str] = {}
-    seconds = 0.0
-    for cell in plan.cells:
-        key = (cell.label, cell.base)
-        if cell.training is None or key in failed:
-            continue
-        name = f"final-{cell.label}-{cell.base}-{cell.seed}"
-        reading = journal.reading(name, 0)
+@dataclass(kw_only=True)
+class FinalsRun:
+    """The trainings of the finals, one after the other, within the time that is left.
+
+    Attributes:
+        plan: all that is wanted.
+        context: data as tokens, and the folder.
+        journal: what is stored.
+        clock: what times are read from.
+        time: what is left.
+    """
+
+    plan: Plan
+    context: RunContext
+    journal: Journal
+    clock: Clock
+    time: FinalsTime
+    made: dict[RowKey, list[Predictions]] = field(default_factory=dict)
+    failed: dict[RowKey, str] = field(default_factory=dict)
+
+    @cached_property
+    def cells(self) -> dict[RowKey, dict[int, Cell]]:
+        """The cells that are trained, by row and seed."""
+        found: dict[RowKey, dict[int, Cell]] = {}
+        for cell in self.plan.cells:
+            if cell.training is not None:
+                found.setdefault((cell.label, cell.base), {})[cell.seed] = cell
+        return found
+
+    def run(self) -> tuple[Plan, Trained]:
+        """Trains what there is time for. Returns the plan of that, and what came of it."""
+        first, *later = sorted({cell.seed for cell in self.plan.cells})
+        rows = self._first_seed(first)
+        seeds = [first]
+        for seed in later:
+            if not self.time.has_room_for_seed(len(rows), len(seeds)):
+                break
+            for row in rows:
+                self._train(row, seed)
+            seeds.append(seed)
+        return cut_plan(self.plan, rows, seeds), self._trained(rows)
+
+    def _first_seed(self, seed: int) -> list[RowKey]:
+        """Trains the first seed of the rows that there is time for, the best first."""
+        rows: list[RowKey] = []
+        for row in self.cells:
+            trainings = trainings_of(self.cells[row][seed], first=True)
+            if len(rows) >= ESSENTIAL and not self.time.has_room_for_row(len(rows), trainings):
+                break
+            self._train(row, seed, first=True)
+            rows.append(row)
+        return rows
+
+    def _train(self, row: RowKey, seed: int, *, first: bool = False) -> None:
+        """Trains a cell, or takes it from the journal; a row that has failed is left alone."""
+        if row in self.failed:
+            return
+        cell, name = self.cells[row][seed], f"final-{'-'.join(row)}-{seed}"
+        reading = self.journal.reading(name, 0)
         if reading is None:
-            reading = _trained(context, cell, clock)
-            journal.keep(name, 0, reading)
-        seconds += reading.seconds
+            reading = _trained(self.context, cell, self.clock)
+            self.journal.keep(name, 0, reading)
+        self.time.took(reading.seconds, trainings_of(cell, first=first))
         if reading.predictions is None:
-            failed[key] = reading.reason or "no reason was recorded"
-            continue
-        made.setdefault(key, []).append(reading.predictions)
-        rates[key] = with_chosen_rate(context, cell.training)[0].lr
-    return Trained(
-        validation={key: tuple(each) for key, each in made.items() if key not in failed},
-        rates=rates,
-        seconds=seconds,
-        failed=failed,
+            self.failed[row] = reading.reason or "no reason was recorded"
+        else:
+            self.made.setdefault(row, []).append(reading.predictions)
+
+    def _trained(self, rows: Sequence[RowKey]) -> Trained:
+        done = {row: tuple(self.made[row]) for row in rows if row not in self.failed}
+        return Trained(
+            validation=done,
+            rates={row: self._rate(row) for row in done},
+            seconds=self.time.spent,
+            failed=self.failed,
+            dropped=tuple(row for row in self.cells if row not in rows),
+        )
+
+    def _rate(self, row: RowKey) -> float:
+        training = next(iter(self.cells[row].values())).training
+        assert training is not None
+        return with_chosen_rate(self.context, training)[0].lr
+
+
+def trainings_of(cell: Cell, *, first: bool) -> int:
+    """The trainings of a cell; its row's first seed finds the rate, with one for each."""
+    assert cell.training is not None
+    rates = len(cell.training.rates)
+    return 1 + rates if first and rates > 1 else 1
+
+
+def cut_plan(plan: Plan, rows: Collection[RowKey], seeds: Collection[int]) -> Plan:
+    """The plan of these rows and seeds alone, with the constant prediction."""
+    cells = tuple(
+        cell
+        for cell in plan.cells
+        if cell.seed in seeds and (cell.training is None or (cell.label, cell.base) in rows)
     )
+    kept = {label for label, _ in rows}
+    methods = tuple(each for each in plan.request.methods if each in kept)
+    request = dataclasses.replace(plan.request, methods=methods, seeds=len(seeds))
+    return dataclasses.replace(plan, request=request, cells=cells)
+
+
+def train_finals(
+    plan: Plan, journal: Journal, clock: Clock, time: FinalsTime
+) -> tuple[Plan, Trained]:
+    """Trains what is not trained yet of the finals, and predicts the validation split.
+
+    Where they take longer than planned, seeds after the first and the last finalists are left out.
+    """
+    path = journal.path / "finals"
+    context = RunContext(plan=plan, folder=open_finals(plan, path), progress=Silent())
+    run = FinalsRun(plan=plan, context=context, journal=journal, clock=clock, time=time)
+    cut, trained = run.run()
+    open_finals(cut, path)
+    return cut, trained
+
+
+def open_finals(plan: Plan, path: Path) -> RunFolder:
+    """The run folder of the finals. A record of more or fewer cells gives its place."""
+    folder = RunFolder(path)
+    if (path / RUN).is_file() and folder.run_record().id != plan.id:
+        folder.write_run_record(describe(plan))
+    return open_run(plan, path, describe(plan))
 
 
 def _trained(context: RunContext, cell: Cell, clock: Clock) -> Reading:
@@ -177,18 +280,36 @@ def _trained(context: RunContext, cell: Cell, clock: Clock) -> Reading:
     return Reading(steps=record.steps, seconds=clock.now() - started, predictions=made)
 
 
-def read_test_split(plan: Plan, folder: Path) -> Results:
-    """Reads the test split, measures every finalist, and writes the comparison's reports."""
-    return run_plan(plan, folder)
+def read_test_split(plan: Plan, journal: Journal, clock: Clock) -> tuple[Results, float]:
+    """Reads the test split, measures every finalist, and writes the comparison's reports.
+
+    Returns what it took, too; that of the first time, where it is done again.
+    """
+    started = clock.now()
+    results = run_plan(plan, journal.path / "finals")
+    stored = journal.read("test.json") or {"seconds": clock.now() - started}
+    journal.write("test.json", stored)
+    return results, stored["seconds"]
 
 
-def with_results(trained: Trained, results: Results) -> Trained:
-    """Without the finalists that no seed of could be measured, which have failed."""
+def with_results(trained: Trained, results: Results, seconds: float = 0.0) -> Trained:
+    """Without the finalists that no seed of could be measured, which have failed.
+
+    Args:
+        trained: the finalists.
+        results: as they were measured.
+        seconds: what that took.
+    """
     reasons = {(row.method, row.base): row.reason or "" for row in results.failures}
     done = {(row.method, row.base) for row in results.results if row.status == "done"}
     lost = {key: reasons.get(key, "") for key in trained.validation if key not in done}
     left = {key: made for key, made in trained.validation.items() if key not in lost}
-    return dataclasses.replace(trained, validation=left, failed={**trained.failed, **lost})
+    return dataclasses.replace(
+        trained,
+        validation=left,
+        failed={**trained.failed, **lost},
+        seconds=trained.seconds + seconds,
+    )
 
 
 def measured(results: Results, key: tuple[str, str], facts: Facts) -> Facts:

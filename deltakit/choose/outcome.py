@@ -1,18 +1,17 @@
-"""The outcome of a choice, as words and as a record; plain data."""
+"""The outcome of a choice, as plain data and as a record."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deltakit.choose.decide.bracket import RungResult
 from deltakit.choose.decide.halving import Fate
-from deltakit.compare.report.number_format import format_count, format_p_value, format_ratio
-from deltakit.compare.stats.metrics import Metric, Unit
-from deltakit.compare.stats.significance import LEVEL, Difference
+from deltakit.compare.stats.metrics import Metric
+from deltakit.compare.stats.significance import Difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,9 @@ class FinalRow:
         low: lower end of its 95 % interval, over seeds and examples.
         high: upper end.
         seeds: how many.
+        trained: trained parameters without the task head's.
         deployed: deployed parameters.
+        disk_bytes: of the saved delta.
         latency: over the base's.
         broken: constraints that it breaks as measured, with their figures.
     """
@@ -41,7 +42,9 @@ class FinalRow:
     low: float
     high: float
     seeds: int
+    trained: int
     deployed: int
+    disk_bytes: int
     latency: float | None
     broken: tuple[str, ...] = ()
 
@@ -57,6 +60,7 @@ class Outcome:
         metric: what scores are.
         task: the task's name.
         model: the model's name.
+        base_params: parameters of the base.
         n_test: test examples.
         vs: the difference of every other row's test score from the choice's, by name.
         probability: share of resamples in which the choice is within `margin` points of the best.
@@ -68,6 +72,7 @@ class Outcome:
         not_finished: arms that it could not train on; they are not worse.
         at_chance: arms that had not begun to learn; they are not worse.
         beaten: arms that were worse.
+        not_trained: finalists that there was no time to train; they are not worse.
         failed: arms and finalists whose training failed, with the reason.
         rungs: those that were run.
         minutes: the budget.
@@ -83,6 +88,7 @@ class Outcome:
     metric: Metric
     task: str
     model: str
+    base_params: int
     n_test: int
     vs: Mapping[str, Difference]
     probability: float
@@ -94,6 +100,7 @@ class Outcome:
     not_finished: tuple[str, ...]
     at_chance: tuple[str, ...]
     beaten: tuple[str, ...]
+    not_trained: tuple[str, ...]
     failed: Mapping[str, str]
     rungs: tuple[RungResult, ...]
     minutes: float
@@ -104,116 +111,20 @@ class Outcome:
 
 
 def shown(metric: Metric, row: FinalRow) -> str:
-    """A row's score with its interval, as people read it."""
+    """A row's score with its 95 % interval, in a table."""
+    mean, low, high = _numbers(metric, row)
+    return f"{mean}{metric.unit.value} [{low}, {high}]"
+
+
+def spelled_out(metric: Metric, row: FinalRow) -> str:
+    """A row's score with its 95 % interval, in a sentence."""
+    mean, low, high = _numbers(metric, row)
+    return f"{mean}{metric.unit.value} (95 % interval {low} to {high})"
+
+
+def _numbers(metric: Metric, row: FinalRow) -> tuple[str, ...]:
     unit = metric.unit
-    mean, low, high = unit.words(*(unit.shown(each) for each in (row.score, row.low, row.high)))
-    return f"{mean}{unit.value} [{low}, {high}]"
-
-
-def headline(outcome: Outcome) -> str:
-    """The answer in one sentence."""
-    row, metric = outcome.choice, outcome.metric
-    tested = f"{outcome.n_test:,} test examples that no choice has seen"
-    what = f"{shown(metric, row)} {metric.title} on {tested}"
-    if row.name == outcome.floor:
-        return (
-            f"Train the head alone (`{row.name}`, at {row.lr:g}): {what}; no method is worth more."
-        )
-    rate = "" if row.lr is None else f" at {row.lr:g}"
-    return f"Take `{row.name}`{rate}: {what}."
-
-
-def sentences(outcome: Outcome) -> list[str]:
-    """The answer: the headline first, then what a reader must know."""
-    return [
-        headline(outcome),
-        *_against_best(outcome),
-        *_against_floor(outcome),
-        *_broken(outcome),
-        _certainty(outcome),
-        *_front(outcome),
-        *_ruled_out(outcome),
-        *_not_trained(outcome),
-        *_trust(outcome),
-        _cost(outcome),
-        *_more(outcome),
-    ]
-
-
-def _best(outcome: Outcome) -> FinalRow:
-    rank = outcome.metric.direction.rank
-    return max(outcome.rows, key=lambda row: rank(row.score))
-
-
-def _against_best(outcome: Outcome) -> Iterator[str]:
-    best, choice = _best(outcome), outcome.choice
-    if best.name == choice.name:
-        others = [row.name for row in outcome.rows if row.name not in (best.name, outcome.floor)]
-        if others:
-            yield f"It is the best of {len(others) + 1} finalists."
-        return
-    found = outcome.vs[best.name]
-    costs = _costs(best, choice)
-    told = "cannot be told from it" if found.p > LEVEL else "is better on the test split"
-    yield (
-        f"The best of all, `{best.name}`, {told} ({_change(outcome, found)}, p "
-        f"{format_p_value(found.p)}){costs}."
-    )
-
-
-def _costs(dear: FinalRow, cheap: FinalRow) -> str:
-    parts = []
-    if cheap.deployed and dear.deployed:
-        parts.append(f"{format_ratio(dear.deployed / cheap.deployed)} the parameters")
-    if cheap.latency and dear.latency:
-        parts.append(f"{format_ratio(dear.latency / cheap.latency)} the latency")
-    return f" and costs {' and '.join(parts)}" if parts else ""
-
-
-def _against_floor(outcome: Outcome) -> Iterator[str]:
-    if outcome.choice.name == outcome.floor or outcome.floor not in outcome.vs:
-        return
-    found = outcome.vs[outcome.floor]
-    better = outcome.metric.direction.rank(-found.points) > 0
-    if found.p > LEVEL or not better:
-        yield (
-            f"Nothing beats the floor for sure: the head alone (`{outcome.floor}`) is at "
-            f"{_change(outcome, found)}{_points(outcome)}, p {format_p_value(found.p)}."
-        )
-
-
-def _change(outcome: Outcome, found: Difference) -> str:
-    """A difference in the unit of the scores."""
-    return outcome.metric.unit.change(found.points)
-
-
-def _points(outcome: Outcome) -> str:
-    """The name of that unit, after a number."""
-    metric = outcome.metric
-    return " points" if metric.unit is Unit.PERCENT else f" {metric.title}"
-
-
-def _broken(outcome: Outcome) -> Iterator[str]:
-    if outcome.choice.broken:
-        yield f"As measured it breaks a constraint: it {'; '.join(outcome.choice.broken)}."
-    for row in outcome.rows:
-        if row.broken and row.name != outcome.choice.name:
-            yield f"`{row.name}` was trained and is out: as measured it {'; '.join(row.broken)}."
-
-
-def _certainty(outcome: Outcome) -> str:
-    share = f"{outcome.probability:.0%}".replace("%", " %")
-    said = (
-        f"It is within {_margin(outcome)} of the best finalist in {share} of resamples over "
-        "examples and seeds."
-    )
-    untrained = outcome.left_out or outcome.not_finished or outcome.at_chance
-    return f"{said} It says nothing of what was not trained." if untrained else said
-
-
-def _margin(outcome: Outcome) -> str:
-    """The difference that does not matter, which is given in hundredths."""
-    return f"{outcome.metric.unit.shown(outcome.margin / 100):g}{_points(outcome)}"
+    return unit.words(*(unit.shown(each) for each in (row.score, row.low, row.high)))
 
 
 def front(outcome: Outcome) -> tuple[FinalRow, ...]:
@@ -227,84 +138,12 @@ def front(outcome: Outcome) -> tuple[FinalRow, ...]:
     return tuple(kept)
 
 
-def _front(outcome: Outcome) -> Iterator[str]:
-    others = [row for row in front(outcome) if row.name != outcome.choice.name]
-    if others:
-        named = (
-            f"`{row.name}` ({shown(outcome.metric, row)}, {format_count(row.deployed)} parameters)"
-            for row in others
-        )
-        yield f"Also on the front of score and size: {', '.join(named)}."
-
-
-def _ruled_out(outcome: Outcome) -> Iterator[str]:
-    if outcome.ruled_out:
-        reasons = (f"`{name}` {why}" for name, why in outcome.ruled_out.items())
-        yield f"Ruled out before training: {'; '.join(reasons)}."
-
-
-def _not_trained(outcome: Outcome) -> Iterator[str]:
-    yield from _left_out(outcome)
-    if outcome.at_chance:
-        last = outcome.rungs[-1].rung.steps
-        yield (
-            f"At chance still when they left, after at most {last} steps: "
-            f"{', '.join(outcome.at_chance)}. This budget could not train them; they are not "
-            "called worse."
-        )
-    if outcome.not_finished:
-        yield (
-            f"{_arms(len(outcome.not_finished)).capitalize()} began and had no room to go on. "
-            "They are not called worse."
-        )
-    for name, reason in outcome.failed.items():
-        yield f"`{name}` failed: {reason}"
-
-
-def _left_out(outcome: Outcome) -> Iterator[str]:
-    """The arms that did not begin: whole families by name, other sizes and rates by number."""
-    if not outcome.left_out:
-        return
-    families = f" Nothing was tried of: {', '.join(outcome.untried)}." if outcome.untried else ""
-    yield (
-        f"This budget had no room to begin {_arms(len(outcome.left_out))}, which choice.json names."
-        f"{families} They are not worse, they are not tried. Methods have room in the order of "
-        "--methods."
-    )
-
-
-def _arms(number: int) -> str:
-    return "1 arm" if number == 1 else f"{number} arms"
-
-
-def _trust(outcome: Outcome) -> Iterator[str]:
-    found = [rung.correlation for rung in outcome.rungs if rung.correlation is not None]
-    if found:
-        words = ", ".join(f"{each:.2f}" for each in found).replace("-", "−")
-        yield f"Rank correlation between rungs: {words}."
-
-
-def _cost(outcome: Outcome) -> str:
-    return (
-        f"It took {outcome.minutes_used:.1f} of {outcome.minutes:g} minutes; its trainings are "
-        f"{100 * outcome.cost_share:.0f} % of the whole grid's."
-    )
-
-
-def _more(outcome: Outcome) -> Iterator[str]:
-    if outcome.left_out or outcome.steps < outcome.full_steps:
-        yield (
-            f"About {outcome.minutes_for_all:.0f} minutes would train the whole field for "
-            f"{outcome.full_steps} steps, where this budget had {outcome.steps}."
-        )
-    elif outcome.probability < 0.9:
-        yield "More seeds would settle which finalist is the best: see the command below."
-
-
 # ----------------------------------------------------------------------------------- the record
 
 
-def record(outcome: Outcome, *, delta: str, constraints: Mapping[str, Any]) -> dict[str, Any]:
+def record(
+    outcome: Outcome, *, answer: Sequence[str], delta: str, constraints: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of ``choice.json``. Scores are fractions where people read per cent."""
     row = outcome.choice
     return {
@@ -322,7 +161,7 @@ def record(outcome: Outcome, *, delta: str, constraints: Mapping[str, Any]) -> d
         "delta": delta,
         "model": outcome.model,
         "margin": outcome.margin,
-        "answer": " ".join(sentences(outcome)),
+        "answer": " ".join(answer),
         "floor": outcome.floor,
         "finalists": [dataclasses.asdict(each) for each in outcome.rows],
         "front": [each.name for each in front(outcome)],
@@ -332,6 +171,7 @@ def record(outcome: Outcome, *, delta: str, constraints: Mapping[str, Any]) -> d
         "untried": list(outcome.untried),
         "at_chance": list(outcome.at_chance),
         "worse": list(outcome.beaten),
+        "not_trained": list(outcome.not_trained),
         "failed": dict(outcome.failed),
         "rungs": [rung_record(rung) for rung in outcome.rungs],
         "minutes": outcome.minutes,

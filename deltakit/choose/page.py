@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltakit._files import write_text
-from deltakit.choose.outcome import Outcome, shown
-from deltakit.compare.report.number_format import format_count, format_ratio
+from deltakit.choose.answer import Section
+from deltakit.choose.finals_table import finals_headers, finals_rows
+from deltakit.choose.outcome import Outcome
 
 
 def write_page(
-    path: Path, outcome: Outcome, answer: Sequence[str], *, python: str, command: str
+    path: Path, outcome: Outcome, answer: Sequence[Section], *, python: str, command: str
 ) -> None:
     """Writes the page. Every text in it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -24,23 +25,12 @@ def write_page(
         lstrip_blocks=True,
     )
     template = environment.get_template("choice.html.j2")
-    rows = [
-        {
-            "name": row.name,
-            "chosen": row.name == outcome.choice.name,
-            "lr": "–" if row.lr is None else f"{row.lr:g}",
-            "score": shown(outcome.metric, row),
-            "seeds": row.seeds,
-            "deployed": format_count(row.deployed),
-            "latency": "–" if row.latency is None else format_ratio(row.latency),
-        }
-        for row in outcome.rows
-    ]
     text = template.render(
         outcome=outcome,
-        headline=answer[0],
-        sentences=answer[1:],
-        rows=rows,
+        headline=answer[0].sentences[0],
+        sections=answer[1:],
+        headers=finals_headers(outcome),
+        rows=finals_rows(outcome),
         python=python,
         command=command,
         unit=outcome.metric.unit,

@@ -59,13 +59,21 @@ class Prepared:
         return METRICS.get(self.bench.plan.task.metric)
 
 
-def prepare(request: ChoiceRequest, out: Path | None, teller: Teller, clock: Clock) -> Prepared:
+def prepare(
+    request: ChoiceRequest, out: Path | None, teller: Teller, clock: Clock, started: float
+) -> Prepared:
     """Finds the candidates, measures the arms and plans the ladder.
+
+    Args:
+        request: what is asked for.
+        out: the folder; by default one under ``runs``.
+        teller: told what happens.
+        clock: what the budget is counted in.
+        started: when the budget began.
 
     Raises:
         InvalidConfig: constraints that no candidate keeps, or a budget that is too small.
     """
-    started = clock.now()
     methods = read_field(request.methods)
     plan = build_plan(request.compared)
     skeleton = plan.model.skeleton(plan.task.kind.head)

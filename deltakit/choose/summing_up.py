@@ -45,6 +45,7 @@ def outcome_of(
         metric=metric,
         task=plan.task.name,
         model=plan.model.name,
+        base_params=prepared.bench.base_params,
         n_test=len(plan.task.test),
         vs={
             names[key]: metric.difference(
@@ -62,10 +63,11 @@ def outcome_of(
         not_finished=arms_by_fate(bracket.rungs, Fate.NO_BUDGET),
         at_chance=arms_by_fate(bracket.rungs, Fate.AT_CHANCE),
         beaten=arms_by_fate(bracket.rungs, Fate.BEATEN),
+        not_trained=tuple(_name(prepared, key) for key in trained.dropped),
         failed=_failed(bracket, trained),
         rungs=bracket.rungs,
         minutes=prepared.request.minutes,
-        minutes_used=(end + prepared.field.costs.once_seconds) / 60,
+        minutes_used=end / 60,
         minutes_for_all=minutes_for_all(prepared),
         steps=steps_of(plan),
         full_steps=full_steps(plan),
@@ -96,7 +98,9 @@ def _row(
         low=low,
         high=high,
         seeds=len(tests[name]),
+        trained=facts.trained_params,
         deployed=facts.deployed_params,
+        disk_bytes=facts.disk_bytes,
         latency=facts.latency,
         broken=broken,
     )

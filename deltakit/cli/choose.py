@@ -1,5 +1,6 @@
 """``deltakit choose``: from a task and a budget to one trained delta."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def choose(out: Path | None, **options: Any) -> None:
     Constraints rule candidates out before anything is trained. Interrupt it whenever you like: the
     same command goes on where it stopped.
     """
+    started = time.perf_counter()  # before torch is imported, which takes seconds
     from deltakit.choose.request import choice_request
 
     request = choice_request(options)
@@ -87,7 +89,7 @@ def choose(out: Path | None, **options: Any) -> None:
     console = Console()
     lines = ChoiceLines(console)
     try:
-        choice = run_choice(request, out, lines)
+        choice = run_choice(request, out, lines, started=started)
     except KeyboardInterrupt:
         lines.say("stopped. The same command goes on where it stopped")
         raise

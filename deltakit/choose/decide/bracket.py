@@ -24,7 +24,7 @@ from deltakit.choose.decide.halving import (
     scores_of,
     settled,
 )
-from deltakit.choose.decide.ladder import Ladder
+from deltakit.choose.decide.ladder import FEWEST_FAMILIES, Ladder
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.metrics import Metric
 
@@ -75,8 +75,8 @@ class Watch(Protocol):
     def arm_read(self, rung: Rung, arm: ArmFacts, reading: Reading) -> None:
         """An arm has ended the rung."""
 
-    def rung_ends(self, result: RungResult) -> None:
-        """A rung has ended."""
+    def rung_ends(self, result: RungResult, metric: Metric) -> None:
+        """A rung has ended; its scores are the metric's."""
 
 
 class Unwatched:
@@ -88,7 +88,7 @@ class Unwatched:
     def arm_read(self, rung: Rung, arm: ArmFacts, reading: Reading) -> None:
         """Nothing."""
 
-    def rung_ends(self, result: RungResult) -> None:
+    def rung_ends(self, result: RungResult, metric: Metric) -> None:
         """Nothing."""
 
 
@@ -104,8 +104,8 @@ def run_bracket(
 ) -> BracketResult:
     """Trains the ladder's arms rung by rung; what the journal holds is not done again.
 
-    A rung is not begun where the budget has no room for two arms of it, and an arm is left out of a
-    rung that takes longer than planned, unless its family has no other arm there.
+    A rung is not begun where the budget has no room for two arms of it. Where one takes longer than
+    planned, arms are left out of it: all that there is no time for, once two families have an arm.
 
     Args:
         arms: all of them; those that the ladder leaves out are not touched.
@@ -157,9 +157,10 @@ def run_bracket(
                 seconds=clock.spent - started,
             )
         )
-        watch.rung_ends(results[-1])
-        kept = {verdict.arm for verdict in verdicts if verdict.fate is Fate.KEPT}
-        alive = [arm for arm in alive if arm.facts.name in kept]
+        watch.rung_ends(results[-1], metric)
+        place = {each.arm: at for at, each in enumerate(verdicts) if each.fate is Fate.KEPT}
+        kept = [arm for arm in alive if arm.facts.name in place]
+        alive = by_turn(sorted(kept, key=lambda arm: place[arm.facts.name]))
         before = rung.steps
     return BracketResult(
         rungs=tuple(results), readings=readings, seconds=clock.spent, slowdown=clock.slowdown
@@ -205,7 +206,8 @@ def _climb(
     for arm in alive:
         facts = arm.facts
         predicted = facts.seconds(rung.steps - before, rung.rows)
-        if facts.family in families and not clock.has_room(predicted):
+        spare = facts.family in families or len(families) >= FEWEST_FAMILIES
+        if spare and not clock.has_room(predicted):
             continue
         reading = journal.reading(facts.name, rung.number)
         if reading is None:
@@ -220,11 +222,17 @@ def _climb(
 
 
 def in_turn(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms in the order of a rung: the first of each family, then the second of each, ..."""
+    """The arms in the order of the first rung: the usual one of each family, then the others."""
+    return by_turn(
+        sorted(arms, key=lambda arm: (not arm.facts.usual_size, not arm.facts.usual_rate))
+    )
+
+
+def by_turn(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms as they are trained: the first of each family, then the second of each, ..."""
     seen: dict[str, int] = {}
     turns: list[tuple[int, int, Arm]] = []
-    usual = sorted(arms, key=lambda arm: (not arm.facts.usual_size, not arm.facts.usual_rate))
-    for at, arm in enumerate(usual):
+    for at, arm in enumerate(arms):
         turn = seen.get(arm.facts.family, 0)
         seen[arm.facts.family] = turn + 1
         turns.append((turn, at, arm))

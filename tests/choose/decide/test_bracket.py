@@ -197,6 +197,20 @@ def test_the_budget_is_kept_on_a_machine_that_is_slower_than_measured(slow, spre
         assert result.seconds + finals <= 1.1 * seconds, (seed, result.seconds, finals)
 
 
+@pytest.mark.parametrize("slow", [3.0, 6.0])
+def test_a_much_slower_machine_trains_two_families_and_keeps_the_time_of_the_rungs(slow):
+    facts = field()
+    ladder = ladder_for(150)
+    result = run_bracket(arms_of(facts, slow=drifting(slow, 0.0, 0)), ladder, ACCURACY, Memory())
+    last = result.rungs[-1]
+    begun = {v.arm.partition("@")[0][:-1] for v in last.verdicts if v.score is not None}
+    assert len(begun) >= 2
+    longest = slow * max(each.seconds(last.rung.steps, last.rung.rows) for each in facts)
+    assert result.seconds <= ladder.bracket_seconds + 2 * longest
+    left = [v for v in last.verdicts if v.score is None]
+    assert all(v.fate is Fate.NO_BUDGET for v in left)
+
+
 def test_every_family_is_in_the_second_rung():
     facts = field()
     arms = arms_of(facts)
