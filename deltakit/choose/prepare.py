@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from deltakit.choose.bench import Bench, facts_of, measured_facts
 from deltakit.choose.candidates import Candidate, candidates_of, combining, read_field
 from deltakit.choose.clock import Clock
 from deltakit.choose.constraints import Facts, check_feasible, violations
-from deltakit.choose.decide.ladder import Ladder, TooSmall, plan_ladder
+from deltakit.choose.decide.ladder import FEWEST_STEPS, Ladder, TooSmall, plan_ladder
 from deltakit.choose.journal import Journal
 from deltakit.choose.request import ChoiceRequest
 from deltakit.choose.tellers import Teller
@@ -26,6 +27,9 @@ from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.core.method import method_to_dict
 from deltakit.errors import InvalidConfig
+
+MORE = 1.05
+"""A budget that would do, over the time that is predicted."""
 
 SHORTEST = 100
 """Steps of a full training, where three passes over the data are fewer."""
@@ -169,9 +173,16 @@ def _ladder(field: Field, request: ChoiceRequest, plan: Plan) -> Ladder:
     except TooSmall as error:
         least = (error.seconds + field.setup_seconds) / 60
         raise InvalidConfig(
-            f"--minutes {request.minutes:g} is too small for one ladder of this field on this "
-            f"machine: --minutes {least * 1.05:.2g} would do. Or name fewer --methods."
+            f"--minutes {request.minutes:g} is too small to train the first methods for "
+            f"{FEWEST_STEPS} steps on this machine: --minutes {_enough(least)} would do. So may a "
+            "smaller --batch-size, --max-length or --max-eval-samples."
         ) from None
+
+
+def _enough(minutes: float) -> str:
+    """A little more than that, rounded up: whole minutes from ten on."""
+    more = minutes * MORE
+    return str(math.ceil(more)) if more > 9 else f"{math.ceil(10 * more) / 10:g}"
 
 
 def full_steps(plan: Plan) -> int:
