@@ -20,6 +20,7 @@ from deltakit.choose.decide.arms import Reading
 from deltakit.choose.decide.finals_time import ESSENTIAL, FinalsTime
 from deltakit.choose.decide.ladder import Depth
 from deltakit.choose.journal import Journal
+from deltakit.choose.unwaiting import Unwaiting, unwaiting_context
 from deltakit.compare.api import describe, run_plan
 from deltakit.compare.plan.lr_search import SearchFailed
 from deltakit.compare.plan.plan import CONSTANT, Cell, Plan, with_protocol
@@ -28,7 +29,6 @@ from deltakit.compare.records.result import Predictions
 from deltakit.compare.results import Results
 from deltakit.compare.run.cell import get_trained, with_chosen_rate
 from deltakit.compare.run.context import RunContext
-from deltakit.compare.run.progress import Silent
 from deltakit.compare.run.train import TrainingFailed
 from deltakit.compare.store.run_folder import RUN, RunFolder, open_run
 from deltakit.core.method import Role
@@ -195,7 +195,8 @@ class FinalsRun:
         cell, name = self.cells[row][seed], f"final-{'-'.join(row)}-{seed}"
         reading = self.journal.reading(name, 0)
         if reading is None:
-            reading = _trained(self.context, cell, self.clock)
+            with self.context.device_lock.shared():
+                reading = _trained(self.context, cell, self.clock)
             self.journal.keep(name, 0, reading)
         self.time.took(reading.seconds, trainings_of(cell, first=first))
         if reading.predictions is None:
@@ -247,7 +248,8 @@ def train_finals(
     Where they take longer than planned, seeds after the first and the last finalists are left out.
     """
     path = journal.path / "finals"
-    context = RunContext(plan=plan, folder=open_finals(plan, path), progress=Silent())
+    open_finals(plan, path)
+    context = unwaiting_context(plan, path)
     run = FinalsRun(plan=plan, context=context, journal=journal, clock=clock, time=time)
     cut, trained = run.run()
     open_finals(cut, path)
@@ -286,7 +288,7 @@ def read_test_split(plan: Plan, journal: Journal, clock: Clock) -> tuple[Results
     Returns what it took, too; that of the first time, where it is done again.
     """
     started = clock.now()
-    results = run_plan(plan, journal.path / "finals")
+    results = run_plan(plan, journal.path / "finals", engine=Unwaiting())
     stored = journal.read("test.json") or {"seconds": clock.now() - started}
     journal.write("test.json", stored)
     return results, stored["seconds"]
@@ -335,7 +337,7 @@ def measured(results: Results, key: tuple[str, str], facts: Facts) -> Facts:
 
 def save_choice(bench: Bench, plan: Plan, cell: Cell, folder: Path) -> None:
     """Saves the trained delta of a cell as it is deployed."""
-    context = RunContext(plan=plan, folder=RunFolder(folder.parent / "finals"), progress=Silent())
+    context = unwaiting_context(plan, folder.parent / "finals")
     assert cell.training is not None
     training, _ = with_chosen_rate(context, cell.training)
     adapted, _ = get_trained(context, training)

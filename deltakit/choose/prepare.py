@@ -18,13 +18,11 @@ from deltakit.choose.decide.ladder import FEWEST_STEPS, Ladder, TooSmall, plan_l
 from deltakit.choose.journal import Journal
 from deltakit.choose.request import ChoiceRequest
 from deltakit.choose.tellers import Teller
+from deltakit.choose.unwaiting import unwaiting_context
 from deltakit.compare.plan.lr_search import TUNING_SEED
 from deltakit.compare.plan.plan import Plan, content_id
 from deltakit.compare.plan.resolve import build_plan
-from deltakit.compare.run.context import RunContext
-from deltakit.compare.run.progress import Silent
 from deltakit.compare.stats.metrics import METRICS
-from deltakit.compare.store.run_folder import RunFolder
 from deltakit.core.method import method_to_dict
 from deltakit.errors import InvalidConfig
 
@@ -89,10 +87,9 @@ def prepare(
     identity = _identity(request, plan, candidates)
     journal = Journal(out or Path("runs") / f"choice-{content_id(identity)}")
     journal.open(content_id(identity), identity)
-    folder = RunFolder(journal.path / "finals")
     bench = Bench(
         plan=plan,
-        context=RunContext(plan=plan, folder=folder, progress=Silent()),
+        context=unwaiting_context(plan, journal.path / "finals"),
         seed=TUNING_SEED + request.seed,
         clock=clock,
     )

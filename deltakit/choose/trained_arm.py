@@ -57,6 +57,10 @@ class TrainedArm:
 
     def advance(self, rung: Rung) -> Reading:
         """Trains until the rung's number of steps, and predicts its validation examples."""
+        with self.bench.context.device_lock.shared():
+            return self._advance(rung)
+
+    def _advance(self, rung: Rung) -> Reading:
         clock = self.bench.clock
         started = clock.now()
         adapted = self.bench.adapted(self.candidate.method, self.candidate.base, self.bench.seed)

@@ -84,9 +84,46 @@ class DeviceLock:
             torch.set_num_threads(self._threads)
 
 
+class UnwaitingDeviceLock(DeviceLock):
+    """A device lock that waits for no other process, for work that has to end in time.
+
+    Other processes see that it trains or measures, and wait for it as for any other.
+
+    Attributes:
+        crowded: whether something was measured while another process computed on the device.
+    """
+
+    crowded = False
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Takes a slot, whatever is measured elsewhere."""
+        with self._leaving():
+            any(self._held.enter_context(slot.offered()) for slot in self._slots)
+            yield
+
+    exclusive = shared
+
+    def upgrade(self) -> None:
+        """Gives the slot back, and keeps new trainings out if no other process does."""
+        self._held.close()
+        first = self._held.enter_context(self._gate.offered())
+        busy = any(slot.taken() for slot in self._slots if slot.path.exists())
+        self.crowded = self.crowded or busy or not first
+
+
 def device_lock_for(device: torch.device, *, workers: int = 1) -> DeviceLock:
     """The lock of a device of this machine."""
+    return DeviceLock(_folder_of(device), workers=workers)
+
+
+def unwaiting_lock_for(device: torch.device) -> UnwaitingDeviceLock:
+    """The lock of a device of this machine that waits for no other process."""
+    return UnwaitingDeviceLock(_folder_of(device))
+
+
+def _folder_of(device: torch.device) -> Path:
     name = device.type
     if device.type == "cuda":
         name = str(torch.cuda.get_device_properties(device).uuid)
-    return DeviceLock(cache_folder() / "locks" / platform.node() / name, workers=workers)
+    return cache_folder() / "locks" / platform.node() / name

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltakit.compare.run.device_lock import DeviceBusy, DeviceLock, device_lock_for
+from deltakit.compare.run.device_lock import (
+    DeviceBusy,
+    DeviceLock,
+    UnwaitingDeviceLock,
+    device_lock_for,
+    unwaiting_lock_for,
+)
 
 
 @pytest.fixture
@@ -61,6 +67,27 @@ def test_who_has_only_to_measure_waits_for_the_trainings_and_keeps_others_from_s
     assert order == ["trained", "measured", "next"]
 
 
+def test_a_lock_that_waits_for_no_one_goes_on_while_others_train_or_measure(tmp_path: Path) -> None:
+    hurried, other = UnwaitingDeviceLock(tmp_path), DeviceLock(tmp_path)
+    with hurried.shared():
+        hurried.upgrade()
+        assert not hurried.crowded
+        assert other._gate.taken(), "others wait for what it measures"
+    with other.shared(), hurried.shared():
+        hurried.upgrade()
+        assert hurried.crowded
+    hurried.crowded = False
+    with other.exclusive(), hurried.shared():
+        hurried.upgrade()
+        assert hurried.crowded
+
+
+def test_others_wait_for_a_training_that_waits_for_no_one(tmp_path: Path) -> None:
+    hurried, other = UnwaitingDeviceLock(tmp_path), DeviceLock(tmp_path)
+    with hurried.shared(), pytest.raises(DeviceBusy), other.shared():
+        other.upgrade()
+
+
 def test_threads_are_divided_among_the_workers_but_not_while_one_measures(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
@@ -88,6 +115,9 @@ def test_each_device_of_a_machine_has_its_own_desk(
         uuid = "b1946ac9"
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    assert (
+        unwaiting_lock_for(torch.device("cpu"))._gate == device_lock_for(torch.device("cpu"))._gate
+    )
     with device_lock_for(torch.device("cpu")).shared():
         device_lock = device_lock_for(torch.device("cuda"))
         with device_lock.shared():

@@ -7,6 +7,7 @@ from deltakit.compare.run.engines.base import POLL, Engine, register_engine
 from deltakit.errors import InvalidConfig
 
 if TYPE_CHECKING:
+    from deltakit.compare.run.device_lock import DeviceLock
     from deltakit.compare.run.progress import Progress
     from deltakit.compare.run.queue import Job
 
@@ -23,6 +24,13 @@ class Local(Engine):
             )
         return cls()
 
+    def device_lock(self) -> "DeviceLock":
+        """The lock that the cells take."""
+        from deltakit.compare.run.device_lock import device_lock_for
+        from deltakit.models.source import device
+
+        return device_lock_for(device())
+
     def run(self, job: "Job", progress: "Progress") -> None:
         from deltakit.compare.run.context import RunContext
         from deltakit.compare.run.distributed import process_group_of
@@ -30,7 +38,11 @@ class Local(Engine):
 
         crew = process_group_of(job.folder)
         context = RunContext(
-            plan=job.plan, folder=job.folder, progress=progress.lane(0), process_group=crew
+            plan=job.plan,
+            folder=job.folder,
+            progress=progress.lane(0),
+            device_lock=self.device_lock(),
+            process_group=crew,
         )
         items = WorkQueue(job, progress.lane(1))
         while not items.over:
