@@ -119,7 +119,7 @@ def test_nothing_beats_the_floor() -> None:
     assert "the difference of 0.4 points is within the noise (p 0.60)" in why
     clear = said(outcome(), "Why")
     assert "The task head alone (`head`) scores 60.0 % [58.0, 62.0]: 15.0 points worse" in clear
-    head = outcome(choice=HEAD)
+    head = outcome(choice=HEAD, vs={"lora": difference(0.6, 0.5), "ia3": difference(0.2, 0.7)})
     assert headline(head).startswith("Train the task head alone (`head` at learning rate 0.002): ")
     assert "keeps none of them" in said(head, "What it costs")
 

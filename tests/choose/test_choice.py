@@ -4,17 +4,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import tiny_choice as tiny
 
-from deltakit.choose.api import run_choice
-from deltakit.choose.decide import ladder
 from deltakit.choose.journal import Journal
-from deltakit.choose.request import choice_request
-from deltakit.choose.tellers import Quiet
 from deltakit.errors import InvalidConfig
 
 KEYS = [
@@ -87,51 +82,6 @@ def test_a_choice_that_was_killed_ends_as_one_that_was_not(
     assert (again.method, again.lr, again.base) == (whole.method, whole.lr, whole.base)
     assert again.record["score"] == whole.record["score"]
     assert again.probability == whole.probability
-
-
-class BusyMachine(Quiet):
-    """A clock that work moves, on a machine that is slower once the finals begin."""
-
-    def __init__(self, slow: float) -> None:
-        self.spent, self.speed, self.slow = 0.0, 1.0, slow
-
-    def now(self) -> float:
-        return self.spent
-
-    def worked(self, *, steps: int = 0, rows: int = 0) -> None:
-        self.spent += self.speed * (steps + rows / 1000)
-
-    def finals(self, names: Sequence[str], seeds: int, steps: int) -> None:
-        self.speed = self.slow
-
-
-@pytest.mark.slow
-def test_a_machine_that_gets_slower_in_the_finals_trains_fewer_of_them(
-    bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ladder, "DEPTHS", 4 * (ladder.Depth(finalists=3, rates=1, seeds=3),))
-    asked = choice_request(
-        {
-            "task": str(reviews),
-            "model": str(bert),
-            "methods": "lora[rank=4,alpha=8],lora[rank=2,alpha=4],ia3",
-            "minutes": 15,
-            "epochs": 1,
-            "batch_size": 32,
-            "max_length": 16,
-        }
-    )
-    made = {}
-    for slow in (1.0, 5.0):
-        machine = BusyMachine(slow)
-        made[slow] = run_choice(asked, Path(f"slow-{slow:g}"), machine, machine)
-        again = run_choice(asked, Path(f"slow-{slow:g}"), machine, machine)
-        assert again.record == made[slow].record, "the same command again"
-        assert made[slow].record["minutes_used"] <= 1.1 * 15
-    quiet, busy = (made[slow].record for slow in (1.0, 5.0))
-    assert not quiet["not_trained"] and len(busy["finalists"]) < len(quiet["finalists"])
-    assert {row["seeds"] for row in busy["finalists"]} == {2}
-    assert len(busy["finalists"]) + len(busy["not_trained"]) == len(quiet["finalists"])
 
 
 MOMENTS = ("request.json", "times.json", "arms/*/rung-1.json", "arms/final-*/rung-0.json", "delta")
