@@ -50,7 +50,7 @@ def test_a_choice_that_was_killed_ends_as_one_that_was_not(
     assert content["score_low"] <= content["score"] <= content["score_high"]
     assert 0 <= content["probability"] <= 1 and content["cost_share"] > 0
     page = Path("choice/report.html").read_text()
-    assert page.index("test examples that no choice has seen") < page.index("<h2>")
+    assert page.index("test examples that were not used") < page.index("<h2>")
     namespace: dict[str, object] = {}
     exec(whole.python, namespace)  # the five lines
     assert len(whole.python.splitlines()) == 5
