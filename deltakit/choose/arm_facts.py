@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from deltakit.choose.bench import Bench, facts_of, timed
 from deltakit.choose.candidates import Candidate, counts_of
 from deltakit.choose.constraints import Facts
 from deltakit.choose.decide.arms import ArmFacts
-from deltakit.choose.decide.ladder import Costs, Ladder
+from deltakit.choose.decide.ladder import FEWEST_FAMILIES, Costs, Ladder
 from deltakit.choose.journal import Journal
 from deltakit.choose.trained_arm import TrainedArm
 from deltakit.core.method import METHODS, Role
@@ -24,6 +24,12 @@ CELL_STEPS, CELL_SECONDS = 16, 2.0
 
 ONCE_STEPS, ONCE_SECONDS = 10, 8.0
 """What the finals take once: the reference, the reports."""
+
+TIMED_SHARE = 0.1
+"""The part of the budget in which methods are timed. On a busy machine it ends before all are."""
+
+TIMED_AT_LEAST = 1 + FEWEST_FAMILIES
+"""Methods that are timed whatever it takes: the floor, and those of the smallest choice."""
 
 WARMUP = 0.06
 """The part of the longest training in which the rate rises."""
@@ -51,17 +57,28 @@ class Field:
 
 
 def measure_field(
-    bench: Bench, candidates: Sequence[Candidate], journal: Journal, started: float
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    journal: Journal,
+    started: float,
+    budget: float,
 ) -> Field:
     """The arms of the candidates and of the floor.
 
-    One size of each method is timed on each base. The times are stored: a run that goes on
-    decides by those of its first start.
+    One size of each method is timed on each base, as far as a part of the budget goes. The times
+    are stored: a run that goes on decides by those of its first start.
+
+    Args:
+        bench: base and data.
+        candidates: those that no constraint rules out.
+        journal: what is stored.
+        started: when the budget began.
+        budget: its seconds.
     """
     floor = floor_candidate(bench)
     stored = journal.read("times.json")
     if stored is None:
-        stored = _times(bench, (floor, *candidates))
+        stored = _times(bench, (floor, *candidates), started + TIMED_SHARE * budget)
         stored["setup"] = bench.clock.now() - started
         journal.write("times.json", stored)
     facts: dict[str, ArmFacts] = {}
@@ -89,14 +106,26 @@ def measure_field(
     )
 
 
-def _times(bench: Bench, candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Seconds by method and base: of a training step, of a row's evaluation, of loading."""
-    found: dict[str, Any] = {}
+def _times(bench: Bench, candidates: Sequence[Candidate], end: float) -> dict[str, Any]:
+    """Seconds by method and base: of a training step, of a row's evaluation, of loading.
+
+    A method that is not timed by `end` has the times of the slowest that is.
+    """
+    found: dict[str, dict[str, float]] = {}
     for candidate in candidates:
         key = _timed_as(candidate)
-        if key not in found:
+        if key in found:
+            continue
+        if len(found) < TIMED_AT_LEAST or bench.clock.now() < end:
             found[key] = timed(bench, candidate.method, candidate.base)
+        else:
+            found[key] = slowest_of(found.values())
     return {"methods": found}
+
+
+def slowest_of(times: Collection[Mapping[str, float]]) -> dict[str, float]:
+    """The largest of each kind of time."""
+    return {kind: max(each[kind] for each in times) for kind in ("fixed", "step", "row")}
 
 
 def _timed_as(candidate: Candidate) -> str:

@@ -96,7 +96,7 @@ def prepare(
     facts, ruled_out = _ruled_out(bench, journal, request, candidates, misfits)
     teller.field(candidates, ruled_out)
     kept = tuple(each for each in candidates if each.name not in ruled_out)
-    field = measure_field(bench, kept, journal, started)
+    field = measure_field(bench, kept, journal, started, 60 * request.minutes)
     ladder = _ladder(field, request, plan)
     teller.planned(ladder, field.facts, journal.path)
     return Prepared(

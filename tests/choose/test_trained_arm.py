@@ -202,8 +202,44 @@ def test_times_are_measured_once(bench: Bench, tmp_path: Path) -> None:
 
     journal = Journal(tmp_path)
     found = candidates(bench, "lora[rank=2,alpha=4]")
-    field = measure_field(bench, found, journal, 0.0)
+    field = measure_field(bench, found, journal, 0.0, 1e6)
     assert {arm.family for arm in field.facts} == {"lora[rank=2,alpha=4]", FLOOR}
     assert all(arm.step_seconds > 0 for arm in field.facts)
-    again = measure_field(bench, found, journal, 0.0)
+    again = measure_field(bench, found, journal, 0.0, 1e6)
     assert again.facts == field.facts and again.setup_seconds == field.setup_seconds
+
+
+def test_what_is_not_timed_in_a_tenth_of_the_budget_counts_as_the_slowest(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deltakit.choose import arm_facts as measuring
+
+    class Passing:
+        """A clock on which each method takes 40 seconds to time."""
+
+        seconds = 0.0
+
+        def now(self) -> float:
+            return self.seconds
+
+        def worked(self, *, steps: int = 0, rows: int = 0) -> None:
+            """Nothing."""
+
+    clock = Passing()
+    timed_methods = []
+
+    def slow(bench: Bench, method: object, base: object) -> dict[str, float]:
+        clock.seconds += 40
+        timed_methods.append(method)
+        return {"fixed": 1.0, "step": 1.0 * len(timed_methods), "row": 0.1}
+
+    monkeypatch.setattr(measuring, "timed", slow)
+    busy = replace(bench, clock=clock)
+    found = candidates(bench, "lora[rank=4,alpha=8]", "ia3", "bitfit", "lora[rank=2,alpha=4]")
+    field = measuring.measure_field(busy, found, Journal(tmp_path), 0.0, 1000.0)
+    assert len(timed_methods) == 3, "the floor and two methods, then 100 seconds are over"
+    seconds = {each.family: each.step_seconds for each in field.facts}
+    assert seconds == {
+        "head": 1.0, "lora[rank=4,alpha=8]": 2.0, "ia3": 3.0, "bitfit": 3.0,
+        "lora[rank=2,alpha=4]": 3.0,
+    }  # fmt: skip
