@@ -57,6 +57,22 @@ LIBRARIES = (
 """Libraries with many objects, which every search for garbage would go through."""
 
 
+ROOMS_WITH_LONG_FILES = ("testing", "compare")
+"""Folders of tests that begin first, so that no process is left alone with a long file."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the order below: the plugin for several processes would begin with many tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first; the order is otherwise that of the folders."""
+    tests = Path(__file__).parent
+    first = [tests / room for room in ROOMS_WITH_LONG_FILES]
+    items.sort(key=lambda item: not any(item.path.is_relative_to(room) for room in first))
+
+
 def pytest_collection_finish() -> None:
     """Leaves what lives as long as the session, the tests and the libraries, to no later search.
 

@@ -1,5 +1,6 @@
 """The shipped configurations: each opens with its command and is read as that command reads it."""
 
+import functools
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import deltakit as dk
 from deltakit.cli import shipped_plans
 from deltakit.cli.compare import compare
 from deltakit.cli.options import request
+from deltakit.compare.plan import draft
 from deltakit.compare.plan.request import Request, split_epochs
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.stats.metrics import METRICS
@@ -18,6 +20,7 @@ from deltakit.errors import MissingExtra
 from deltakit.models.shipped import SHIPPED, Shipped
 
 ROOT = Path(__file__).parents[1]
+TASK = functools.cache(draft.load_task)
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -65,6 +68,13 @@ def test_every_command_in_a_configuration_is_a_request(config: Path) -> None:
             assert "/" in asked.model
 
 
+@pytest.fixture
+def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shipped task is read once for all configurations: it takes seconds."""
+    monkeypatch.setattr(draft, "load_task", TASK)
+
+
+@pytest.mark.usefixtures("read_once")
 def test_a_configuration_of_what_is_here_resolves(config: Path) -> None:
     asked = read(config)
     plain = asked.model in SHIPPED and type(SHIPPED.get(asked.model)) is Shipped

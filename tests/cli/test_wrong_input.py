@@ -209,15 +209,18 @@ def test_a_model_that_cannot_classify(
 
 
 @pytest.mark.parametrize(
-    "network",
+    ("command", "network"),
     [
-        pytest.param({"HF_HUB_OFFLINE": "1"}, id="off", marks=pytest.mark.slow),
-        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, id="dead"),
+        pytest.param("compare", {"HF_HUB_OFFLINE": "1"}, marks=pytest.mark.slow),
+        pytest.param("compare", {"HF_ENDPOINT": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
+        ("sites", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
     ],
 )
 def test_a_hub_name_without_a_network_is_refused_with_no_second_try(
-    network: dict[str, str], small: list[str], tmp_path: Path
+    command: str, network: dict[str, str], small: list[str], tmp_path: Path
 ) -> None:
+    name = "nobody/nothing-of-the-kind"
+    words = {"compare": ["--methods", "lora", *small, "--model", name], "sites": [name]}
     hidden = ("TRANSFORMERS_VERBOSITY", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment |= {**network, "HF_HOME": str(tmp_path / "hub")}
@@ -226,8 +229,7 @@ def test_a_hub_name_without_a_network_is_refused_with_no_second_try(
         "from deltakit.cli.main import main; main()"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program, "compare", "--methods", "lora"]
-        + [*small, "--model", "nobody/nothing-of-the-kind"],
+        [sys.executable, "-c", program, command, *words[command]],
         env=environment | {"PYTHONPATH": str(Path(dk.__file__).parents[1])},
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 """The laws find what they are there to find: each is broken once, by a method made for it."""
 
 import importlib.util
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,18 @@ NOT_FOR_IT = (
 )
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llama"])
-@pytest.mark.parametrize("law", [law for law in checks.LAWS if law.__module__ == checks.__name__])
+OWN_LAWS = [law for law in checks.LAWS if law.__module__ == checks.__name__]
+SLOW = [(checks.check_compiles, "llama")]
+"""A law that takes seconds, and is held on another family."""
+
+
+@pytest.mark.parametrize(
+    ("law", "model_type"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] * (pair in SLOW))
+        for pair in itertools.product(OWN_LAWS, ("bert", "llama"))
+    ],
+)
 def test_a_right_one_passes_all(law: checks.Law, model_type: str) -> None:
     try:
         law(Case.of(Wrong(), model_type))
@@ -170,6 +181,7 @@ class ForgetfulLoRA(LoRA):
 """
 
 
+@pytest.mark.slow  # a process that imports torch
 def test_a_value_that_is_not_saved_is_found_in_a_fresh_process(tmp_path: Path) -> None:
     file = tmp_path / "file.py"
     file.write_text(FORGETFUL, encoding="utf-8")

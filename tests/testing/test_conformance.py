@@ -21,8 +21,8 @@ METHODS = subjects()
 TRACED = (check_compiles, check_compiled_first)
 IN_TURN = tuple(law for law in (*LOOP_LAWS, *STATE_LAWS) if law not in TRACED)
 QUICK = tuple(law for law in LAWS if law not in (*TRACED, *IN_TURN))
-ONE_IN = 12
-"""Each family has one method in twelve by default, others than the next one, and their laws."""
+ONE_IN = 20
+"""Each family has one method in twenty by default, others than the next one, and their laws."""
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:None of the inputs have requires_grad=True:UserWarning",  # the checkpointed embeddings
@@ -136,6 +136,12 @@ TRACED_ALIKE = (
     "mam",
     "norms",
     "head",
+    "pfeiffer",
+    "mixture",
+    "gated",
+    "moa",
+    "full",
+    "learned_mean",
 )
 """Methods whose graph is of the same parts as another's."""
 
@@ -161,7 +167,10 @@ def test_all_that_are_traced_alike_are_methods() -> None:
     assert set(TRACED_ALIKE) <= set(METHODS)
 
 
-@pytest.mark.parametrize("method", ["parallel", "prompt", "norms"])
+@pytest.mark.parametrize(
+    "method",
+    ["parallel", *(pytest.param(each, marks=pytest.mark.slow) for each in ("prompt", "norms"))],
+)
 def test_compiled_first(method: str) -> None:
     """Some of the ways in which deltas reach a model: at sites, as positions, as parameters."""
     hold_on_one(check_compiled_first, method)

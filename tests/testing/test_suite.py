@@ -23,12 +23,24 @@ from deltakit.testing import (
 from deltakit.testing.matrix import subjects
 
 
-class TestMethod(MethodConformance):
+class Slow:
+    """Laws that take a process, or seconds of tracing; the rest is held in each run."""
+
+    @pytest.mark.slow
+    def test_loads_elsewhere(self) -> None:
+        super().test_loads_elsewhere()  # type: ignore[misc]
+
+    @pytest.mark.slow
+    def test_compiled_first(self, case: Any) -> None:
+        super().test_compiled_first(case)  # type: ignore[misc]
+
+
+class TestMethod(Slow, MethodConformance):
     method = dk.LoRA(rank=2, targets=("k",))
     model_types = ("gpt2", "vit")
 
 
-class TestFamily(FamilyConformance):
+class TestFamily(Slow, FamilyConformance):
     methods: ClassVar[Mapping[str, dk.Method]] = {
         "houlsby": dk.parse_method("houlsby[bottleneck=3]"),
         "prompt": dk.parse_method("prompt[length=2]"),
@@ -53,10 +65,6 @@ class TestFamily(FamilyConformance):
 
     def inputs(self) -> Mapping[str, Tensor]:
         return make_inputs("vit")
-
-    @pytest.mark.slow  # a process that imports torch, as that of the class above
-    def test_loads_elsewhere(self) -> None:
-        super().test_loads_elsewhere()
 
 
 def test_by_default_a_method_is_tested_on_all_families_and_a_family_with_all_methods() -> None:

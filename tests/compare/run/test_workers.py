@@ -118,7 +118,7 @@ def whole(out: Path) -> None:
 # ------------------------------------------------------------------------------------ kill -9
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kill_at_random_moments(
     asked: Callable[..., Request],
     crowd: Crowd,

@@ -111,7 +111,7 @@ def check(seeds: int, n: int, noise: float, repeats: int, *gaps: float) -> None:
 
 @pytest.mark.parametrize(("seeds", "n", "noise"), SETTINGS)
 def test_error_rate_and_power(seeds: int, n: int, noise: float) -> None:
-    check(seeds, n, noise, 200, 2)
+    check(seeds, n, noise, 100, 2)
 
 
 @pytest.mark.slow
