@@ -203,8 +203,12 @@ def test_golden(case: str, library: Library, tmp_path: Path) -> None:
     assert library.deviation(case, again) < 1e-5
 
 
+WRITTEN = [c for c in CASES if c not in (*OLD, *ELSEWHERE) and "/head" not in c]
+
+
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if c not in (*OLD, *ELSEWHERE) and "/head" not in c]
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] * (i % 2)) for i, c in enumerate(WRITTEN)],
 )
 def test_what_is_written_is_what_the_library_wrote(
     case: str, library: Library, tmp_path: Path

@@ -58,8 +58,6 @@ def test_gradient_checkpointing(
     ("family", "spec"),
     [
         ("bert", "lora"),
-        ("llama", "pfeiffer[reduction=4]"),
-        ("bert", "houlsby[reduction=4]"),
         ("llama", "fusion"),
     ],
 )
@@ -74,7 +72,7 @@ def test_compile_without_a_graph_break(kit: SimpleNamespace, family: str, spec: 
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the tracer's
-@pytest.mark.parametrize("spec", ["lora", "fusion"])
+@pytest.mark.parametrize("spec", [pytest.param("lora", marks=pytest.mark.slow), "fusion"])
 def test_compiled_training_step(kit: SimpleNamespace, spec: str) -> None:
     torch.compiler.reset()
     model, batch = attached(kit, "bert", spec, "classify").train(), kit.make_batch(labels=True)
