@@ -19,7 +19,7 @@ def _methods() -> Iterator[Entry]:
 
     for name, entry in METHODS.items():
         built = entry.build()
-        yield {"name": name, "description": _summary(entry.cls), "paper": built.paper.key}
+        yield {"name": name, "description": entry.summary, "paper": built.paper.key}
 
 
 def _tasks() -> Iterator[Entry]:

@@ -426,10 +426,22 @@ def _kind(method: Method) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A short name's meaning: a method's class, and some of its fields."""
+    """A short name's meaning: a method's class, and some of its fields.
+
+    Attributes:
+        cls: the class.
+        preset: the fields that the name sets.
+        about: what the fields make of the class, on one line; "" where they set nothing.
+    """
 
     cls: type[Method]
     preset: tuple[tuple[str, Any], ...]
+    about: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The name's meaning on one line."""
+        return self.about or (inspect.getdoc(self.cls) or "").partition("\n")[0]
 
     def build(self, **fields: Any) -> Method:
         """The method, with `fields` over the preset. Raises `InvalidConfig`."""
@@ -459,11 +471,13 @@ CLASSES.add("Sum", Sum)
 M = TypeVar("M", bound=type[Method])
 
 
-def register_method(name: str, **preset: Any) -> Callable[[M], M]:
+def register_method(name: str, about: str = "", /, **preset: Any) -> Callable[[M], M]:
     """Class decorator: makes a method known by a short name, and readable from saved files.
 
     Args:
         name: what users type, for example in ``--methods``.
+        about: a line for ``deltakit list methods``, where the first line of the class says less
+            than the preset does.
         preset: fields that this name sets; one class may have several names.
 
     Raises:
@@ -472,7 +486,7 @@ def register_method(name: str, **preset: Any) -> Callable[[M], M]:
 
     def decorate(cls: M) -> M:
         CLASSES.check(cls.__name__, cls)
-        METHODS.add(name, Entry(cls, tuple(preset.items())))
+        METHODS.add(name, Entry(cls, tuple(preset.items()), about))
         CLASSES.add(cls.__name__, cls)
         return cls
 

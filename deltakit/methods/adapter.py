@@ -90,8 +90,12 @@ _PRESETS = {
 
 
 @register_method("adapter")
-@register_method("pfeiffer", placement="pfeiffer")
-@register_method("houlsby", placement="houlsby")
+@register_method(
+    "pfeiffer", "An adapter where each block ends; the same as adapter.", placement="pfeiffer"
+)
+@register_method(
+    "houlsby", "An adapter after each attention and each feed-forward.", placement="houlsby"
+)
 @dataclass(frozen=True, kw_only=True)
 class SequentialAdapter(Summable):
     """A bottleneck that reads the representation it changes (Houlsby 2019, Pfeiffer 2021).

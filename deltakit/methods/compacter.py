@@ -56,8 +56,8 @@ PLACEMENTS = {
 
 
 @register_method("compacter")
-@register_method("compacter++", placement="ffn")
-@register_method("phm", n=12, rank=None)
+@register_method("compacter++", "Compacter after each feed-forward alone.", placement="ffn")
+@register_method("phm", "Compacter with Kronecker factors of full rank.", n=12, rank=None)
 @dataclass(frozen=True, kw_only=True)
 class Compacter(Method):
     """A bottleneck adapter whose projections are sums of Kronecker products (Karimi Mahabadi 2021).

@@ -48,7 +48,7 @@ UNIPELT = PrefixTuning(length=10, bottleneck=None) + SequentialAdapter() + LoRA(
 
 
 @register_method("gated")
-@register_method("unipelt", method=UNIPELT)
+@register_method("unipelt", "A prefix, adapters and LoRA, each behind a gate.", method=UNIPELT)
 @dataclass(frozen=True, kw_only=True, init=False)
 class Gated(FormWrapper):
     """A method, usually a sum, with a gate at each of its placements (Mao et al. 2022, UniPELT).

@@ -86,15 +86,22 @@ MOLA = Paper(
 @register_method("mixture")
 @register_method(
     "adamix",
+    "Adapters of which each training batch draws one, and of which the mean is kept.",
     method=SequentialAdapter(placement="ffn"),
     route="batch",
     share=("up",),
     consistency=1.0,
 )
-@register_method("molora", method=LoRA(rank=4, targets=("all",)), experts=10)
-@register_method("mov", method=IA3(), experts=10)
+@register_method(
+    "molora",
+    "Ten LoRAs, weighed for each token by a router.",
+    method=LoRA(rank=4, targets=("all",)),
+    experts=10,
+)
+@register_method("mov", "Ten (IA)³, weighed for each token by a router.", method=IA3(), experts=10)
 @register_method(
     "mola",
+    "LoRAs, from 2 in the lowest layers to 8 in the highest; a router takes two for each token.",
     method=LoRA(rank=8, targets=("all",), initialisation="kaiming"),
     experts=(2, 4, 6, 8),
     top=2,

@@ -41,6 +41,18 @@ def test_names_as_json_and_as_a_table(what: str, deltakit: Run) -> None:
     assert all(name in table for name in names)
 
 
+def test_each_method_is_described_by_a_line_of_its_own(deltakit: Run) -> None:
+    listed = json.loads(deltakit("list", "methods", "--json").out)
+    lines = {each["name"]: each["description"] for each in listed}
+    assert len({*lines.values()}) == len(lines)
+    assert all(line.endswith(".") for line in lines.values())
+    assert (
+        lines["mola"]
+        != lines["mixture"]
+        == "Several experts of a method's form at each of its placements."
+    )
+
+
 def test_what_cannot_be_listed(deltakit: Run) -> None:
     assert "'methods', 'tasks'" in deltakit("list", "method").line
 
