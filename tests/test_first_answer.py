@@ -80,6 +80,14 @@ WRONG = [
 ]
 """Wrong input, and a part of the answer."""
 
+ON_THE_HUB = [
+    ("compare", "--methods", "lora", "--model", "owner/nothing"),
+    ("plan", "--methods", "lora", "--model", "owner/nothing"),
+    ("sites", "owner/nothing"),
+    ("summary", "owner/nothing", "--method", "lora"),
+]
+"""A model that the Hub is asked for."""
+
 ANSWERS = [
     ("--help",),
     ("--version",),
@@ -131,6 +139,21 @@ def test_wrong_input_is_told_before_anything_heavy_is_imported(
     code, output, heavy = ran(folder, *command)
     assert (code, heavy) == (2, set()), output
     assert said in output and output.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("command", ON_THE_HUB, ids=" ".join)
+def test_a_model_that_the_hub_does_not_give_is_told_before_torch(
+    command: tuple[str, ...], folder: Path
+) -> None:
+    code, output, heavy = ran(folder, *command)
+    assert (code, heavy) == (2, {"huggingface_hub"}), output
+    assert "'owner/nothing' is no folder here, the Hub does not answer" in output
+
+
+def test_a_name_that_the_hub_cannot_have(folder: Path) -> None:
+    code, output, heavy = ran(folder, "sites", "a/b/c")
+    assert (code, heavy) == (2, {"huggingface_hub"}), output
+    assert "'a/b/c' is no folder here, and no name that the Hub can have" in output
 
 
 @pytest.mark.parametrize("command", ANSWERS, ids=" ".join)

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_GIVE = (
+    "Give a folder that holds a transformers checkpoint (config.json, weights, tokenizer), "
+    f"or a shipped model ({', '.join(SHIPPED)})."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Named:
     """A pretrained model that has been found.
@@ -54,11 +60,47 @@ def find(name: str) -> Named:
 
     Raises:
         MissingExtra: a shipped model whose package is not installed.
-        UnknownName: nothing can have that name.
+        UnknownName: nothing can have that name, or the Hub does not answer and the local cache does
+            not have the model.
     """
     location = location_of(name)
-    local_only = _is_here(location) or not model_answers(location)
-    return Named(name=name, location=location, local_only=local_only)
+    if _is_here(location):
+        return Named(name=name, location=location, local_only=True)
+    cached, answers = _is_cached(location), model_answers(location)
+    if not cached and not answers:
+        raise UnknownName(
+            f"model {name!r} is no folder here, the Hub does not answer, and its config.json is "
+            f"not in the local cache. {_GIVE} Or try again with a network."
+        )
+    return Named(name=name, location=location, local_only=not answers)
+
+
+def check_found(name: str) -> None:
+    """Raises as `find`, for a model that is neither here nor in the local cache.
+
+    Nothing of torch and transformers is imported.
+    """
+    location = location_of(name)
+    if not _is_here(location) and not _is_cached(location):
+        find(name)
+
+
+def _is_cached(location: str) -> bool:
+    """True if the local cache has the config of a model on the Hub.
+
+    Raises:
+        UnknownName: the Hub can have no such name.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(location, "config.json"), str)
+    except HFValidationError as error:
+        raise UnknownName(
+            f"model {location!r} is no folder here, and no name that the Hub can have: "
+            f"{first_line(error)} {_GIVE}"
+        ) from None
 
 
 def _is_here(name: str) -> bool:

@@ -28,7 +28,7 @@ from deltakit.compare.tasks.task import TaskData
 from deltakit.core.checks import check_whole
 from deltakit.core.method import METHODS, CombiningMethod, Method, Role, know_classes
 from deltakit.errors import InvalidConfig, unknown
-from deltakit.models.find import location_of
+from deltakit.models.find import check_found
 from deltakit.models.source import BaseChoice
 from deltakit.models.weights import WEIGHT_FORMATS, Floating, WeightFormat
 
@@ -112,7 +112,7 @@ def _check_numbers(request: Request) -> None:
 
 
 def _check_names(request: Request, methods: Mapping[str, Method]) -> None:
-    location_of(request.model)
+    check_found(request.model)
     if request.kind is not None:
         KINDS.get(request.kind)
     if request.metric is not None:
