@@ -7,6 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -110,13 +113,13 @@ main()
 """
 
 
-def ran(folder: Path, *command: str) -> tuple[int, str, set[str]]:
+def ran(folder: Path, *command: str, **environment: str) -> tuple[int, str, set[str]]:
     """Exit code and output of a command, and the heavy packages that it has imported."""
     root = str(Path(dk.__file__).parents[1])
     ended = subprocess.run(
         [sys.executable, "-c", PROBE, *command],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
     )
@@ -148,6 +151,37 @@ def test_a_model_that_the_hub_does_not_give_is_told_before_torch(
     code, output, heavy = ran(folder, *command)
     assert (code, heavy) == (2, {"huggingface_hub"}), output
     assert "'owner/nothing' is no folder here, the Hub does not answer" in output
+
+
+class Empty(BaseHTTPRequestHandler):
+    """A Hub without repositories."""
+
+    def do_GET(self) -> None:  # noqa: N802, the name that http.server calls
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def empty_hub() -> Iterator[dict[str, str]]:
+    """The environment in which a Hub without repositories is asked."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Empty)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_that_the_hub_does_not_have(folder: Path, empty_hub: dict[str, str]) -> None:
+    code, output, heavy = ran(folder, "sites", "owner/nothing", **empty_hub)
+    assert (code, heavy) == (2, {"huggingface_hub"}), output
+    assert "'owner/nothing' is no folder here, and the Hub has no public model" in output
 
 
 def test_a_name_that_the_hub_cannot_have(folder: Path) -> None:

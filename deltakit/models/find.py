@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltakit._network import model_answers
+from deltakit._network import Answer, answer_for
 from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest
 from deltakit.models.heads import MaskedHead
 from deltakit.models.shipped import SHIPPED
@@ -20,6 +20,13 @@ _GIVE = (
     "Give a folder that holds a transformers checkpoint (config.json, weights, tokenizer), "
     f"or a shipped model ({', '.join(SHIPPED)})."
 )
+_UNKNOWN = {
+    Answer.NONE: "the Hub does not answer, and its config.json is not in the local cache. "
+    f"{_GIVE} Or try again with a network.",
+    Answer.MISSING: f"and the Hub has no public model of that name. {_GIVE} For a private model, "
+    "log in with `hf auth login`.",
+}
+"""Why a model that is not in the local cache cannot be had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +67,15 @@ def find(name: str) -> Named:
 
     Raises:
         MissingExtra: a shipped model whose package is not installed.
-        UnknownName: nothing can have that name, or the Hub does not answer and the local cache does
-            not have the model.
+        UnknownName: nothing can have that name, or neither the Hub nor the local cache has it.
     """
     location = location_of(name)
     if _is_here(location):
         return Named(name=name, location=location, local_only=True)
-    cached, answers = _is_cached(location), model_answers(location)
-    if not cached and not answers:
-        raise UnknownName(
-            f"model {name!r} is no folder here, the Hub does not answer, and its config.json is "
-            f"not in the local cache. {_GIVE} Or try again with a network."
-        )
-    return Named(name=name, location=location, local_only=not answers)
+    cached, answer = _is_cached(location), answer_for(location)
+    if not cached and answer in _UNKNOWN:
+        raise UnknownName(f"model {name!r} is no folder here, {_UNKNOWN[answer]}")
+    return Named(name=name, location=location, local_only=answer is Answer.NONE)
 
 
 def check_found(name: str) -> None:
