@@ -162,8 +162,6 @@ class Empty(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET
-
     def log_message(self, *_: object) -> None:
         pass
 
