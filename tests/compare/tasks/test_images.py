@@ -172,6 +172,17 @@ def test_a_model_of_texts_is_refused(tmp_path: Path) -> None:
         find_model(str(tmp_path)).skeleton(ImageHead(outputs=2))
 
 
+def test_a_general_text_is_not_for_pictures(
+    vit: Path, tmp_path: Path, deltakit: Callable[..., Any]
+) -> None:
+    place = write_folder(tmp_path / "pets", range(30))
+    (tmp_path / "mine.txt").write_text("one film\n\ntwo plots")
+    given = ("--methods", "head", "--model", vit, "--task", place)
+    ended = deltakit("plan", *given, "--general", tmp_path / "mine.txt")
+    assert "mine.txt is for models of texts, and the task 'pets' has pictures." in ended.line
+    assert deltakit("plan", *given).code == 0
+
+
 # ------------------------------------------------------------------------------------ the model
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +86,10 @@ def _model(judged: JudgedModel, batch_size: int) -> Any:
     """The model as the harness asks it, its length that of the harness less what a delta takes."""
     from lm_eval.models.huggingface import HFLM
 
+    causal = judged.task == "causal"
     given = {
         "pretrained": judged.model,
-        "tokenizer": judged.tokenizer,
+        "tokenizer": open_ended(judged.tokenizer) if causal else judged.tokenizer,
         "backend": judged.task,
         "batch_size": 1 if _reads_mask(judged.model) else batch_size,
     }
@@ -94,6 +97,41 @@ def _model(judged: JudgedModel, batch_size: int) -> Any:
     if not judged.added:
         return model
     return HFLM(**given, max_length=model.max_length - judged.added)
+
+
+def open_ended(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy of it that puts no token behind a text.
+
+    The harness takes the tokens of a prompt for the first ones of the prompt with its answer. A
+    token behind the prompt would take the place of the answer's first.
+
+    Raises:
+        InvalidConfig: the tokenizer has no table of what it puts around a text.
+    """
+    text = tokenizer("a", return_special_tokens_mask=True)
+    ids, added = text["input_ids"], text["special_tokens_mask"]
+    if not any(added[-1:]):
+        return tokenizer
+    if not tokenizer.is_fast:
+        last = tokenizer.convert_ids_to_tokens(ids[-1])
+        raise InvalidConfig(
+            f"the tokenizer puts {last!r} behind every text, so lm-eval would ask for it in place "
+            "of an answer. Save a tokenizer.json with the model that does not."
+        )
+    opened = copy.deepcopy(tokenizer)
+    opened.backend_tokenizer.post_processor = _before(
+        tokenizer, ids[: len(list(takewhile(bool, added)))]
+    )
+    return opened
+
+
+def _before(tokenizer: Any, first: list[int]) -> Any:
+    """What puts these tokens before a text, and nothing behind it."""
+    from tokenizers.processors import TemplateProcessing
+
+    names = tokenizer.convert_ids_to_tokens(first)
+    known = list(zip(names, first, strict=True))
+    return TemplateProcessing(single=[*names, "$A"], special_tokens=known)
 
 
 def _number(value: object) -> float | None:

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import deltakit as dk
 from deltakit.compare.api import evaluate
+from deltakit.compare.run.judges.base import JudgedModel
+from deltakit.compare.run.judges.lm_eval import _model, open_ended
 from deltakit.compare.store.run_folder import RunFolder
+from deltakit.testing.probes import randomise_deltas
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -81,7 +85,7 @@ def scores(run: Path, method: str) -> dict[str, tuple[str, str]]:
 
 
 def test_scores_are_those_of_a_call_by_hand_merged_or_not(
-    run: Path, files: list[str], decoder: Path, deltakit: Callable[..., Any]
+    run: Path, files: list[str], decoder: Path, deltakit: Callable[..., Any], read: Any
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -92,7 +96,7 @@ def test_scores_are_those_of_a_call_by_hand_merged_or_not(
         "evaluate", run, "--with", "lm-eval", "--tasks", both, "--rows", "lora,head", "--merged"
     )
     assert merged.code == 0, merged
-    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    tokenizer = open_ended(AutoTokenizer.from_pretrained(decoder))
     tokenizer.pad_token = tokenizer.eos_token
     model = dk.load_base(decoder, task="causal")
     base = by_hand(model, tokenizer, files)
@@ -110,6 +114,9 @@ def test_scores_are_those_of_a_call_by_hand_merged_or_not(
             assert scores(run, row)[f"lm-eval: {name}"] == told
             assert scores(run, row)[f"lm-eval: {name}, merged"] == told
     assert base["tiny_endings acc"] != adapted["tiny_endings acc"]
+    for row in ("head", "lora", "adapter"):  # the questions are the comparison's own test split
+        own = float(read.results(run)[row]["score"])
+        assert scores(run, row)["lm-eval: tiny_endings acc"][0] == f"{own:.4f}"
     with (run / "judged.csv").open(encoding="utf-8", newline="") as file:
         assert {row["method"] for row in csv.DictReader(file)} == {"head", "lora", "adapter"}
 
@@ -126,3 +133,71 @@ def test_a_limit_is_another_column(run: Path, files: list[str]) -> None:
 def test_a_task_that_there_is_not(run: Path, deltakit: Callable[..., Any]) -> None:
     ended = deltakit("evaluate", run, "--with", "lm-eval", "--tasks", "none.yaml")
     assert ended.line == "deltakit: --tasks none.yaml: there is no such file."
+
+
+# ------------------------------------------------------------- one text at a time, and by hand
+
+ASKED = (
+    ("the film", " great film"),
+    ("the actor and the story of the plot", " awful plot"),
+    ("a", " the"),
+    ("and of the scene", " story of the end"),
+    ("the end", " the story"),
+)
+FIRST = 2  # [CLS], which this tokenizer puts before a text
+
+
+def likelihood(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
+    """The log-likelihood of the answer's tokens, in a text of its own without padding."""
+    plain = {"add_special_tokens": False}
+    before = [FIRST, *tokenizer(prompt, **plain)["input_ids"]]
+    aim = tokenizer(answer, **plain)["input_ids"]
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*before, *aim[:-1]]])).logits[0, -len(aim) :]
+    each = logits.log_softmax(-1).gather(-1, torch.tensor(aim)[:, None])
+    return float(each.sum())
+
+
+def text(model: Any, tokenizer: Any, prompt: str) -> str:
+    """Three tokens that the model writes behind the prompt alone."""
+    before = [FIRST, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    ids = torch.tensor([before])
+    whole = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False
+    )
+    return str(tokenizer.decode(whole[0, len(before) :], skip_special_tokens=True)).strip()
+
+
+@pytest.mark.parametrize("spec", ["prompt", "prefix", "mam", "lora", "unipelt", "loreft"])
+def test_batches_and_positions_of_a_delta_change_no_score(spec: str, decoder: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from transformers import AutoTokenizer
+
+    model = dk.load_base(decoder, task="causal").eval()
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    tokenizer.pad_token = tokenizer.eos_token
+    dk.attach(model, spec, name="mine")
+    randomise_deltas(model)
+    judged = JudgedModel(model=model, tokenizer=tokenizer, task="causal", max_length=20)
+    harness = _model(judged, 4)
+    found = harness.loglikelihood(
+        [Instance("loglikelihood", {}, pair, at) for at, pair in enumerate(ASKED)]
+    )
+    for (value, _), pair in zip(found, ASKED, strict=True):
+        assert value == pytest.approx(likelihood(model, tokenizer, *pair), abs=1e-4)
+    until = {"until": ["\n"], "max_gen_toks": 3}
+    written = harness.generate_until(
+        [Instance("generate_until", {}, (pair[0], until), at) for at, pair in enumerate(ASKED)]
+    )
+    for (prompt, _), each in zip(ASKED, written, strict=True):
+        assert each.strip() == text(model, tokenizer, prompt)
+
+
+def test_a_decoders_tokenizer_puts_no_token_behind_a_prompt(decoder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    opened = open_ended(tokenizer)
+    assert tokenizer("the film")["input_ids"] == [FIRST, *opened("the film")["input_ids"][1:], 3]
+    assert opened("the film")["input_ids"][0] == FIRST
+    assert open_ended(opened) is opened
