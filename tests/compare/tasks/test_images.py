@@ -1,11 +1,13 @@
 """Pictures: folders, tables of paths or bytes, the processor, and pictures that are none."""
 
 import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pytest
 import torch
@@ -153,6 +155,36 @@ def test_folders_that_are_wrong(harm: Callable[[Path], None], message: str, tmp_
         load_task(str(tmp_path))
 
 
+def test_pictures_without_folders_of_classes(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    for place in (tmp_path / "flat", tmp_path / "split" / "train"):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "a.png").write_bytes(picture(0))
+    for name in ("flat", "split"):
+        with pytest.raises(InvalidConfig, match=r"has pictures \('a.png', ...\) and no folder for"):
+            load_task(str(tmp_path / name))
+
+
+def tiff(values: Any, kind: str) -> bytes:
+    """A TIFF of one channel."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.asarray(values, dtype=kind)).save(file, "TIFF")
+    return file.getvalue()
+
+
+def test_pictures_of_16_bits_keep_their_greys(tmp_path: Path) -> None:
+    greys = np.arange(64).reshape(8, 8) * 1000
+    read = np.asarray(opened(tiff(greys, "uint16")))
+    assert (read == (greys // 256)[..., None]).all()
+    place = write_folder(tmp_path, range(6))
+    for kind in ("float32", "int32"):
+        (place / "cat" / "000.tif").write_bytes(tiff(greys, kind))
+        with pytest.raises(
+            InvalidConfig, match=r"'cat/000.tif' has pixels of 32 bits \(mode '[IF]'"
+        ):
+            load_task(str(place))
+
+
 def test_a_path_without_a_file(tmp_path: Path) -> None:
     rows = [(f"{n}.png", CLASSES[n % 2]) for n in range(6)]
     write_csv(tmp_path / "data.csv", rows, ("image", "label"))
@@ -179,7 +211,7 @@ def test_a_general_text_is_not_for_pictures(
     (tmp_path / "mine.txt").write_text("one film\n\ntwo plots")
     given = ("--methods", "head", "--model", vit, "--task", place)
     ended = deltakit("plan", *given, "--general", tmp_path / "mine.txt")
-    assert "mine.txt is for models of texts, and the task 'pets' has pictures." in ended.line
+    assert "mine.txt is for models of texts, and the task 'pets' has images." in ended.line
     assert deltakit("plan", *given).code == 0
 
 

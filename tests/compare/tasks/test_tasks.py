@@ -416,6 +416,7 @@ def test_a_class_that_carving_would_use_up(tmp_path: Path) -> None:
         ),
         ("train.jsonl", b'"text"\n', "row 1 is not an object"),
         ("train.json", b'[{"text": "a"', "cannot be read"),
+        ("train.json", b"[" * 200_000, "recursion"),
         ("train.parquet", b"PAR1 torn", "cannot be read"),
         ("train.parquet", b"", "cannot be read"),
     ],

@@ -44,8 +44,9 @@ def read_columns(path: Path, form: FileForm | None = None) -> Columns:
             f"{error.start} is not in {error.encoding.upper()}. Name its encoding, for example "
             "--encoding cp1252, or latin-1."
         ) from error
-    except (OSError, ValueError) as error:
-        # json's, pyarrow's and the decoder's errors are all OSError or ValueError.
+    except (OSError, ValueError, RecursionError) as error:
+        # json's, pyarrow's and the decoder's errors are all OSError or ValueError; brackets that
+        # are nested too deeply for json are a RecursionError.
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise InvalidConfig(
             f"file {str(path)!r} cannot be read: {reason[:200].rstrip('.')}. Check that it is "

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """The endings of files that are taken for pictures."""
 _NOT_READ = "files that are not read:"
+_WITHOUT_RANGE = ("I", "F")
+"""Pillow's modes of 32-bit integers and floats."""
 COLUMN = "image"
 """The usual name of a column of pictures."""
 
@@ -90,11 +92,17 @@ def _checked(where: str, read: bytes | None, shown: Any) -> bytes:
         with Image.open(io.BytesIO(read)) as picture:
             picture.draft("RGB", (1, 1))  # a JPEG is read at an eighth of its size
             picture.load()
+            mode = picture.mode
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidConfig(
             f"{where}: {name} cannot be opened as a picture: {_reason(error)} Correct the file, or "
             "remove it."
         ) from None
+    if mode in _WITHOUT_RANGE:
+        raise InvalidConfig(
+            f"{where}: {name} has pixels of 32 bits (mode {mode!r}), of which it is not known what "
+            "is white. Save it with 8 or 16 bits a channel."
+        )
     return read
 
 
@@ -118,7 +126,17 @@ def opened(stored: bytes) -> "Image":
 
     with Image.open(io.BytesIO(stored)) as picture:
         turned: Image.Image = ImageOps.exif_transpose(picture)
-        return turned.convert("RGB")
+        return _eight_bits(turned).convert("RGB")
+
+
+def _eight_bits(picture: "Image") -> "Image":
+    """The picture; of 16 bits the upper eight. Pillow would cut values off at 255."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    import numpy as np
+    from PIL.Image import fromarray
+
+    return fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
 
 
 # ----------------------------------------------------------------------- a folder for each class
@@ -138,6 +156,7 @@ def picture_tables(place: Path) -> "tuple[dict[str, RawTable], list[str]] | None
     splits = "train" in dict(found)
     folders = {split: place / name for split, name in found} if splits else {"train": place}
     if not any(_pictures(each) for each in _classes(folders["train"])):
+        _check_classes(folders["train"])
         return None
     notes: list[str] = []
     if splits:
@@ -145,6 +164,18 @@ def picture_tables(place: Path) -> "tuple[dict[str, RawTable], list[str]] | None
         left = _stray(place, {folder.name for folder in folders.values()})
         notes += [f"{_NOT_READ} {short_list(left)}."] if left else []
     return {split: _table(split, folder, notes) for split, folder in folders.items()}, notes
+
+
+def _check_classes(folder: Path) -> None:
+    """Raises `InvalidConfig` for a folder of pictures alone: their classes are not known."""
+    found = _pictures(folder)
+    if not found or any(each.suffix.lower() in SUFFIXES for each in folder.iterdir()):
+        return
+    raise InvalidConfig(
+        f"folder {str(folder)!r} has pictures ({found[0].name!r}, ...) and no folder for each "
+        "class. Put the pictures of a class into a folder of its name, or give a table with the "
+        f"columns {COLUMN!r} and 'label'."
+    )
 
 
 def _check_once(place: Path, found: Sequence[tuple[str, str]]) -> None:
@@ -190,7 +221,8 @@ def _classes(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.iterdir() if each.suffix.lower() in ENDINGS)
+    found = (each for each in folder.iterdir() if each.suffix.lower() in ENDINGS)
+    return sorted(each for each in found if not each.is_dir())
 
 
 def _table(split: str, folder: Path, notes: list[str]) -> RawTable:

@@ -27,7 +27,7 @@ def read_squad(text: str) -> Columns | None:
         return None
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return None
     data = whole.get("data")
     if not isinstance(data, list):

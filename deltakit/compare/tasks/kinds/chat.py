@@ -53,7 +53,7 @@ def _messages(cell: Any) -> list[list[str]] | None:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     read = [_message(each) for each in cell] if isinstance(cell, list) and cell else [None]
     kept = [each for each in read if each is not None]

@@ -394,5 +394,5 @@ def _places(label: Any, choices: Sequence[str]) -> set[int]:
     found = {int(name)} if name.isdecimal() else set()
     if isinstance(label, str):
         found |= {LETTERS.index(name)} if len(name) == 1 and name in LETTERS else set()
-        found |= {choices.index(name)} if name in choices else set()
+        found |= {place for place, choice in enumerate(choices) if choice == name}
     return {place for place in found if place < len(choices)}

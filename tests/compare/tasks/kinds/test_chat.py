@@ -256,6 +256,7 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
         (said("hello", "x")[1:], r"row 21: .* no turn of the assistant after another message"),
         ([], r"row 21: the column 'messages' holds \[\], not a list of messages"),
         ("hello", r"row 21: the column 'messages' holds 'hello', not a list of messages"),
+        ("[" * 200_000, r"row 21: the column 'messages' holds '\[\[.*, not a list of messages"),
         ([{"role": "user"}], r"row 21: .* each of which has the texts 'role' and 'content'"),
         ([*said("hello"), CALL], r"row 21: .*, not a list of messages"),
     ],

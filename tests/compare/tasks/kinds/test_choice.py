@@ -166,6 +166,10 @@ def test_columns_of_other_names(make: SimpleNamespace, tmp_path: Path) -> None:
             {"choices": ["1", "0"], "answer": "0"},
             r"row 31: .* holds '0', which can be read in two ways of the 2 choices",
         ),
+        (
+            {"choices": ["x", "y", "x"], "answer": "x"},
+            r"row 31: .* holds 'x', which can be read in two ways of the 3 choices",
+        ),
         ({"answer": None}, r"row 31: .* has no answer, which is none of the 2 choices"),
         ({"answer": "-1"}, r"row 31: .* holds '-1', which is none of the 2 choices"),
         ({"choices": ["x"]}, r"row 31: .* is of one choice, 'x'"),
