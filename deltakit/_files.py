@@ -28,6 +28,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
         # mkstemp gives 0600; a result is for everybody that the folder is for.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
+    except Exception as error:
+        full = unwritable(error)
+        if full is None or full.filename not in (None, name):
+            raise
+        # The system names no file, or the temporary one.
+        raise OSError(full.errno, full.strerror, str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,8 +66,9 @@ def unwritable(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             return error
-        if any(os.strerror(number) in str(error) for number in _UNWRITABLE):
-            return OSError(str(error))
+        for number in _UNWRITABLE:
+            if os.strerror(number) in str(error):
+                return OSError(number, os.strerror(number))
         error = error.__cause__ or error.__context__
     return None
 

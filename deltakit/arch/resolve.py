@@ -92,6 +92,29 @@ def registered_bodies(model: "PreTrainedModel") -> tuple[type, ...]:
     return registered if isinstance(registered, tuple) else (registered,)
 
 
+_LANGUAGE = (
+    "PRETRAINING",
+    "CAUSAL_LM",
+    "MASKED_LM",
+    "SEQ_TO_SEQ_CAUSAL_LM",
+    "SPEECH_SEQ_2_SEQ",
+    "IMAGE_TEXT_TO_TEXT",
+    "MULTIMODAL_LM",
+)
+"""transformers' mappings of the classes with the head that a model is pre-trained with."""
+
+
+def language_classes(config: Any) -> frozenset[type]:
+    """The classes that transformers registers for a config with the head of its pre-training."""
+    from transformers.models.auto import modeling_auto
+
+    found: set[type] = set()
+    for name in _LANGUAGE:
+        known = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING").get(type(config), ())
+        found |= {*(known if isinstance(known, tuple | list) else (known,))}
+    return frozenset(found)
+
+
 def _handles_of_part(model: "PreTrainedModel", part: str) -> Iterator[Handle]:
     """The handles of one of a model's parts, in a stack of the part's name.
 

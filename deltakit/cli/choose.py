@@ -88,9 +88,4 @@ def choose(out: Path | None, **options: Any) -> None:
 
     console = Console()
     lines = ChoiceLines(console)
-    try:
-        choice = run_choice(request, out, lines, started=started)
-    except KeyboardInterrupt:
-        lines.say("stopped. The same command goes on where it stopped")
-        raise
-    lines.answer(choice)
+    lines.answer(run_choice(request, out, lines, started=started))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltakit.cli.options import plan_options, request, sized_plans, whole
+from deltakit.cli.options import INTERRUPTED, plan_options, request, sized_plans, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,7 @@ def _run(
             outcome = run_plan(plan, out, live, opened=live.opened, engine=place, failures=failures)
         except KeyboardInterrupt:
             live.interrupted()
-            raise
+            raise SystemExit(INTERRUPTED) from None
     show(console, outcome)
     return outcome
 

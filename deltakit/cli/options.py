@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 ALL = "all"
 CURVE = ("train_sizes", "equal_steps")
 """The options that are no part of a request."""

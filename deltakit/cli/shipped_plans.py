@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from deltakit._files import write_text
 from deltakit.errors import DeltakitError, InvalidConfig, unknown
 
 
@@ -65,12 +66,11 @@ def copy(plan: str, file: Path) -> None:
 
     A file that exists is not overwritten.
     """
-    content = shipped_plan(plan).read_bytes()
+    content = shipped_plan(plan).read_text(encoding="utf-8")
+    if file.exists():
+        raise InvalidConfig(f"{file} exists. Choose another name, or remove it first.")
     try:
-        with file.open("xb") as stream:
-            stream.write(content)
-    except FileExistsError:
-        raise InvalidConfig(f"{file} exists. Choose another name, or remove it first.") from None
+        write_text(file, content)
     except OSError as error:
         raise DeltakitError(f"{file} cannot be written: {error.strerror}.") from None
     click.echo(f"{file} holds the plan {plan}. Run it with: deltakit compare --config {file}")

@@ -7,14 +7,14 @@ changes its name.
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from deltakit.arch.resolve import body_of, registered_bodies
+from deltakit.arch.resolve import body_of, language_classes, registered_bodies
 from deltakit.core.checkpoint import Part
 from deltakit.core.composition import Composition
 from deltakit.core.delta import Attending, Combiner
@@ -480,19 +480,40 @@ def head_names(model: "PreTrainedModel") -> frozenset[str]:
 
     The body is of a class that transformers registers for the config. A class without one has its
     head beside the parts of one. A language-modelling head is part of what was pre-trained, so it
-    belongs to the base.
+    belongs to the base; a further head beside it does not.
     """
     bodies = registered_bodies(model)
-    if model.get_output_embeddings() is not None or _is_bare(model, bodies):
+    if _is_bare(model, bodies):
         return frozenset()
+    if model.get_output_embeddings() is not None:
+        return _beside_language(model)
     body = body_of(model)
     found = body is not model and isinstance(body, bodies)
     parts = frozenset[str]() if found else _parts(model, bodies)
     if any(name in parts for name, _ in model.named_children()):
         names = base_parameters(model)
         return frozenset(name for name in names if name.partition(".")[0] not in parts)
-    inside = {id(p) for p in body.parameters()}
-    return frozenset(n for n, p in base_parameters(model).items() if id(p) not in inside)
+    return _outside(model, body.parameters())
+
+
+def _outside(model: nn.Module, inside: Iterable[nn.Parameter]) -> frozenset[str]:
+    """The names of the model's own parameters that are not among those `inside`."""
+    known = {id(p) for p in inside}
+    return frozenset(n for n, p in base_parameters(model).items() if id(p) not in known)
+
+
+def _beside_language(model: "PreTrainedModel") -> frozenset[str]:
+    """What a class with a language-modelling head has beside the classes that have it alone."""
+    classes = language_classes(model.config)
+    predicts = model.get_output_embeddings()
+    own = {n.partition(".")[0] for n, each in model.named_modules() if each is predicts}
+    outside = _outside(model, body_of(model).parameters())
+    beside = {name for name in outside if name.partition(".")[0] not in own}
+    if not classes or type(model) in classes or not beside:
+        return frozenset()
+    with torch.device("meta"):
+        built = [each(copy.deepcopy(model.config)) for each in classes]
+    return frozenset(beside).difference(*(each.state_dict() for each in built))
 
 
 def _is_bare(model: "PreTrainedModel", bodies: tuple[type, ...]) -> bool:

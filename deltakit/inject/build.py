@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -113,6 +114,7 @@ def trained_dtype(base: torch.dtype) -> torch.dtype:
 def _build_leaves(
     model: nn.Module, attachments: Attachments, attached: Attached, dtype: torch.dtype | None
 ) -> None:
+    _fit_tables(attachments)
     gates: dict[int, LayerDrop] = {}
     for placement in attached.method.placements():
         for handle in _handles(attachments, placement):
@@ -126,6 +128,18 @@ def _build_leaves(
                 stack=_token_stack(handle),
             )
             attached.leaves[handle.key] = (*attached.leaves.get(handle.key, ()), leaf)
+
+
+def _fit_tables(attachments: Attachments) -> None:
+    """Gives tables of embeddings where no delta is the number of rows that they have now."""
+    used = {key for each in attachments.attached.values() for key in each.leaves}
+    for key, handle in attachments.handles.items():
+        if (
+            isinstance(handle.module, nn.Embedding)
+            and handle.site is Site.EMBED
+            and key not in used
+        ):
+            attachments.handles[key] = replace(handle, d_in=handle.module.num_embeddings)
 
 
 def _handles(attachments: Attachments, placement: Placement) -> list[Handle]:

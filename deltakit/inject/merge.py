@@ -24,6 +24,7 @@ from deltakit.inject.partitions import wrapper_of
 from deltakit.inject.places import place_of, set_weight
 from deltakit.inject.switch import active_nodes, check_reached, reapply, take_off
 from deltakit.models.quantised import codec_of, dequantised_linear
+from deltakit.runtime.hooks import is_resized
 from deltakit.runtime.nodes import Node, PlacedDelta, SumNode
 from deltakit.runtime.twins import is_offloaded
 
@@ -485,6 +486,12 @@ def _check_whole(model: nn.Module, attachments: Attachments) -> None:
 
 def _check_alone(model: nn.Module, handle: Handle) -> None:
     """A table of embeddings may be the head's weight too, which the delta does not change."""
+    if handle.site is Site.EMBED and is_resized(handle):
+        raise NotMergeable(
+            f"{handle.path!r} was resized after a delta was attached to it. Call "
+            f"model.resize_token_embeddings({handle.d_in}) first, or leave the delta beside the "
+            "base."
+        )
     weight = handle.module._parameters.get("weight")
     sharing = [
         name

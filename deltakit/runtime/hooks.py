@@ -11,7 +11,7 @@ from typing import Any, Protocol, assert_never
 import torch
 from torch import Tensor, nn
 
-from deltakit.core.site import Handle, HookKind
+from deltakit.core.site import Handle, HookKind, Site
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.attention import AttentionPort, Switch
 from deltakit.runtime.batch_rows import PerRowNode
@@ -55,6 +55,36 @@ class OutputPort(SitePort, AddingPort):
     def advance(self, signal: Signal, change: Tensor) -> Signal:
         h = signal.stream + change
         return Signal(signal.x, h, h)
+
+
+class TablePort(OutputPort):
+    """h is the vectors that a table of embeddings has for tokens, x is their ids."""
+
+    def __init__(self, owner: Owner, handle: Handle) -> None:
+        super().__init__(owner, handle)
+        self.handle = handle
+
+    def __call__(self, module: nn.Module, args: Any, *rest: Any) -> Any:
+        if is_resized(self.handle) and self.find() is not None:
+            self._check(_first(args, rest[0]))
+        return super().__call__(module, args, *rest)
+
+    def _check(self, ids: Tensor) -> None:
+        """Raises `IncompatibleDeltas` for a token that the delta knows nothing of."""
+        known, compiling = self.handle.d_in, torch.compiler.is_compiling()
+        last = 0 if compiling or not ids.numel() else int(ids.max())
+        if last >= known:
+            raise IncompatibleDeltas(
+                f"token {last} is new: {self.handle.path!r} was resized after a delta of its first "
+                f"{known} rows was attached. Leave the new tokens out, or `detach` the delta and "
+                "attach one to the resized model."
+            )
+
+
+def is_resized(handle: Handle) -> bool:
+    """True if a table of embeddings has more rows than the deltas there are for."""
+    table = handle.module
+    return isinstance(table, nn.Embedding) and table.num_embeddings > handle.d_in
 
 
 class InputPort(SitePort, AddingPort):
@@ -207,7 +237,8 @@ def install(owner: Owner, handle: Handle) -> Iterable[Removable]:
     module = handle.module
     match handle.hook_kind:
         case HookKind.OUTPUT:
-            yield module.register_forward_hook(OutputPort(owner, handle), with_kwargs=True)
+            kind = TablePort if handle.site is Site.EMBED else OutputPort
+            yield module.register_forward_hook(kind(owner, handle), with_kwargs=True)
         case HookKind.INPUT:
             yield module.register_forward_pre_hook(InputPort(owner, handle))
         case HookKind.NORM:

@@ -26,7 +26,7 @@ from deltakit.core.site import Handle
 from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.row_counts import RowCounts
 from deltakit.runtime.twins import is_offloaded
-from deltakit.runtime.uses import Use, current_uses, entered, forget_context, note_context
+from deltakit.runtime.uses import Use, current_uses, entered
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 """No arguments by name: of a hook whose flag another thread has not set yet."""
@@ -269,13 +269,11 @@ class PassPort:
         current, uses = current_pass(), len(current_uses())
         inside = current.owner is self.owner and self.path not in current.inside
         if inside and current.uses in (None, uses):
-            forget_context()
             current.inside.append(self.path)
             return
         tables = next_tables(self.owner)
         begun = Pass(owner=self.owner, tables=tables, inside=[self.path], uses=uses)
         begun.tasks = _tasks_of(self.owner)
-        forget_context()
         THREAD.passes = (*THREAD.passes, begun)
         if _has_offloaded(module):
             _BRINGING.acquire()
@@ -359,7 +357,6 @@ class BeforePass:
         """
         if torch.compiler.is_compiling():
             return
-        note_context()
         next_tables(self.owner).check()
         if module.training:
             for layer in self.layers:

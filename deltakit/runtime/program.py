@@ -27,7 +27,7 @@ from deltakit.runtime.own_parameters import install_parameters
 from deltakit.runtime.passes import THREAD, PassPorts
 from deltakit.runtime.reached import Paths
 from deltakit.runtime.tables import Tables
-from deltakit.runtime.uses import Use, entered, has_other_tasks
+from deltakit.runtime.uses import Use, entered
 
 _LOCK = threading.RLock()
 
@@ -108,11 +108,6 @@ class Program:
     @contextmanager
     def using(self, model: nn.Module, tables: Tables) -> Iterator[None]:
         """Inside, passes of this thread run with tables of its own."""
-        if has_other_tasks() and _has_graphs():
-            raise IncompatibleDeltas(
-                "another task of this thread is inside `using`, and compiled code cannot tell the "
-                "tasks of a thread apart. Let each task leave `using` before it waits."
-            )
         with _LOCK:
             self.used.append(tables)
             changed = self._install(model, tables)

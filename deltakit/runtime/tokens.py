@@ -8,6 +8,7 @@ the row's tokens.
 """
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,7 @@ class TokensPort(SitePort, PositionsPort):
         places = Places(self.position, change.shape[0], _starts(self.position, _mask(given)))
         running = current_pass()
         begun = _has_begun(given.get("past_key_values"), places.length)
+        _check_room(given, places.length, begun)
         running.held[self.key] = places, begun, given.get("past_key_values")
         given |= dict(_later(given, places)) if begun else self._begin(given, places, change)
         for name in running.inputs.keys() & given.keys():
@@ -249,6 +251,38 @@ def _has_begun(cache: Any, length: int) -> bool:
             f"{length}. Begin with an empty cache, or activate the delta that filled this one."
         )
     return begun
+
+
+def _check_room(given: dict[str, Any], length: int, begun: bool) -> None:
+    """Raises `IncompatibleDeltas` for a static cache that the delta's positions do not fit into.
+
+    `generate` makes it as long as the tokens will be, and some models pad their mask to its length.
+    """
+    from transformers import StaticCache
+
+    cache, mask = given.get("past_key_values"), _mask(given)
+    if not isinstance(cache, StaticCache) or torch.compiler.is_compiling():
+        return
+    tokens = _tokens(given)
+    held = int(cache.get_seq_length())
+    padded = mask is not None and mask.shape[1] > tokens + held
+    if padded or held + tokens + (0 if begun else length) > _size(cache):
+        raise IncompatibleDeltas(
+            f"a static cache has no room for the {length} positions of a delta. Generate with "
+            "cache_implementation='dynamic', or give a longer cache and a mask of the tokens alone."
+        )
+
+
+def _tokens(given: dict[str, Any]) -> int:
+    """How many tokens a call has."""
+    both = (given.get("input_ids"), given.get("inputs_embeds"))
+    return next((each.shape[1] for each in both if each is not None), 0)
+
+
+def _size(cache: Any) -> float:
+    """How many positions a static cache can hold; layers with a window take any number."""
+    whole = (layer.max_cache_len for layer in cache.layers if not layer.is_sliding)
+    return min(whole, default=math.inf)
 
 
 def _cache_of(output: Any) -> Any:

@@ -1,11 +1,9 @@
 """The tables and tasks that one thread, or one task of an event loop, uses for itself.
 
-They are kept in the thread, where compiled code reads them, and in the context (`contextvars`),
-which tells the tasks of an event loop apart and goes with `asyncio.to_thread`. A pass that is not
-compiled goes by its context.
+They are kept in the context (`contextvars`), which tells threads and the tasks of an event loop
+apart, and goes with `asyncio.to_thread`.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,51 +29,34 @@ class Use:
 Uses = tuple[Use, ...]
 """Uses inside one another, the innermost last."""
 
-
-class _Thread(threading.local):
-    """The uses of one thread, and those of the context of the pass that begins in it."""
-
-    def __init__(self) -> None:
-        self.uses: Uses = ()
-        self.of_context: Uses | None = None
+_CONTEXT: ContextVar[Uses] = ContextVar("deltakit_uses")
 
 
-_HERE = _Thread()
-_CONTEXT: ContextVar[Uses] = ContextVar("deltakit_uses", default=())
+class _Here:
+    """The calling context.
+
+    torch cannot compile ``_CONTEXT.get()``. A property whose getter is not in Python it takes for
+    a plain attribute, which it reads and guards in each call of compiled code.
+    """
+
+    uses: Any = property(_CONTEXT.get)
+    """The context's uses; where it has none, the object itself: what `get` is given."""
+
+
+_HERE = _Here()
+
+
+def current_uses() -> Uses:
+    """The uses of the passes that begin here."""
+    found = _HERE.uses
+    return () if found is _HERE else found
 
 
 @contextmanager
 def entered(use: Use) -> Iterator[None]:
     """Inside, the passes of this context begin with `use`. Others may be left in any order."""
-    _HERE.uses = (*_HERE.uses, use)
-    _CONTEXT.set((*_CONTEXT.get(), use))
+    _CONTEXT.set((*current_uses(), use))
     try:
         yield
     finally:
-        _HERE.uses = _without(_HERE.uses, use)
-        _CONTEXT.set(_without(_CONTEXT.get(), use))
-
-
-def _without(uses: Uses, use: Use) -> Uses:
-    return tuple(each for each in uses if each is not use)
-
-
-def note_context() -> None:
-    """Lets the pass that begins go by its context. Compiled code cannot read it."""
-    _HERE.of_context = _CONTEXT.get()
-
-
-def forget_context() -> None:
-    """Ends what `note_context` has begun."""
-    _HERE.of_context = None
-
-
-def current_uses() -> Uses:
-    """The uses of the passes that begin here."""
-    found = _HERE.of_context
-    return _HERE.uses if found is None else found
-
-
-def has_other_tasks() -> bool:
-    """True if another task of this thread's event loop is inside a use."""
-    return any(use not in _CONTEXT.get() for use in _HERE.uses)
+        _CONTEXT.set(tuple(each for each in current_uses() if each is not use))

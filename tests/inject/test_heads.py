@@ -187,6 +187,67 @@ def test_a_head_added_to_a_body_by_a_class_of_its_own() -> None:
     assert head_names(Added(small(transformers.BertConfig))) == {"scores.weight", "scores.bias"}
 
 
+TWO_HEADED = {
+    "GPT2DoubleHeadsModel": "multiple_choice_head.",
+    "OpenAIGPTDoubleHeadsModel": "multiple_choice_head.",
+}
+
+
+@pytest.mark.parametrize("name", TWO_HEADED)
+def test_a_head_beside_that_of_the_vocabulary(name: str, tmp_path: Path) -> None:
+    kind = getattr(transformers, name)
+    model, other = (kind(small(kind.config_class)).eval() for _ in range(2))
+    head = head_names(model)
+    assert head and all(each.startswith(TWO_HEADED[name]) for each in head)
+    dk.attach(model, dk.LoRA(rank=2, targets="all"))
+    ids = torch.tensor([[[5, 6, 7], [5, 8, 9]]])
+    model(ids, mc_token_ids=torch.tensor([[2, 2]]), mc_labels=torch.tensor([1])).mc_loss.backward()
+    assert all(own(model)[each].grad is not None for each in head)
+    with torch.no_grad():
+        for each in own(model).values():
+            each.add_(0.3)
+    dk.save(model, tmp_path)
+    dk.load(other, tmp_path)
+    assert all(torch.equal(own(other)[key], value) for key, value in own(model).items())
+
+
+def test_a_value_head_of_a_class_of_its_own_beside_that_of_the_vocabulary() -> None:
+    class Valued(transformers.BertForMaskedLM):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.value = torch.nn.Linear(config.hidden_size, 1)
+
+    class Plain(transformers.BertForMaskedLM):
+        pass
+
+    config = small(transformers.BertConfig)
+    assert head_names(Valued(config)) == {"value.weight", "value.bias"}
+    assert head_names(Plain(config)) == frozenset()
+
+
+def with_language_heads() -> Iterator[Any]:
+    """Every class of transformers' that has a projection to the vocabulary, as a small model."""
+    for name in dir(transformers):
+        kind = None if name.startswith("Auto") else getattr(transformers, name, None)
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+            continue
+        try:
+            with torch.device("meta"):
+                model = kind(small(kind.config_class))
+            predicts = model.get_output_embeddings()
+        except Exception:  # noqa: S112 (it needs another library, or other settings)
+            continue
+        if predicts is not None:
+            yield model
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_other_class_with_a_vocabulary_has_a_head() -> None:
+    found = {type(model).__name__ for model in with_language_heads() if head_names(model)}
+    assert found == {*TWO_HEADED}
+
+
 def test_a_body_whose_layers_are_called_its_base_has_no_head() -> None:
     with torch.device("meta"):
         model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig())

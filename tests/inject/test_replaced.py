@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import deltakit as dk
-from deltakit.errors import IncompatibleDeltas
+from deltakit.errors import IncompatibleDeltas, NotMergeable
 
 
 class Wrapped(nn.Module):
@@ -121,6 +121,35 @@ def test_a_resized_table_acts_or_is_told(kit: SimpleNamespace, family: str) -> N
         assert "another module was put at" in str(error)
     else:
         torch.testing.assert_close(found[..., : expected.shape[-1]], expected)
+
+
+def test_a_new_token_is_refused_where_a_delta_is_for_the_old_ones(kit: SimpleNamespace) -> None:
+    model, batch = attached(kit, "lora[targets=embed]"), kit.make_batch()
+    expected = kit.out(model, batch)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    new = {**batch, "input_ids": batch["input_ids"].clone()}
+    new["input_ids"][0, 1] = 66
+    with pytest.raises(IncompatibleDeltas, match="token 66 is new.*attach one to the resized"):
+        kit.out(model, new)
+    with pytest.raises(NotMergeable, match=r"resize_token_embeddings\(64\) first"):
+        dk.merge(model)
+    torch.testing.assert_close(kit.out(model, batch), expected)
+    dk.detach(model)
+    dk.attach(model, dk.LoRA(targets="embed"))
+    kit.out(model, new)
+
+
+def test_a_delta_that_is_attached_after_a_table_was_resized_knows_its_tokens(
+    kit: SimpleNamespace,
+) -> None:
+    model, batch = attached(kit, "lora"), kit.make_batch()
+    model.resize_token_embeddings(70, mean_resizing=False)
+    dk.attach(model, dk.LoRA(rank=2, targets="embed"), "table")
+    kit.randomise_deltas(model)
+    batch["input_ids"][0, 1] = 66
+    found = kit.out(model, batch)
+    dk.activate(model, None)
+    assert not torch.allclose(kit.out(model, batch), found)
 
 
 def test_a_table_where_no_delta_acts_can_be_resized(kit: SimpleNamespace) -> None:

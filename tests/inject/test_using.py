@@ -263,20 +263,33 @@ def test_tasks_of_an_event_loop_use_their_own(kit: SimpleNamespace, model: Any) 
             torch.testing.assert_close(out, wanted)
 
 
-def test_tasks_of_an_event_loop_are_refused_where_code_is_compiled(
-    monkeypatch: pytest.MonkeyPatch, model: Any
-) -> None:
-    monkeypatch.setattr("deltakit.runtime.program._has_graphs", lambda: True)
+def test_tasks_and_threads_of_a_compiled_model_use_their_own(kit: SimpleNamespace) -> None:
+    torch.compiler.reset()
+    model, batch = kit.make_model("bert", "classify", num_hidden_layers=1), kit.make_batch()
+    for name in ("lora", "par", "bias"):
+        dk.attach(model, METHODS[name], name)
+    kit.randomise_deltas(model)
+    ways = ("lora", "bias", None, "par")
+    expected = {}
+    for way in ways:
+        dk.activate(model, way)
+        expected[way] = kit.out(model, batch)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
 
-    async def one() -> None:
-        with dk.using(model, "lora"):
-            await asyncio.sleep(0)
+    async def one(way: str | None) -> None:
+        with dk.using(model, way):
+            for _ in range(2):
+                await asyncio.sleep(0)  # the other tasks go on
+                torch.testing.assert_close(kit.out(compiled, batch), expected[way])
+                found = await asyncio.to_thread(kit.out, compiled, batch)
+                torch.testing.assert_close(found, expected[way])
 
-    async def two() -> None:
-        await asyncio.gather(one(), one())
+    async def all_ways() -> None:
+        await asyncio.gather(*map(one, ways))
 
-    with pytest.raises(IncompatibleDeltas, match="another task of this thread"):
-        asyncio.run(two())
+    asyncio.run(all_ways())
+    torch.testing.assert_close(kit.out(compiled, batch), expected["par"])
+    torch.compiler.reset()
 
 
 def test_one_that_ends_before_a_later_one_leaves_it(kit: SimpleNamespace, model: Any) -> None:

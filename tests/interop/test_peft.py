@@ -750,7 +750,7 @@ def copy(sample: Path, tmp_path: Path) -> Path:
         ({"alora_invocation_tokens": [1]}, "Activated LoRA cannot be loaded"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": ["pissa"]}, "only starts that leave the base's weights alone"),
-        ({"peft_type": "ADALORA"}, "peft_type is 'ADALORA'.*rows such as peft:adalora"),
+        ({"peft_type": "ADALORA"}, "peft_type is 'ADALORA'.*save_as_lora"),
         ({"peft_type": None}, "peft_type is None"),
     ],
 )  # fmt: skip

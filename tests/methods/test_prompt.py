@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import deltakit as dk
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
@@ -262,7 +262,7 @@ def test_a_cache_of_another_delta_is_refused(kit: SimpleNamespace) -> None:
         model(ids, past_key_values=cache)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "gpt2"])
 def test_a_static_cache_is_refused_with_advice_that_works(
     kit: SimpleNamespace, family: str
 ) -> None:
@@ -273,6 +273,19 @@ def test_a_static_cache_is_refused_with_advice_that_works(
         model.generate(ids, **GREEDY)
     found = model.generate(ids, cache_implementation="dynamic", **GREEDY).sequences
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_a_static_cache_is_filled_as_long_as_there_is_room(
+    kit: SimpleNamespace, family: str
+) -> None:
+    model, ids = talker(kit, family), torch.randint(5, 60, (1, 6))
+    caches = DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=10)
+    for part in (ids[:, :4], ids[:, 4:]):
+        first, second = (model(part, past_key_values=cache) for cache in caches)
+        torch.testing.assert_close(second.logits, first.logits)
+    with pytest.raises(IncompatibleDeltas, match="static cache has no room for the 3 positions"):
+        model(ids, past_key_values=caches[1])
 
 
 def test_the_plain_model_does_not_go_on_with_a_deltas_cache(kit: SimpleNamespace) -> None:

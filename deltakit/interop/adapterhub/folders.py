@@ -327,7 +327,8 @@ def write_files(folder: Path, files: Files) -> None:
                 case ".safetensors":
                     write_tensors(path, *content)
                 case _:
-                    torch.save(content, path)
+                    with path.open("wb") as file:  # whose errors say what the system says
+                        torch.save(content, file)
     for name in FILES:
         if name not in files:
             (folder / name).unlink(missing_ok=True)

@@ -107,9 +107,8 @@ def _reader(config: Config) -> Callable[[Folder], Adapter]:
     if name in _READERS:
         return _READERS[name]
     raise CheckpointError(
-        f"{config.path}: peft_type is {kind!r}. deltakit loads "
-        f"{', '.join(_READERS)}. `deltakit compare` trains other tuners of PEFT's, as rows such as "
-        f"peft:{name.lower()}; it cannot load them."
+        f"{config.path}: peft_type is {kind!r}. deltakit loads {', '.join(_READERS)}. Use it with "
+        "PEFT itself; what PEFT turns into a LoRA (peft.save_as_lora) can be loaded."
     )
 
 

@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, get_context
+from multiprocessing import connection, forkserver, get_context, resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from deltakit._imports import Parcel
@@ -46,7 +46,7 @@ class Processes(Engine):
 
     def prepare(self) -> None:
         if _context().get_start_method() == "forkserver":
-            forkserver.ensure_running()
+            _start_server()
 
     def run(self, job: "Job", progress: "Progress") -> None:
         from deltakit.compare.run.queue import WorkQueue
@@ -115,7 +115,7 @@ class Slot:
         self._process = context.Process(
             target=_work, args=(self._parcel, parcel, environment, theirs)
         )
-        self._process.start()
+        _started(self._process)
         theirs.close()  # so that the end of the process is the end of what can be read
         self.item = item
 
@@ -206,7 +206,7 @@ def _work(
     its_job: Parcel, its_item: Parcel, environment: ChildEnvironment, connection: "Connection"
 ) -> None:
     """One cell, from beginning to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     os.environ.update(environment.environment)
     import torch
@@ -228,6 +228,40 @@ def _work(
 
 
 # ------------------------------------------------------------------------------ how they start
+
+
+def _start_server() -> None:
+    """Starts the fork server where there is none; its processes have its mask of signals."""
+    with _no_interrupts():
+        forkserver.ensure_running()
+
+
+def _started(process: "BaseProcess") -> None:
+    """Starts a process."""
+    if _context().get_start_method() == "forkserver":
+        _start_server()
+        process.start()
+        return
+    with _no_interrupts():
+        process.start()
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Inside, Ctrl-C waits, and processes that are started never get it.
+
+    A terminal sends it to all of them, also to those that are still importing. The one that has
+    started them ends them.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # inside, this would let Ctrl-C through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _devices() -> list[dict[str, str]]:

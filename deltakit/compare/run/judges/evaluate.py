@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deltakit._files import unwritable
 from deltakit.compare.records.verdict import Verdict
 from deltakit.compare.run.judges.base import JUDGES, Judge, Questions
 from deltakit.compare.run.judges.rows import ChosenRows, JudgedRow, chosen_rows, model_of, source_of
@@ -77,6 +78,8 @@ def _judged(
         with model_of(row, source, merged=questions.merged) as model:
             verdicts = tuple(judge.judge(model, questions))
     except Exception as error:  # of the row's own model, or of the library
+        if (full := unwritable(error)) is not None:  # no other row could be judged
+            raise full from error
         tell(f"{row.name} failed: {type(error).__name__}: {first_line(error)}")
         return False
     folder.add_verdicts(row.cell.id, verdicts)

@@ -1,12 +1,19 @@
 """People's own columns, checked: texts that are texts, labels of one kind, three splits."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from deltakit.compare.tasks.data.columns import ColumnNames, RawSplit, RawTable, short_repr
+from deltakit.compare.tasks.data.columns import (
+    ColumnNames,
+    RawSplit,
+    RawTable,
+    short_list,
+    short_repr,
+)
+from deltakit.compare.tasks.data.files import Columns
 from deltakit.compare.tasks.data.splits import Examples, carve, disputed, distinct, rows_by_text
-from deltakit.compare.tasks.kinds import Kind
+from deltakit.compare.tasks.kinds import KINDS, Kind
 from deltakit.compare.tasks.task import TaskData
 from deltakit.errors import InvalidConfig
 
@@ -25,7 +32,7 @@ def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> Ra
     """
     source = kind.prepared(source, names)
     text, column = kind.columns_in(source.columns, names)
-    texts = [] if text is None else source.texts(text, "--text-column")
+    texts = [] if text is None else _texts(source, text, names)
     pairs = None if names.pair is None else source.texts(names.pair, "--pair-column")
     inputs = {name: source.cells(name, type) for name, type in kind.inputs.items()}
     labels = [] if column is None else source.column(column, _LABEL_HINT)
@@ -37,6 +44,40 @@ def select_columns(source: RawTable, names: ColumnNames, kind: type[Kind]) -> Ra
         column=column or "",
         present=tuple(source.columns),
         inputs=inputs,
+    )
+
+
+def _texts(source: RawTable, column: str, names: ColumnNames) -> list[str]:
+    """The texts of a column. What refuses it names the kinds that read the other columns."""
+    try:
+        return source.texts(column, "--text-column")
+    except InvalidConfig:
+        kinds = [*_reading(source.columns)]
+        if not kinds:
+            raise
+    listed = " or ".join(f"--kind {kind}" for kind in kinds)
+    alone = "" if names.text is None else " without --text-column"
+    lacks = f": the column {column!r} holds no texts" if column in source.columns else ""
+    raise InvalidConfig(
+        f"{source.where}{lacks or f' has no column {column!r}'}. It has: "
+        f"{short_list(source.columns)}. Take {listed}{alone}, or name a column of texts with "
+        "--text-column."
+    )
+
+
+def _reading(columns: Columns) -> Iterator[str]:
+    """The kinds of task that read no text, and whose columns are all there."""
+    for kind in map(KINDS.get, KINDS):
+        text, label = kind.columns_in(columns, ColumnNames())
+        needed = {*kind.inputs, *([] if label is None else [label])}
+        if text is None and needed <= columns.keys() and _are_read(columns, kind):
+            yield kind.name
+
+
+def _are_read(columns: Columns, kind: type[Kind]) -> bool:
+    """Whether cells of a kind's inputs are of its types."""
+    return bool(kind.inputs) and all(
+        type.read(cell) is not None for name, type in kind.inputs.items() for cell in columns[name]
     )
 
 

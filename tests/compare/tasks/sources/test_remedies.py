@@ -116,6 +116,35 @@ def test_another_column_or_kind(
     assert len(load_task(place, followed, kind=kind_then).train) > 0
 
 
+def chat(n: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"One. Or {n}?"}, {"role": "assistant", "content": "one"}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        (ColumnNames(), "no column 'text'. It has: 'messages', 'label'. Take --kind chat, or"),
+        (ColumnNames(text="messages"), "holds no texts.*--kind chat without --text-column, or"),
+    ],
+)
+def test_chats_beside_labels_are_read_as_chats(
+    tmp_path: Path, asked: ColumnNames, advice: str
+) -> None:
+    content = [{"messages": chat(n), "label": ("bad", "good")[n % 2]} for n in range(40)]
+    place = write(tmp_path, train=content)
+    with pytest.raises(InvalidConfig, match=advice):
+        load_task(place, asked)
+    assert load_task(place, kind="chat").kind.description == "chats"
+
+
+def test_words_beside_other_labels_are_read_by_their_kind(tmp_path: Path) -> None:
+    content = [{"tokens": ["a", f"b{n}"], "tags": ["X", "O"], "label": n % 2} for n in range(40)]
+    place = write(tmp_path, train=content)
+    with pytest.raises(InvalidConfig, match="no column 'text'.*Take --kind tokens, or"):
+        load_task(place, kind="classification")
+    assert load_task(place, kind="tokens").labels == ("O", "X")
+
+
 def test_a_test_file_without_labels_is_moved_out(tmp_path: Path) -> None:
     place = write(tmp_path, train=rows(), test=[{"text": f"test {n}"} for n in range(10)])
     with pytest.raises(InvalidConfig, match="move the file of a split without labels out"):
