@@ -510,6 +510,36 @@ def test_nothing_is_merged_into_8_bit_floats(kit: SimpleNamespace) -> None:
         dk.attach(model, dk.DoRA())
 
 
+class EightBits(torch.nn.Linear):
+    """A linear that holds its weight in 8-bit floats and computes in the dtype of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "spec",
+    ["lora", "ia3", "pfeiffer[bottleneck=3]", "houlsby[bottleneck=3]", "parallel[bottleneck=3]",
+     "prefix", "prompt", "norms", "head", "loreft", "vera", "compacter[reduction=4]", "molora", "lora+norms"],
+)  # fmt: skip
+def test_deltas_of_a_base_in_8_bit_floats_are_trained_in_single(
+    kit: SimpleNamespace, spec: str, dtype: torch.dtype
+) -> None:
+    model, batch = kit.make_model("llama", "classify").to(dtype), kit.make_batch(labels=True)
+    for module in model.model.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.__class__ = EightBits
+            module.weight.data = module.weight.data.to(torch.float8_e4m3fn)
+            module.weight.requires_grad_(False)
+    dk.attach(model, dk.parse_method(spec))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained and {p.dtype for p in trained} == {torch.float32}
+    loss = model.train()(**batch).loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in trained)
+
+
 # ------------------------------------------------------------------------- merged, to be kept
 
 

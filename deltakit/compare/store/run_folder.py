@@ -23,6 +23,7 @@ from deltakit.compare.store.locks import Lock
 from deltakit.errors import InvalidConfig
 
 RUN = "run.json"
+EVALUATION = "evaluation.json"
 LOCKS = "locks"
 
 
@@ -173,6 +174,18 @@ class RunFolder:
                 whole = {each.title: each.to_dict() for each in (*earlier, *verdicts)}
                 text = json.dumps(list(whole.values()), indent=2)
                 write_text(self._extra_path(cell_id, f"judge-{judge}"), text + "\n")
+
+    def evaluation(self) -> Any:
+        """The record of an evaluation that was stopped, or None."""
+        path = self.path / EVALUATION
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write_evaluation(self, content: Any) -> None:
+        """Stores the record of a running evaluation; None removes it."""
+        if content is None:
+            (self.path / EVALUATION).unlink(missing_ok=True)
+        else:
+            write_text(self.path / EVALUATION, json.dumps(content, indent=2) + "\n")
 
     def _extra_path(self, cell_id: str, kind: str) -> Path:
         return self.path / "cells" / f"{cell_id}.{kind}.json"

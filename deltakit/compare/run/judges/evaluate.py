@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from deltakit._files import unwritable
 from deltakit.compare.records.verdict import Verdict
@@ -29,7 +32,8 @@ def evaluate_rows(
 ) -> tuple[str, ...]:
     """Asks another library about the rows of a run, and stores what it says with their cells.
 
-    Each row is stored when it is judged. A row that fails is told, and the others go on.
+    Each row is stored when it is judged, and the same call goes on where it was stopped. A row that
+    fails is told, and the others go on.
 
     Args:
         path: the run folder.
@@ -55,8 +59,41 @@ def evaluate_rows(
     asked.check_tasks(questions.tasks)
     for line in chosen.left_out:
         tell(line)
-    found = {row.name: _judged(folder, asked, row, source, questions, tell) for row in chosen.rows}
-    return tuple(name for name, done in found.items() if not done)
+    stopped = Stopped(folder, {"judge": judge, "seed": seed, **asdict(questions)})
+    failed = []
+    for row in chosen.rows:
+        if row.cell.id in stopped.judged:
+            tell(f"{row.name}: judged already, before the command was stopped")
+        elif _judged(folder, asked, row, source, questions, tell):
+            stopped.add(row.cell.id)
+        else:
+            failed.append(row.name)
+    stopped.forget()
+    return tuple(failed)
+
+
+class Stopped:
+    """The cells that a call has judged, until it ends.
+
+    Args:
+        folder: the run.
+        asked: what tells the call from another one.
+    """
+
+    def __init__(self, folder: RunFolder, asked: Mapping[str, Any]) -> None:
+        self._folder, self._asked = folder, json.loads(json.dumps(asked))
+        before = folder.evaluation()
+        same = before is not None and before["asked"] == self._asked
+        self.judged: list[str] = before["judged"] if before is not None and same else []
+
+    def add(self, cell_id: str) -> None:
+        """Notes that a cell is judged."""
+        self.judged.append(cell_id)
+        self._folder.write_evaluation({"asked": self._asked, "judged": self.judged})
+
+    def forget(self) -> None:
+        """The call has ended: the next one judges all rows again."""
+        self._folder.write_evaluation(None)
 
 
 def _check_model(judge: Judge, source: ModelSource, chosen: ChosenRows) -> None:

@@ -135,6 +135,32 @@ def test_a_row_that_cannot_be_judged_stops_no_other(
     assert judged == {"head", "lora", "fusion"}
 
 
+def test_a_stopped_evaluation_goes_on(
+    run: Path, deltakit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("evaluate", run, "--with", "ruler", "--tasks", "size")
+    asked: list[int] = []
+
+    def judge(self: Ruler, judged: JudgedModel, questions: Questions) -> list[Verdict]:
+        asked.append(len(asked))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return list(Ruler.judge(self, judged, questions))
+
+    class Stopping(Ruler):
+        pass
+
+    monkeypatch.setattr(Stopping, "judge", judge)
+    monkeypatch.setitem(JUDGES._things, "ruler", Stopping)
+    ended = deltakit(*command)
+    assert ended.code == 130
+    assert ended.err.endswith("judged rows are kept; the same command goes on there.\n")
+    assert {row for row in ("head", "adapter") if RunFolder(run).verdicts(cell_of(run, row))}
+    ended = deltakit(*command)
+    assert ended.code == 0 and ended.out.count("judged already") == 2 and len(asked) == 5
+    assert deltakit(*command).code == 0 and len(asked) == 9  # a command that has ended begins anew
+
+
 def lose_delta(run: Path) -> None:
     shutil.rmtree(run / "deltas")
 
