@@ -521,7 +521,8 @@ class EightBits(torch.nn.Linear):
 @pytest.mark.parametrize(
     "spec",
     ["lora", "ia3", "pfeiffer[bottleneck=3]", "houlsby[bottleneck=3]", "parallel[bottleneck=3]",
-     "prefix", "prompt", "norms", "head", "loreft", "vera", "compacter[reduction=4]", "molora", "lora+norms"],
+     "prefix", "prompt", "norms", "head", "loreft", "vera", "compacter[reduction=4]", "molora",
+     "lora+norms"],
 )  # fmt: skip
 def test_deltas_of_a_base_in_8_bit_floats_are_trained_in_single(
     kit: SimpleNamespace, spec: str, dtype: torch.dtype
