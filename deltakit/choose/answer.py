@@ -89,7 +89,7 @@ def _against_best(outcome: Outcome) -> Iterator[str]:
     if best.name != choice.name:
         yield from _against(outcome, best, outcome.vs[best.name])
         return
-    finalists = [row for row in outcome.rows if row.name != outcome.floor]
+    finalists = _finalists(outcome)
     if len(finalists) > 1:
         how = "highest" if _up(outcome) else "lowest, which is best,"
         yield f"It scores {how} of {len(finalists)} finalists, which were trained with new seeds."
@@ -217,18 +217,36 @@ def _kept(outcome: Outcome) -> str:
 
 
 def _certainty(outcome: Outcome) -> Iterator[str]:
-    finalists = [row for row in outcome.rows if row.name != outcome.floor]
+    alone = len(_finalists(outcome)) == 1
     share = f"{outcome.probability:.0%}".replace("%", " %")
+    rival = "the task head alone is not" if alone else "no finalist is"
     yield (
-        f"{share}: in so many resamples, over examples and seeds, no finalist is more than "
+        f"{share}: in so many resamples, over examples and seeds, {rival} more than "
         f"{_margin(outcome)} better."
     )
-    if _untrained(outcome):
-        who = "finalist" if len(finalists) == 1 else f"{len(finalists)} finalists"
-        yield f"This is about the {who} and the task head. It says nothing about the rest."
+    yield from _scope(outcome)
     if min(row.seeds for row in outcome.rows) == 1:
         yield "Each was trained with one seed, so how much the seed matters is not in it."
     yield from _trust(outcome)
+
+
+def _finalists(outcome: Outcome) -> list[FinalRow]:
+    return [row for row in outcome.rows if row.name != outcome.floor]
+
+
+def _scope(outcome: Outcome) -> Iterator[str]:
+    """The rows that the probability is about, where there are others."""
+    finalists = _finalists(outcome)
+    if len(finalists) == 1:
+        yield (
+            "There was one finalist. It was compared with other methods in the rungs alone, with "
+            "one seed each."
+        )
+    elif _untrained(outcome):
+        yield (
+            f"This is about the {len(finalists)} finalists and the task head. It says nothing "
+            "about the rest."
+        )
 
 
 def _untrained(outcome: Outcome) -> bool:

@@ -162,6 +162,12 @@ def test_the_probability_is_about_finalists_alone_where_others_were_not_trained(
     assert "says nothing about" not in said(whole, "How sure")
 
 
+def test_one_finalist_is_sure_of_nothing_but_the_task_head() -> None:
+    sure = said(outcome(rows=(HEAD, LORA)), "How sure")
+    assert "the task head alone is not more than 0.5 points better. There was one fin" in sure
+    assert "compared with other methods in the rungs alone" in sure and "2 finalists" not in sure
+
+
 def test_rungs_that_disagree_and_single_seeds_are_told() -> None:
     assert "rank correlation 0.40" in said(outcome(), "How sure")
     agreeing = outcome(rungs=(replace(RUNG, correlation=0.9),))
