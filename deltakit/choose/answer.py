@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deltakit.choose.decide.halving import LOW_CORRELATION
-from deltakit.choose.outcome import FinalRow, Outcome, front, shown, spelled_out
+from deltakit.choose.outcome import (
+    FinalRow,
+    Outcome,
+    finalists_of,
+    front,
+    last_rung,
+    shown,
+    spelled_out,
+)
 from deltakit.compare.report.number_format import (
     format_bytes,
     format_count,
@@ -18,6 +26,9 @@ from deltakit.compare.stats.significance import LEVEL, Difference
 
 NOTICED = 0.05
 """The part by which the times of two methods differ before a sentence says so."""
+
+SHOWN = 3
+"""Arms of the last rung that are named."""
 
 SURE = 0.9
 """A choice that is less sure names what would make it surer."""
@@ -79,6 +90,8 @@ def _rate(row: FinalRow) -> str:
 
 def _why(outcome: Outcome) -> Iterator[str]:
     yield from _against_best(outcome)
+    if len(finalists_of(outcome)) == 1:
+        yield from _in_the_rungs(outcome)
     yield from _against_floor(outcome)
     yield from _front(outcome)
     yield from _broken(outcome)
@@ -89,10 +102,23 @@ def _against_best(outcome: Outcome) -> Iterator[str]:
     if best.name != choice.name:
         yield from _against(outcome, best, outcome.vs[best.name])
         return
-    finalists = _finalists(outcome)
+    finalists = finalists_of(outcome)
     if len(finalists) > 1:
         how = "highest" if _up(outcome) else "lowest, which is best,"
         yield f"It scores {how} of {len(finalists)} finalists, which were trained with new seeds."
+
+
+def _in_the_rungs(outcome: Outcome) -> Iterator[str]:
+    """The scores of the last rung, where it alone compared methods."""
+    rung, unit = outcome.rungs[-1].rung, outcome.metric.unit
+    scores = (
+        f"`{each.arm}` {unit.words(unit.shown(each.score or 0.0))[0]}{unit.value}"
+        for each in last_rung(outcome)[:SHOWN]
+    )
+    yield (
+        f"There was time for one finalist. After {rung.steps} steps, on {rung.rows} validation "
+        f"examples, the best were {', '.join(scores)}."
+    )
 
 
 def _best(outcome: Outcome) -> FinalRow:
@@ -217,7 +243,7 @@ def _kept(outcome: Outcome) -> str:
 
 
 def _certainty(outcome: Outcome) -> Iterator[str]:
-    alone = len(_finalists(outcome)) == 1
+    alone = len(finalists_of(outcome)) == 1
     share = f"{outcome.probability:.0%}".replace("%", " %")
     rival = "the task head alone is not" if alone else "no finalist is"
     yield (
@@ -230,18 +256,11 @@ def _certainty(outcome: Outcome) -> Iterator[str]:
     yield from _trust(outcome)
 
 
-def _finalists(outcome: Outcome) -> list[FinalRow]:
-    return [row for row in outcome.rows if row.name != outcome.floor]
-
-
 def _scope(outcome: Outcome) -> Iterator[str]:
     """The rows that the probability is about, where there are others."""
-    finalists = _finalists(outcome)
+    finalists = finalists_of(outcome)
     if len(finalists) == 1:
-        yield (
-            "There was one finalist. It was compared with other methods in the rungs alone, with "
-            "one seed each."
-        )
+        yield "Other methods were compared with it in the rungs alone, with one seed each."
     elif _untrained(outcome):
         yield (
             f"This is about the {len(finalists)} finalists and the task head. It says nothing "
@@ -313,10 +332,12 @@ def _arms(number: int) -> str:
 
 def _more(outcome: Outcome) -> Iterator[str]:
     if outcome.left_out or outcome.steps < outcome.full_steps:
-        yield (
-            f"--minutes {outcome.minutes_for_all:.0f} would try everything, with "
-            f"{outcome.full_steps} steps a training; here they have {outcome.steps}."
+        longer = (
+            f", with {outcome.full_steps} steps a training; here they have {outcome.steps}"
+            if outcome.steps < outcome.full_steps
+            else ""
         )
+        yield f"--minutes {outcome.minutes_for_all:.0f} would try everything{longer}."
     elif outcome.probability < SURE:
         yield "More seeds would tell the finalists apart: the comparison below has them."
 

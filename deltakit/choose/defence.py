@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltakit.choose.outcome import Outcome
+from deltakit.choose.outcome import Outcome, finalists_of, last_rung
 from deltakit.compare.plan.plan import Plan
 from deltakit.compare.plan.request import Request
 
@@ -25,9 +25,8 @@ DEFENCE = {"seeds": 5, "trials": 4}
 def defence(plan: Plan, outcome: Outcome) -> dict[str, object]:
     """The options of a comparison of the finalists with more seeds and a search for each rate."""
     asked, budget = plan.request, plan.request.budget
-    methods = [row.method for row in outcome.rows if row.name != outcome.floor]
     return {
-        "methods": ",".join(dict.fromkeys(methods)),
+        "methods": ",".join(dict.fromkeys(_rivals(outcome))),
         "model": plan.request.model,
         "task": plan.request.task,
         "bases": ",".join(plan.request.bases),
@@ -39,6 +38,14 @@ def defence(plan: Plan, outcome: Outcome) -> dict[str, object]:
         **_data_options(asked),
         **DEFENCE,
     }
+
+
+def _rivals(outcome: Outcome) -> list[str]:
+    """The specs of the finalists; with a single one, also those that ended the last rung."""
+    finalists = [row.method for row in finalists_of(outcome)]
+    if len(finalists) > 1:
+        return finalists
+    return finalists + [each.arm.rpartition(" on ")[0] for each in last_rung(outcome)]
 
 
 def _data_options(asked: Request) -> dict[str, object]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltakit.choose.decide.bracket import RungResult
-from deltakit.choose.decide.halving import Fate
+from deltakit.choose.decide.halving import Fate, Verdict
 from deltakit.compare.stats.metrics import Metric
 from deltakit.compare.stats.significance import Difference
 
@@ -191,6 +191,22 @@ def rung_record(result: RungResult) -> dict[str, Any]:
             for verdict in result.verdicts
         ],
     }
+
+
+def last_rung(outcome: Outcome) -> tuple[Verdict, ...]:
+    """The verdicts on the methods that ended the last rung with a score, the best first."""
+    floor = f"{outcome.floor.partition(' on ')[0]} on "
+    scored = [
+        each
+        for each in outcome.rungs[-1].verdicts
+        if each.score is not None and not each.arm.startswith(floor)
+    ]
+    return tuple(sorted(scored, key=lambda each: each.behind or 0.0))
+
+
+def finalists_of(outcome: Outcome) -> tuple[FinalRow, ...]:
+    """The rows of the finals without the floor."""
+    return tuple(row for row in outcome.rows if row.name != outcome.floor)
 
 
 def arms_by_fate(rungs: Sequence[RungResult], fate: Fate) -> tuple[str, ...]:

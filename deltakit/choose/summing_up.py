@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from deltakit.choose.arm_facts import FLOOR
 from deltakit.choose.cost import cost_share, minutes_for_all
 from deltakit.choose.decide.bracket import BracketResult
 from deltakit.choose.decide.certainty import pooled, probability, score_interval
@@ -60,8 +61,8 @@ def outcome_of(
         ruled_out=prepared.ruled_out,
         left_out=prepared.ladder.left_out,
         untried=untried(prepared.field.facts, prepared.ladder),
-        not_finished=arms_by_fate(bracket.rungs, Fate.NO_BUDGET),
-        at_chance=arms_by_fate(bracket.rungs, Fate.AT_CHANCE),
+        not_finished=_without_floor(prepared, arms_by_fate(bracket.rungs, Fate.NO_BUDGET)),
+        at_chance=_without_floor(prepared, arms_by_fate(bracket.rungs, Fate.AT_CHANCE)),
         beaten=arms_by_fate(bracket.rungs, Fate.BEATEN),
         not_trained=tuple(_name(prepared, key) for key in trained.dropped),
         failed=_failed(bracket, trained),
@@ -104,6 +105,11 @@ def _row(
         latency=facts.latency,
         broken=broken,
     )
+
+
+def _without_floor(prepared: Prepared, arms: Sequence[str]) -> tuple[str, ...]:
+    floors = {arm.name for arm in prepared.field.facts if arm.family == FLOOR}
+    return tuple(name for name in arms if name not in floors)
 
 
 def _failed(bracket: BracketResult, trained: Trained) -> dict[str, str]:

@@ -106,6 +106,11 @@ def test_what_the_budget_could_not_train_is_said_and_not_called_worse() -> None:
     assert content["at_chance"] == ["prefix on fp32 at 0.003"] and content["answer"] == "a. b."
 
 
+def test_a_field_of_full_length_names_no_steps() -> None:
+    change = said(outcome(full_steps=72), "What would change it")
+    assert change.endswith("--minutes 108 would try everything.")
+
+
 def test_finalists_for_which_there_was_no_time_are_named() -> None:
     late = outcome(not_trained=("adapter",), left_out=(), untried=(), at_chance=())
     assert "No time was left to train as a finalist: adapter." in said(late, "What would change it")
@@ -164,8 +169,17 @@ def test_the_probability_is_about_finalists_alone_where_others_were_not_trained(
 
 def test_one_finalist_is_sure_of_nothing_but_the_task_head() -> None:
     sure = said(outcome(rows=(HEAD, LORA)), "How sure")
-    assert "the task head alone is not more than 0.5 points better. There was one fin" in sure
-    assert "compared with other methods in the rungs alone" in sure and "2 finalists" not in sure
+    assert "the task head alone is not more than 0.5 points better. Other methods were" in sure
+    assert "compared with it in the rungs alone" in sure and "2 finalists" not in sure
+    verdicts = [
+        Verdict(arm=f"{name} on fp32 at 0.01", fate=Fate.KEPT, score=at, behind=80 - at)
+        for name, at in (("head", 0.8), ("ia3", 0.7), ("lora", 0.75))
+    ]
+    ended = outcome(rows=(HEAD, LORA), rungs=(replace(RUNG, verdicts=tuple(verdicts)),))
+    assert (
+        "After 72 steps, on 500 validation examples, the best were `lora on fp32 at 0.01` 75.0 %, "
+        "`ia3 on fp32 at 0.01` 70.0 %."
+    ) in said(ended, "Why")
 
 
 def test_rungs_that_disagree_and_single_seeds_are_told() -> None:

@@ -37,6 +37,18 @@ def test_it_has_all_that_decides_what_is_read_and_scored() -> None:
     assert given == ["mine.py", "other,file.py"]
 
 
+def test_a_single_finalist_is_compared_with_those_that_ended_the_last_rung() -> None:
+    verdicts = tuple(
+        SimpleNamespace(arm=f"{name} on fp32 at 0.01", score=score, behind=1.0)
+        for name, score in (("head", 0.5), ("ia3", 0.7), ("lora[rank=2]", 0.7), ("prefix", None))
+    )
+    rows = [SimpleNamespace(name=name, method=name) for name in ("head", "ia3")]
+    rungs = [SimpleNamespace(verdicts=verdicts)]
+    outcome: Any = SimpleNamespace(rows=rows, floor="head", rungs=rungs)
+    plan: Any = SimpleNamespace(request=choice_request({"task": "reviews.csv"}).compared)
+    assert defence(plan, outcome)["methods"] == "ia3,lora[rank=2]"
+
+
 def test_every_option_is_one_of_the_commands() -> None:
     known = {name for each in compare.params for name in each.opts}
     words = command(kind="classification", positive="1", label_separator=";")
