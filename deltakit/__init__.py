@@ -102,7 +102,8 @@ if TYPE_CHECKING:
     from deltakit.methods.prompt import PromptTuning
     from deltakit.methods.sparse import Sparse
     from deltakit.methods.vera import VeRA
-    from deltakit.models.weights import load_base, register_weight_format
+    from deltakit.models.loading import load_base
+    from deltakit.models.weights import register_weight_format
     from deltakit.runtime.trunk_cache import TrunkCache
 
 _HOMES = {
@@ -111,7 +112,8 @@ _HOMES = {
     "deltakit.compare.stats.metrics": ("register_metric",),
     "deltakit.compare.tasks.kinds": ("register_kind",),
     "deltakit.compare.tasks.task": ("register_task",),
-    "deltakit.models.weights": ("load_base", "register_weight_format"),
+    "deltakit.models.loading": ("load_base",),
+    "deltakit.models.weights": ("register_weight_format",),
     "deltakit.arch.family": ("Family", "LayerStack", "Location", "register_family"),
     "deltakit.arch.infer": ("infer_family",),
     "deltakit.arch.resolve": ("resolve",),

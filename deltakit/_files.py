@@ -43,7 +43,7 @@ def atomic_paths(*targets: Path) -> Iterator[list[Path]]:
     """Paths to write to, for files that belong together; all become `targets` when the block ends.
 
     None does if it raises. JSON, which describes the others, is away while those are replaced:
-    what is read meanwhile, or after an interrupt, is never a description beside other files.
+    what is read meanwhile, or after an interrupt, is never a description next to other files.
     """
     described = sorted(targets, key=lambda target: target.suffix != ".json")
     with contextlib.ExitStack() as stack:

@@ -45,7 +45,7 @@ WRONG = [
     (("compare", "--methods", "prefix[length=two]"), "length must be a whole number"),
     (("compare", "--methods", "lora", "--epochs", "0"), "epochs must be a number above zero"),
     (("compare", "--methods", "lora", "--seeds", "0"), "seeds must be a whole number"),
-    (("compare", "--methods", "lora", "--seeds", "two"), "'two' is no whole number"),
+    (("compare", "--methods", "lora", "--seeds", "two"), "'two' is not a whole number"),
     (("compare", "--methods", "lora", "--match-params", "0"), "match_params must be"),
     (("compare", "--methods", "lora", "--latency", "8by8"), "8by8"),
     (("compare", "--methods", "lora", "--lr", "1", "--trials", "3"), "exclude each other"),
@@ -78,7 +78,7 @@ WRONG = [
     (("summary", "minilm", "--method", "lroa"), "Did you mean 'lora'"),
     (("sites", "minilmm"), "Did you mean 'minilm'"),
     (("convert", "a", "b", "--to", "pefd"), "Did you mean 'peft'"),
-    (("report", "."), "is no run folder"),
+    (("report", "."), "is not a run folder"),
     (("show", "quik"), "Did you mean 'quick'"),
 ]
 """Wrong input, and a part of the answer."""

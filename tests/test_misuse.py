@@ -130,7 +130,7 @@ def test_a_prefix_where_attention_has_no_hooks(
     [
         (
             dk.LoRA() + dk.SequentialAdapter(placement="houlsby"),
-            "Bottleneck at 'encoder.0.attn.out' does not fold into a weight: it is no linear "
+            "Bottleneck at 'encoder.0.attn.out' does not fold into a weight: it is not a linear "
             "change of one linear projection. Activate without it, then merge.",
         ),
         (

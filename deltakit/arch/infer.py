@@ -323,7 +323,7 @@ class _Reading:
         more = [n for n in linears if n not in (*ups, down)]
         more += [n for n, p in self.layers[0].named_parameters() if p.ndim > 2]
         if more:
-            self._note("ffn", f"left out, beside {down} there is {', '.join(more)}")
+            self._note("ffn", f"left out, as next to {down} there is {', '.join(more)}")
             return {}
         firsts = self._firsts(ups, linears, inner)
         self._found(Site.FFN_DOWN, down, linears, "the only projection back to the stream")

@@ -27,7 +27,7 @@ def family_of(model: "PreTrainedModel") -> Family:
 
     if not isinstance(model, PreTrainedModel):
         raise UnknownArchitecture(
-            f"{type(model).__name__} is no transformers model (PreTrainedModel); attach to the "
+            f"{type(model).__name__} is not a transformers model (PreTrainedModel); attach to the "
             "transformers model inside it."
         )
     model_type = model.config.model_type
@@ -383,8 +383,9 @@ def linear_widths(module: nn.Module) -> tuple[int, int]:
             return module.nx, module.nf
         case _:
             raise UnknownArchitecture(
-                f"{type(module).__name__} is no linear projection that deltakit knows (nn.Linear "
-                "and its subclasses, transformers' Conv1D)."
+                f"{type(module).__name__} is not a linear projection that deltakit knows "
+                "(nn.Linear and its subclasses, transformers' Conv1D). Take a method with other "
+                "sites."
             )
 
 

@@ -73,7 +73,7 @@ def read_field(specs: Iterable[str | Method]) -> dict[str, Method]:
         method = dk.parse_method(spec) if isinstance(spec, str) else spec
         label = spec if isinstance(spec, str) else format_method(method)
         if label in field:
-            raise InvalidConfig(f"--methods names {label!r} twice.")
+            raise InvalidConfig(f"--methods names {label!r} twice. Leave one of the two out.")
         if method.role is not Role.METHOD:
             raise InvalidConfig(
                 f"{label!r} is a baseline, which no choice is made of. Leave it out."

@@ -21,7 +21,7 @@ from deltakit.choose.prepare import Prepared
 from deltakit.compare.plan.plan import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Choice:
     """A choice that was made.
 
@@ -61,7 +61,7 @@ class Choice:
         """The share of resamples in which the choice is within the margin of the best."""
         return float(self.record["probability"])
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n\n".join(map(str, self.sections))
 
     def _repr_html_(self) -> str:

@@ -21,7 +21,7 @@ from deltakit.choose.decide.finals_time import ESSENTIAL, FinalsTime
 from deltakit.choose.decide.ladder import Depth
 from deltakit.choose.journal import Journal
 from deltakit.choose.unwaiting import Unwaiting, unwaiting_context
-from deltakit.compare.api import describe, run_plan
+from deltakit.compare.api import run_plan
 from deltakit.compare.plan.lr_search import SearchFailed
 from deltakit.compare.plan.plan import CONSTANT, Cell, Plan, with_protocol
 from deltakit.compare.records.protocol import Protocol
@@ -29,6 +29,7 @@ from deltakit.compare.records.result import Predictions
 from deltakit.compare.results import Results
 from deltakit.compare.run.cell import get_trained, with_chosen_rate
 from deltakit.compare.run.context import RunContext
+from deltakit.compare.run.description import describe
 from deltakit.compare.run.train import TrainingFailed
 from deltakit.compare.store.run_folder import RUN, RunFolder, open_run
 from deltakit.core.method import Role

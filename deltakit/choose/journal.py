@@ -47,8 +47,8 @@ class Journal:
             or any(not each.name.startswith(f".{REQUEST}") for each in self.path.iterdir())
         ):
             raise InvalidConfig(
-                f"--out {self.path} exists and is no choice's folder (it has no {REQUEST}). "
-                "Choose another one."
+                f"--out {self.path} exists and is not the folder of a choice (it has no "
+                f"{REQUEST}). Choose another one."
             )
 
     def write(self, name: str, content: Any) -> None:

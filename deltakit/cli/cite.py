@@ -5,7 +5,11 @@ import click
 from deltakit.cli.options import import_option
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  deltakit cite houlsby"""
+)
 @click.argument("method")
 @import_option
 def cite(method: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltakit.cli.options import INTERRUPTED, plan_options, request, sized_plans, whole
+from deltakit.cli.sections import OptionsInSections
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=OptionsInSections,
     epilog="""\b
 Examples:
   deltakit compare --methods adapter,lora,fusion
@@ -28,7 +30,7 @@ Examples:
   deltakit compare --config configs/quick.yaml --out runs/mine
   deltakit compare --methods lora,ia3 --seeds 5 --engine processes --workers 4
 
-Exit code 0: all cells done. 1: some failed, the table says why. 2: wrong usage or input."""
+Exit code 0: all cells done. 1: some failed, the table says why. 2: wrong usage or input.""",
 )
 @plan_options
 @click.option(
@@ -55,9 +57,9 @@ def compare(
 ) -> None:
     """Train and measure methods side by side, and write the tables.
 
-    The majority class, head-only training and full fine-tuning are always rows of the table.
-    Interrupt it whenever you like: the same command goes on where it stopped. Run it twice at the
-    same time, and the two share the work.
+    Three rows are always in the table: the prediction of the most frequent class (majority), the
+    task head alone (head) and full fine-tuning (full). You can interrupt it: the same command
+    continues where it stopped. Two such commands at the same time share the work.
     """
     from rich.console import Console
 

@@ -9,7 +9,7 @@ from deltakit.cli.options import import_option
     epilog="""\b
 Examples:
   deltakit convert my-delta for-vllm --to peft --base bert-base-uncased
-  deltakit convert owner/name ours --to deltakit
+  deltakit convert owner/name mine --to deltakit
 
 Exit code 0: written. 2: it cannot be carried over exactly, and nothing was written."""
 )

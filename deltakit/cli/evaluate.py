@@ -31,7 +31,11 @@ Exit code 0: all rows are judged. 1: some could not be. 2: wrong usage or input.
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--with", "judge", required=True, metavar="JUDGE", help="lm-eval, mteb: `deltakit list judges`."
+    "--with",
+    "judge",
+    required=True,
+    metavar="JUDGE",
+    help="The library, lm-eval or mteb: `deltakit list judges`.",
 )
 @click.option(
     "--tasks",
@@ -41,7 +45,11 @@ Exit code 0: all rows are judged. 1: some could not be. 2: wrong usage or input.
     help="The judge's names of its tasks; lm-eval also takes YAML files.",
 )
 @click.option(
-    "--rows", type=labels, default="", metavar="A,B,...", help="[all whose delta is kept]"
+    "--rows",
+    type=labels,
+    default="",
+    metavar="A,B,...",
+    help="Labels of rows. [all whose delta is kept]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The seed of the rows. [0]")
 @click.option("--merged", is_flag=True, help="Fold each delta into the weights of its base first.")

@@ -115,7 +115,7 @@ Examples:
   deltakit list methods --import my_method.py
   deltakit list plans --json""",
 )
-@click.argument("what", type=click.Choice(list(LISTS)))
+@click.argument("what", type=click.Choice(list(LISTS)), metavar="WHAT")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of objects.")
 @import_option
 def list_names(what: str, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from deltakit.cli.methods import methods
 from deltakit.cli.options import INTERRUPTED
 from deltakit.cli.plan import plan
 from deltakit.cli.report import report
+from deltakit.cli.sections import CommandsInSections
 from deltakit.cli.shipped_plans import copy, show
 from deltakit.cli.sites import sites
 from deltakit.cli.summary import summary
@@ -35,7 +36,7 @@ KEPT = {
 """What is stored already when one of several results cannot be."""
 
 
-class Commands(click.Group):
+class Commands(CommandsInSections):
     """The commands. Each tells in one line that it was stopped, or that a disk is full."""
 
     def invoke(self, ctx: click.Context) -> object:
@@ -56,7 +57,8 @@ class Commands(click.Group):
 
 
 @click.group(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="deltakit")
 def cli() -> None:
@@ -64,7 +66,9 @@ def cli() -> None:
 
     \b
     Start here:
-      deltakit compare --methods adapter,lora,fusion
+      deltakit compare --methods adapter,lora,fusion    a table of three methods
+      deltakit choose --task reviews.csv --minutes 20   one answer, within 20 minutes
+      deltakit COMMAND --help                           what a command does, with examples
     """
 
 

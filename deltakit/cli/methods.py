@@ -5,7 +5,12 @@ import click
 from deltakit.cli.options import import_option
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Examples:
+  deltakit methods
+  deltakit methods --import my_method.py"""
+)
 @import_option
 def methods() -> None:
     """List the methods by their short names, with their settings and defaults."""

@@ -31,7 +31,7 @@ def amount(value: str) -> int | str:
     try:
         return int(str(value))  # a YAML file's 2.5 or true is none
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no whole number and not 'all'.") from None
+        raise click.BadParameter(f"{value!r} is neither a whole number nor 'all'.") from None
 
 
 def whole(value: str) -> int:
@@ -39,7 +39,7 @@ def whole(value: str) -> int:
     try:
         return int(str(value))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no whole number.") from None
+        raise click.BadParameter(f"{value!r} is not a whole number.") from None
 
 
 def sizes(value: str) -> tuple[int, ...]:
@@ -49,7 +49,9 @@ def sizes(value: str) -> tuple[int, ...]:
     except ValueError:
         raise click.BadParameter(f"{value!r} is not whole numbers, as in 100,500,2000.") from None
     if min(found) < 1:
-        raise click.BadParameter(f"{min(found)} is not above zero.")
+        raise click.BadParameter(
+            f"{min(found)} is not above zero. Give numbers of examples, as in 100,500,2000."
+        )
     return found
 
 
@@ -159,7 +161,7 @@ _OPTIONS = (
         "--methods",
         required=True,
         metavar="A,B,...",
-        help="Methods to compare, e.g. adapter,lora[rank=16],fusion. See `deltakit methods`.",
+        help="Methods to compare, e.g. adapter,lora[rank=16],fusion: `deltakit methods`.",
     ),
     click.option("--model", default=None, help="Shipped name, local folder or Hub name. [minilm]"),
     click.option(
@@ -169,13 +171,11 @@ _OPTIONS = (
     ),
     click.option(
         "--kind",
-        help="classification, regression, multilabel, images, causal or answers, where the task is "
-        "yours. [what it looks like]",
+        help="Kind of a task of your own: `deltakit list kinds`. [what it looks like]",
     ),
     click.option(
         "--metric",
-        help="What scores are, e.g. f1_macro, matthews, spearman. [accuracy, or what the kind of "
-        "task usually has]",
+        help="The score: `deltakit list metrics`. [accuracy, or the usual one of the kind of task]",
     ),
     click.option(
         "--weights",
@@ -204,15 +204,17 @@ _OPTIONS = (
     ),
     click.option("--max-eval-samples", type=amount, metavar="N|all", help="Test examples."),
     click.option("--epochs", type=float, help="Passes over the training examples."),
-    click.option("--batch-size", type=whole, metavar="N", help="Examples a step."),
-    click.option("--max-length", type=whole, metavar="N", help="Tokens an example."),
+    click.option("--batch-size", type=whole, metavar="N", help="Training examples in a step."),
+    click.option("--max-length", type=whole, metavar="N", help="Tokens of an example, at most."),
     click.option("--lr", type=float, help="One peak learning rate for all. [each method's own]"),
-    click.option("--seeds", type=whole, metavar="N", help="How many seeds."),
+    click.option(
+        "--seeds", type=whole, metavar="N", help="Number of seeds; each row is trained with each."
+    ),
     click.option(
         "--trials",
         type=whole,
         metavar="N",
-        help="Learning rates tried for every method, on the validation split. 1 is no search.",
+        help="Learning rates tried for every method, on the validation split. 1 means no search.",
     ),
     click.option(
         "--lr-grid",
@@ -229,7 +231,7 @@ _OPTIONS = (
     click.option(
         "--latency",
         metavar="NxT,...",
-        help="Shapes to time beside the usual ones: 8x128 is eight texts of 128 tokens.",
+        help="Shapes to time in addition to the usual ones: 8x128 is eight texts of 128 tokens.",
     ),
     click.option("--baseline", help="The row that all others are compared with, e.g. lora."),
     click.option("--positive", metavar="LABEL", help="The class that F1 is of. [the second]"),
@@ -250,7 +252,7 @@ _OPTIONS = (
         "their label applies. [label]",
     ),
     click.option(
-        "--label-separator", help="What stands between several labels in one cell, e.g. ';'."
+        "--label-separator", help="The separator of several labels in one cell, e.g. ';'."
     ),
     click.option("--image-column", help="Column of the pictures' paths or bytes. [image]"),
     click.option(
@@ -258,12 +260,11 @@ _OPTIONS = (
         metavar="A,B,...",
         help="Names of the columns of a local file without a header, in their order.",
     ),
-    click.option("--encoding", help="Of local files. [their byte order mark's, or utf-8]"),
+    click.option("--encoding", help="Encoding of local files. [their byte order mark's, or utf-8]"),
     click.option(
         "--general",
         metavar="FILE",
-        help="The text that what was forgotten is measured on, a blank line between passages. "
-        "[shipped]",
+        help="A text file for the column Forgotten, a blank line between passages. [shipped]",
     ),
     click.option(
         "--delimiter", help="What separates the cells of local files, e.g. ';' or tab. [shown]"

@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltakit.cli.options import plan_options, request, sized_plans
+from deltakit.cli.sections import OptionsInSections
 
 if TYPE_CHECKING:
     from deltakit.compare.plan.plan import Plan
 
 
-@click.command()
+@click.command(
+    cls=OptionsInSections,
+    epilog="""\b
+Examples:
+  deltakit plan --methods lora,adapter --seeds 3
+  deltakit plan --memory --methods lora --model config.json""",
+)
 @plan_options
 @click.option(
     "--memory",
@@ -21,9 +28,9 @@ if TYPE_CHECKING:
 @click.option(
     "--gradient-checkpointing/--no-gradient-checkpointing",
     default=None,
-    help="With --memory: with or without it alone. [both]",
+    help="With --memory: only rows with it, or only rows without. [both]",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --memory: bytes, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="With --memory: print exact bytes as JSON.")
 def plan(memory: bool, gradient_checkpointing: bool | None, as_json: bool, **options: Any) -> None:
     """Show what `deltakit compare` with the same options would run, and what each row trains."""
     if memory:

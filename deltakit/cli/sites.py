@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from deltakit.core.site import Handle
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Examples:
+  deltakit sites minilm
+  deltakit sites ./my-model --infer"""
+)
 @click.argument("model")
 @click.option(
     "--infer",

@@ -5,7 +5,11 @@ import click
 from deltakit.cli.options import import_option
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  deltakit summary minilm --method lora[rank=16]"""
+)
 @click.argument("model")
 @click.option("--method", required=True, help="A method, e.g. lora[rank=16].")
 @import_option

@@ -79,7 +79,7 @@ class DeltakitModel(AdaptedModel):
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
         if not any(row.layers for row in dk.summary(self.model).rows):
-            raise NotMergeable("there is nothing at any site to merge.")
+            raise NotMergeable("there is nothing at any site to merge. Use the model as it is.")
         dk.merge(self.model, tolerance=math.inf)
         try:
             yield self.model

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Results:
     """A run that has ended.
 
@@ -65,6 +65,12 @@ class Results:
     def summaries(self) -> tuple[RowSummary, ...]:
         """The rows of the table: each method and base over its seeds."""
         return summarise(self.results, self.predictions, self.run, self.verdicts)
+
+    def __repr__(self) -> str:
+        from deltakit.compare.report.terminal import plain_text, terminal_table
+
+        table = terminal_table(self.results, self.predictions, self.run, self.verdicts)
+        return f"{self.answer}\n{plain_text(table)}{self.page} has the whole comparison"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.answer)}</p>\n{table_html(self.summaries())}"

@@ -33,7 +33,7 @@ RUN = "train-"
 """The run folder of 50 examples is ``train-50``."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ResultsBySize:
     """A comparison at several amounts of training data that has ended.
 
@@ -73,6 +73,10 @@ class ResultsBySize:
     def largest(self) -> Results:
         """The run with the most examples."""
         return list(self.runs.values())[-1]
+
+    def __repr__(self) -> str:
+        table = sizes_md(self.summaries(), *_metric_and_floor(self))
+        return f"{table}\n{self.page} has the plot"
 
     def _repr_html_(self) -> str:
         return sizes_html(self.summaries(), *_metric_and_floor(self))

@@ -113,10 +113,13 @@ class PerRow(Composition):
 
     def __init__(self, rows: Sequence[str | Composition | None]) -> None:
         if isinstance(rows, str):
-            raise InvalidConfig(f"PerRow({rows!r}): a list with one entry for each row.")
+            raise InvalidConfig(f"PerRow({rows!r}): give a list with one entry for each row.")
         own = tuple(None if row is None else _part("PerRow", row) for row in rows)
         if not own:
-            raise InvalidConfig("PerRow needs an entry for each row of the batch; it got none.")
+            raise InvalidConfig(
+                "PerRow needs an entry for each row of the batch, and got none. Give a name, a "
+                "composition or None for each."
+            )
         object.__setattr__(self, "rows", own)
 
     @property
@@ -139,7 +142,9 @@ def composition_from_plain(data: Any) -> Composition:
         case {"per_row": [*rows], **rest} if not rest:
             return PerRow([None if row is None else composition_from_plain(row) for row in rows])
         case _:
-            raise InvalidConfig(f"{data!r} describes no composition (stack, mean or per_row).")
+            raise InvalidConfig(
+                f"{data!r} describes no composition. Give one of stack, mean and per_row."
+            )
 
 
 def _parts(kind: str, given: tuple[str | Composition, ...]) -> tuple[Composition, ...]:
@@ -157,8 +162,8 @@ def _part(kind: str, part: str | Composition) -> Composition:
             return One(part)
         case PerRow():
             raise InvalidConfig(
-                f"PerRow inside {kind}: it says what each row of the batch runs with, so it stands "
-                "outermost, as in PerRow([Stack('a', 'b'), None])."
+                f"PerRow inside {kind}: it says what each row of the batch runs with, so it is "
+                "the outermost, as in PerRow([Stack('a', 'b'), None])."
             )
         case Composition():
             return part

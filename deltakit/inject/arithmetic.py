@@ -12,7 +12,8 @@ from deltakit.core.delta import CustomSum, Reparametrised, precise
 from deltakit.core.method import CombiningMethod, Method, can_be_summed, summable_names
 from deltakit.errors import IncompatibleDeltas, InvalidConfig
 from deltakit.inject.attach import attach
-from deltakit.inject.attachments import Attached, Attachments, need_attachments, plain_parameters
+from deltakit.inject.attachments import Attached, Attachments, need_attachments
+from deltakit.inject.base_names import plain_parameters
 from deltakit.inject.switch import paused, snapshot_active
 from deltakit.runtime.nodes import PlacedDelta
 

@@ -10,12 +10,13 @@ import torch
 from deltakit.core.composition import Composition, One
 from deltakit.core.method import Method
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, NameInUse, unknown
-from deltakit.inject.attachments import CHILD, attachments_of, need_attachments, parameter_names
+from deltakit.inject.attachments import CHILD, attachments_of, need_attachments
+from deltakit.inject.base_names import parameter_names
 from deltakit.inject.build import build, new_attachments
+from deltakit.inject.compositions import check
 from deltakit.inject.partitions import check_attachable
 from deltakit.inject.switch import (
     change_to,
-    check,
     keep_merged,
     paused,
     settle_flags,

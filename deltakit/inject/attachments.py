@@ -5,16 +5,12 @@ optimisers, moved by ``model.to`` and saved in Trainer checkpoints. No module or
 changes its name.
 """
 
-import copy
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from deltakit.arch.resolve import body_of, language_classes, registered_bodies
 from deltakit.core.checkpoint import Part
 from deltakit.core.composition import Composition
 from deltakit.core.delta import Attending, Combiner
@@ -23,13 +19,10 @@ from deltakit.core.method import CombiningMethod, Method
 from deltakit.core.site import Handle
 from deltakit.errors import DeltakitError, IncompatibleDeltas, unknown
 from deltakit.inject.description import as_tensor, delta_to_plain, described
-from deltakit.models.grown import grown_tables
 from deltakit.runtime.nodes import CombinerNode, Node, PlacedDelta, SumNode
 from deltakit.runtime.own_values import ParameterTree, Place, UnsavedTree
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from deltakit.inject.merge_report import MergeReport
     from deltakit.runtime.hooks import Removable
     from deltakit.runtime.program import Program
@@ -150,29 +143,29 @@ class Attached:
 
 @dataclass(kw_only=True, eq=False)
 class BaseFlags:
-    """The `requires_grad` flags of the base: those beside deltas, and those of the plain base.
+    """The `requires_grad` flags of the base: those with active deltas, and those of the plain base.
 
     The base has the flags of one state; those of the other are kept here and change places with
     them. So each state keeps the flags that the user gives the base in it.
 
     Attributes:
         other: by name, the flags of the state that the base is not in.
-        beside_deltas: whether it is in the state beside active deltas.
+        with_deltas: whether it is in the state with active deltas.
     """
 
     other: dict[str, bool]
-    beside_deltas: bool = False
+    with_deltas: bool = False
 
     def plain(self, name: str, parameter: nn.Parameter) -> bool:
         """A parameter's flag in the plain base."""
         now = parameter.requires_grad
-        return self.other.get(name, now) if self.beside_deltas else now
+        return self.other.get(name, now) if self.with_deltas else now
 
-    def change_to(self, beside_deltas: bool, parameters: Mapping[str, nn.Parameter]) -> None:
+    def change_to(self, with_deltas: bool, parameters: Mapping[str, nn.Parameter]) -> None:
         """Gives the parameters the flags of a state; a parameter added later keeps its own."""
-        if self.beside_deltas is beside_deltas:
+        if self.with_deltas is with_deltas:
             return
-        self.beside_deltas = beside_deltas
+        self.with_deltas = with_deltas
         for name in self.other.keys() & parameters.keys():
             parameter, flag = parameters[name], self.other[name]
             self.other[name] = parameter.requires_grad
@@ -418,7 +411,10 @@ def attachments_of(model: nn.Module) -> Attachments | None:
     """The model's record, or None where nothing is attached."""
     attachments = model._modules.get(CHILD)
     if attachments is not None and not isinstance(attachments, Attachments):
-        raise DeltakitError(f"{type(model).__name__} has a child module {CHILD!r} of its own.")
+        raise DeltakitError(
+            f"{type(model).__name__} has a child module {CHILD!r} of its own. "
+            "Rename it: deltakit keeps its deltas under that name."
+        )
     return attachments
 
 
@@ -431,125 +427,3 @@ def need_attachments(model: nn.Module) -> Attachments:
             "load(model, folder) first."
         )
     return attachments
-
-
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters at the base's places by name, shared ones once.
-
-    At the places that active deltas have taken they are the deltas'; `plain_parameters` has the
-    base's.
-    """
-    found: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    for name, parameter in _at_places(model):
-        if id(parameter) not in seen:
-            seen.add(id(parameter))
-            found[name] = parameter
-    return found
-
-
-def plain_parameters(model: nn.Module, attachments: Attachments | None) -> dict[str, nn.Parameter]:
-    """The base's own parameters by name, shared ones once, whatever is active."""
-    found = base_parameters(model)
-    if attachments is None:
-        return found
-    found |= attachments.base.tensors()
-    originals = attachments.merged.parameters() if attachments.merged is not None else {}
-    return found | {name: originals[name] for name in originals.keys() & found.keys()}
-
-
-def parameter_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """All names of each of the model's own parameters; tied ones have several."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in _at_places(model):
-        names.setdefault(id(parameter), []).append(name)
-    return tuple(map(tuple, names.values()))
-
-
-def _at_places(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Each name of a parameter of the base, without a look at the deltas."""
-    deltas = {model._modules[CHILD]} if CHILD in model._modules else set()
-    for path, module in model.named_modules(memo=deltas, remove_duplicate=False):  # type: ignore[arg-type]
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield (f"{path}.{name}" if path else name), parameter
-
-
-def head_names(model: "PreTrainedModel") -> frozenset[str]:
-    """Names of the task head's parameters: what lies outside the model's body.
-
-    The body is of a class that transformers registers for the config. A class without one has its
-    head beside the parts of one. A language-modelling head is part of what was pre-trained, so it
-    belongs to the base; a further head beside it does not.
-    """
-    bodies = registered_bodies(model)
-    if _is_bare(model, bodies):
-        return frozenset()
-    if model.get_output_embeddings() is not None:
-        return _beside_language(model)
-    body = body_of(model)
-    found = body is not model and isinstance(body, bodies)
-    parts = frozenset[str]() if found else _parts(model, bodies)
-    if any(name in parts for name, _ in model.named_children()):
-        names = base_parameters(model)
-        return frozenset(name for name in names if name.partition(".")[0] not in parts)
-    return _outside(model, body.parameters())
-
-
-def _outside(model: nn.Module, inside: Iterable[nn.Parameter]) -> frozenset[str]:
-    """The names of the model's own parameters that are not among those `inside`."""
-    known = {id(p) for p in inside}
-    return frozenset(n for n, p in base_parameters(model).items() if id(p) not in known)
-
-
-def _beside_language(model: "PreTrainedModel") -> frozenset[str]:
-    """What a class with a language-modelling head has beside the classes that have it alone."""
-    classes = language_classes(model.config)
-    predicts = model.get_output_embeddings()
-    own = {n.partition(".")[0] for n, each in model.named_modules() if each is predicts}
-    outside = _outside(model, body_of(model).parameters())
-    beside = {name for name in outside if name.partition(".")[0] not in own}
-    if not classes or type(model) in classes or not beside:
-        return frozenset()
-    with torch.device("meta"):
-        built = [each(copy.deepcopy(model.config)) for each in classes]
-    return frozenset(beside).difference(*(each.state_dict() for each in built))
-
-
-def _is_bare(model: "PreTrainedModel", bodies: tuple[type, ...]) -> bool:
-    """True for a body alone; classes with a task are named for it, some bodies among them."""
-    return type(model) in bodies and not re.search("For[A-Z]", type(model).__name__)
-
-
-def _parts(model: "PreTrainedModel", bodies: tuple[type, ...]) -> frozenset[str]:
-    """The names of the children and parameters that any of the bodies has."""
-    with torch.device("meta"):
-        built = [body(copy.deepcopy(model.config)) for body in bodies if body is not type(model)]
-    return frozenset(
-        name.partition(".")[0]
-        for body in built
-        for name in (*body.state_dict(), *dict(body.named_children()))
-    )
-
-
-def fresh_names(model: "PreTrainedModel") -> frozenset[str]:
-    """Names of the parameters that the checkpoint of a loaded model has no values for.
-
-    transformers marks the parameters that it has loaded. A model that was not loaded, and one that
-    was copied, has no marks. A table of tokens that was resized lacks values for some rows.
-    """
-    parameters = base_parameters(model)
-    loaded = {name for name, p in parameters.items() if vars(p).get("_is_hf_initialized")}
-    if not loaded:
-        return frozenset()
-    grown = set(map(id, grown_tables(model)))
-    return frozenset(
-        name
-        for name, parameter in parameters.items()
-        if (name not in loaded or id(parameter) in grown) and computes(parameter.dtype)
-    )
-
-
-def computes(dtype: torch.dtype) -> bool:
-    """True if a floating dtype can be computed in; 8-bit floats only hold values."""
-    return dtype.is_floating_point and dtype.itemsize > 1

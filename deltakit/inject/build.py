@@ -13,10 +13,8 @@ from deltakit.core.delta import Delta
 from deltakit.core.method import CombiningMethod, Method, Placement, Role
 from deltakit.core.site import POSITION_KINDS, Handle, Site
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, SiteNotFound
-from deltakit.inject.attachments import (
-    Attached,
-    Attachments,
-    BaseFlags,
+from deltakit.inject.attachments import Attached, Attachments, BaseFlags
+from deltakit.inject.base_names import (
     base_parameters,
     computes,
     fresh_names,
@@ -64,7 +62,9 @@ def build(
     trains_base = attached.own.keys() - attached.head - attached.fresh
     if method.role is Role.METHOD and not attached.sites() and not trains_base:
         raise InvalidConfig(
-            f"{type(method).__name__} finds nothing to train in this {type(model).__name__}."
+            f"{type(method).__name__} finds nothing to train in this {type(model).__name__}. "
+            "Take a method whose sites or parameters the model has; `deltakit sites MODEL` lists "
+            "the sites."
         )
     return attached
 
@@ -106,7 +106,7 @@ def _tell_grown(model: "PreTrainedModel", attached: Attached) -> None:
 def trained_dtype(base: torch.dtype) -> torch.dtype:
     """The dtype in which parameters are trained on a base of another: single precision at least.
 
-    In half precision, steps that are small beside a parameter are rounded away.
+    In half precision, steps that are small next to a parameter are rounded away.
     """
     return base if base == torch.float64 else torch.float32
 

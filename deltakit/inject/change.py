@@ -35,7 +35,7 @@ def drop(model: "PreTrainedModel", *, first: int = 0, layers: int | Iterable[int
     """
     attachments = need_attachments(model)
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-        raise InvalidConfig(f"drop(first={first!r}): a whole number of layers, zero or above.")
+        raise InvalidConfig(f"drop(first={first!r}): give a whole number of layers, zero or above.")
     further = (layers,) if isinstance(layers, int) else tuple(layers)
     dropped = frozenset((*range(first), *further))
     check_layers(attachments, dropped)
@@ -103,11 +103,11 @@ def prune(
     attached = attachments.get(name)
     if not attached.combiners:
         raise IncompatibleDeltas(
-            f"{name!r} is no fusion ({type(attached.method).__name__}), so it has no members to "
+            f"{name!r} is not a fusion ({type(attached.method).__name__}), so it has no members to "
             "prune."
         )
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-        raise InvalidConfig(f"prune(keep={keep!r}): a whole number of members, one or above.")
+        raise InvalidConfig(f"prune(keep={keep!r}): give a whole number of members, one or above.")
     kept = {key: _most_used(attached, key, usage, keep) for key in attached.combiners}
     with paused(model, attachments):
         attached.keep(kept)

@@ -11,7 +11,7 @@ from torch import nn
 
 from deltakit.core.factors import Foldable
 from deltakit.inject.attachments import Attachments, child_key
-from deltakit.inject.switch import program_of
+from deltakit.inject.compositions import program_of
 from deltakit.runtime.nodes import CombinerNode, FoldedNode, Node
 from deltakit.runtime.tables import Tables
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from deltakit.arch.resolve import fit_linear
 from deltakit.core.site import BaseLinear, Handle
 from deltakit.errors import IncompatibleDeltas
-from deltakit.inject.attachments import CHILD, Attached, Attachments, Displaced, computes
+from deltakit.inject.attachments import CHILD, Attached, Attachments, Displaced
+from deltakit.inject.base_names import computes
 from deltakit.inject.partitions import first_wrapper, is_sharded
 from deltakit.runtime.own_values import Place, can_run_with, install_own_values
 from deltakit.runtime.reached import install_reached

@@ -9,13 +9,8 @@ from torch import Tensor, nn
 
 from deltakit.arch.resolve import linear_widths
 from deltakit.core.delta import Reparametrised, SparselyActive
-from deltakit.inject.attachments import (
-    Attached,
-    Attachments,
-    attachments_of,
-    head_names,
-    plain_parameters,
-)
+from deltakit.inject.attachments import Attached, Attachments, attachments_of
+from deltakit.inject.base_names import head_names, plain_parameters
 from deltakit.inject.partitions import check_whole
 from deltakit.inject.switch import check_reached
 from deltakit.models.quantised import codec_of

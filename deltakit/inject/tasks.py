@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from deltakit.core.delta import TaskConditioned
 from deltakit.errors import IncompatibleDeltas, InvalidConfig, unknown
 from deltakit.inject.attachments import Attachments, need_attachments
-from deltakit.inject.switch import program_of
+from deltakit.inject.compositions import program_of
 from deltakit.runtime.passes import with_tasks
 
 if TYPE_CHECKING:

@@ -16,13 +16,8 @@ from deltakit.core.composition import Composition, One
 from deltakit.core.data_start import take_as_started
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NameInUse
 from deltakit.inject.attach import activate, attach_unchecked, detach
-from deltakit.inject.attachments import (
-    Attached,
-    Attachments,
-    attachments_of,
-    need_attachments,
-    parameter_names,
-)
+from deltakit.inject.attachments import Attached, Attachments, attachments_of, need_attachments
+from deltakit.inject.base_names import parameter_names
 from deltakit.inject.labels import labels_with, take_labels
 from deltakit.inject.partitions import check_whole, is_sharded
 from deltakit.inject.places import follow_places, stored_value

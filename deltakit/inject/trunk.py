@@ -63,7 +63,8 @@ def kept_trunk(
         yield cache
         return
     base, lowest = _base(model, blocks), LowestLayer(model, len(blocks))
-    with trunk_kept(TrunkPorts(base, blocks, cache, lowest, own_tensors, CHILD)):
+    ports = TrunkPorts(base, blocks, cache, lowest=lowest, stored=own_tensors, apart=CHILD)
+    with trunk_kept(ports):
         yield cache
 
 

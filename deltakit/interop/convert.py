@@ -8,7 +8,7 @@ from deltakit.core.checkpoint import Checkpoint
 from deltakit.core.spec import format_method
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig
 from deltakit.inject.attach import detach
-from deltakit.inject.attachments import base_parameters, head_names
+from deltakit.inject.base_names import base_parameters, head_names
 from deltakit.inject.transfer import from_checkpoint
 from deltakit.interop.folders import formats_in, recognise
 from deltakit.interop.formats import FORMATS, Format, Standalone
@@ -121,7 +121,9 @@ def _fitted(
         except DeltakitError as error:
             tried[kind.__name__] = error
     if not tried:
-        raise InvalidConfig(f"transformers has no model for {type(config).__name__}.")
+        raise InvalidConfig(
+            f"transformers has no model for {type(config).__name__}. Name another --base."
+        )
     raise CheckpointError(f"{next(iter(tried.values()))} Tried on {', '.join(tried)}.")
 
 

@@ -16,8 +16,10 @@ from deltakit._files import atomic_path
 from deltakit.core.checkpoint import first_few
 from deltakit.errors import CheckpointError, nearest
 
+COPY_AGAIN = "Copy the folder again, or save the delta again."
+"""The way out where a file is damaged or missing."""
 CONFIG_LIMIT = 16 << 20
-"""Bytes that a config may have: a larger one is no config."""
+"""Bytes that a config may have: a larger one is not a config."""
 HEADER_LIMIT = 100 << 20
 """Bytes that the header of a safetensors file may have."""
 METADATA = "deltakit"
@@ -56,7 +58,9 @@ class Tensors:
         """The same tensors under other keys, which must differ: old key to new key."""
         renamed = {keys.get(key, key): tensor for key, tensor in self._all.items()}
         if len(renamed) < len(self._all):
-            raise CheckpointError(f"{self.path} has one tensor under two names.")
+            raise CheckpointError(
+                f"{self.path} has one tensor under two names. Save it again with one of them."
+            )
         return Tensors(self.path, renamed, self.metadata)
 
     def finish(self) -> None:
@@ -64,8 +68,7 @@ class Tensors:
         if self._left:
             raise CheckpointError(
                 f"{self.path} {first_few('holds', sorted(self._left))}, which belong to nothing "
-                "that "
-                "its config describes. Load it on a model of the architecture and size it was "
+                "that its config describes. Load it on a model of the architecture and size it was "
                 "made for."
             )
 
@@ -82,8 +85,8 @@ def inside(folder: Path, name: object) -> Path:
     climbs = any(not part.strip(". ") for part in path.parts)  # Windows drops what is stripped
     if not path.parts or path.anchor or climbs or "\0" in str(name):
         raise CheckpointError(
-            f"{folder}: {name!r} is no name of a file in this folder, and nothing outside of it "
-            "is read or written."
+            f"{folder}: {name!r} is not the name of a file in this folder, and nothing "
+            "outside of it is read or written."
         )
     return folder / str(name)
 
@@ -95,15 +98,20 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, too large, or no JSON object.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing.")
+        raise CheckpointError(f"{path} is missing. {COPY_AGAIN}")
     if path.stat().st_size > CONFIG_LIMIT:
-        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes: it is no config.")
+        raise CheckpointError(
+            f"{path} has {path.stat().st_size:,} bytes, which is too large for a config. "
+            "Check that it is the file that was saved."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}.") from None
+        raise CheckpointError(f"{path} is not JSON: {error}. {COPY_AGAIN}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
+        raise CheckpointError(
+            f"{path} must hold a JSON object, not a {type(content).__name__}. {COPY_AGAIN}"
+        )
     return content
 
 
@@ -122,7 +130,7 @@ def read_tensors(folder: Path, names: tuple[str, ...]) -> Tensors:
     """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
-        raise CheckpointError(f"{folder} has no weights: none of {', '.join(names)}.")
+        raise CheckpointError(f"{folder} has no weights: none of {', '.join(names)}. {COPY_AGAIN}")
     found = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     _check_finite(found)
     return found
@@ -147,9 +155,11 @@ def our_words(tensors: Tensors) -> dict[str, Any]:
     try:
         words = json.loads(tensors.metadata.get(METADATA, "{}"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{tensors.path}: its metadata is no JSON: {error}.") from None
+        raise CheckpointError(
+            f"{tensors.path}: its metadata is not JSON: {error}. {COPY_AGAIN}"
+        ) from None
     if not isinstance(words, dict):
-        raise CheckpointError(f"{tensors.path}: its metadata must be a JSON object.")
+        raise CheckpointError(f"{tensors.path}: its metadata must be a JSON object. {COPY_AGAIN}")
     return words
 
 
@@ -172,7 +182,7 @@ def tensor_keys(path: Path) -> tuple[str, ...]:
 def some_tensors(path: Path, wanted: Set[str]) -> Tensors:
     """The `wanted` tensors of a file. Raises `CheckpointError` as `read_tensors`."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing.")
+        raise CheckpointError(f"{path} is missing. {COPY_AGAIN}")
     if path.suffix == ".safetensors":
         found = _safetensors(path, wanted)
     else:
@@ -185,7 +195,10 @@ def some_tensors(path: Path, wanted: Set[str]) -> Tensors:
 def _check_finite(found: Tensors) -> None:
     for key, tensor in found.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{found.path} holds values in {key!r} that are not finite.")
+            raise CheckpointError(
+                f"{found.path} holds values in {key!r} that are not finite. Train it again "
+                "at a lower rate."
+            )
 
 
 def _safetensors(path: Path, wanted: Set[str] | None = None) -> Tensors:
@@ -197,7 +210,8 @@ def _safetensors(path: Path, wanted: Set[str] | None = None) -> Tensors:
     if header > min(HEADER_LIMIT, path.stat().st_size - 8):
         raise CheckpointError(
             f"{path} says that its header has {header:,} bytes, and the file has "
-            f"{path.stat().st_size:,}: it was cut short, or is no safetensors file."
+            f"{path.stat().st_size:,}: it was cut short, or is not a safetensors file. "
+            f"{COPY_AGAIN}"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -205,7 +219,7 @@ def _safetensors(path: Path, wanted: Set[str] | None = None) -> Tensors:
             tensors = {key: file.get_tensor(key) for key in keys}
             return Tensors(path, tensors, file.metadata())
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+        raise CheckpointError(f"{path} cannot be read: {error}. {COPY_AGAIN}") from None
 
 
 def _pickled(path: Path, *, mmap: bool = False) -> Tensors:
@@ -221,5 +235,5 @@ def _pickled(path: Path, *, mmap: bool = False) -> Tensors:
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise CheckpointError(f"{path} is no table of tensors by name.")
+        raise CheckpointError(f"{path} is not a table of tensors by name.")
     return Tensors(path, content)

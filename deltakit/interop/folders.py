@@ -72,7 +72,7 @@ def write_checkpoint(
     if others:
         raise CheckpointError(
             f"{folder} holds a delta of {others[0]}, and would be ambiguous with one of "
-            f"{chosen.title} beside it. Choose another folder."
+            f"{chosen.title} next to it. Choose another folder."
         )
     chosen.write(folder, checkpoint, model)
 
@@ -85,7 +85,7 @@ def recognise(folder: Path) -> Format:
     if found:
         titles = " and of ".join(each.title for each in found)
         raise CheckpointError(f"{folder} holds a delta of {titles}. Keep one of them in it.")
-    what = "exists and is no folder" if folder.exists() else "does not exist"
+    what = "exists and is not a folder" if folder.exists() else "does not exist"
     if folder.is_dir():
         markers = "; ".join(f"{FORMATS.get(n).title}: {FORMATS.get(n).markers}" for n in FORMATS)
         inner = [path.name for path in sorted(folder.iterdir()) if formats_in(path)]

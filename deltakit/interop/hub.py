@@ -32,8 +32,8 @@ def folder_of(source: str | Path) -> Path:
     name = _NAME.fullmatch(source)
     if name is None:
         raise CheckpointError(
-            f"{source!r} is no folder here, and no name on the Hub. Give a folder that exists, or "
-            "owner/name, owner/name/sub-folder, either with @revision."
+            f"{source!r} is neither a folder here nor a name on the Hub. Give a folder that "
+            "exists, or owner/name, owner/name/sub-folder, either with @revision."
         )
     repo, inner, revision = name[1], name[2].strip("/"), name[3]
     snapshot = _snapshot(source, repo, revision, inner)
@@ -67,8 +67,9 @@ def _snapshot(source: str, repo: str, revision: str | None, inner: str) -> Path:
         return Path(snapshot_download(repo, **options, local_files_only=True))
     except (OSError, ValueError):
         raise CheckpointError(
-            f"{source!r} is no folder here, {reason}, and the local cache does not have all of it. "
-            "Check the name and the network (HF_HUB_OFFLINE is respected), or give a local folder."
+            f"{source!r} is not a folder here, {reason}, and the local cache does not have all of "
+            "it. Check the name and the network (HF_HUB_OFFLINE is respected), or give a local "
+            "folder."
         ) from None
 
 

@@ -39,6 +39,7 @@ from deltakit.core.checks import (
 from deltakit.core.method import InitialOutput, Method, Paper, Placement, Summable, register_method
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
+from deltakit.methods.norms import is_norm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -191,7 +192,7 @@ class SequentialAdapter(Summable):
         return replace(self, bottleneck=width)
 
     def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
-        return self.train_norms and type(owner).__name__.endswith("Norm")
+        return self.train_norms and is_norm(owner)
 
 
 def bottleneck_width(d: int, reduction: float, bottleneck: int | None) -> int:

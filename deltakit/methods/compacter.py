@@ -41,6 +41,7 @@ from deltakit.core.method import InitialOutput, Method, Paper, Placement, regist
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
 from deltakit.methods.adapter import ACTIVATION_NAMES, bottleneck_width
+from deltakit.methods.norms import is_norm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,7 +130,7 @@ class Compacter(Method):
         return None
 
     def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
-        return self.train_norms and type(owner).__name__.endswith("Norm")
+        return self.train_norms and is_norm(owner)
 
 
 @dataclass
@@ -165,6 +166,6 @@ def _check_divides(n: int, d: int, m: int) -> None:
     for what, width in (("the model", d), ("the bottleneck", m)):
         if width % n:
             raise InvalidConfig(
-                f"Compacter(n={n}): {what} has width {width}, which is no multiple of {n}. Take an "
-                f"n that divides {d} and {m}, or set bottleneck= to a multiple of {n}."
+                f"Compacter(n={n}): {what} has width {width}, which is not a multiple of {n}. Take "
+                f"an n that divides {d} and {m}, or set bottleneck= to a multiple of {n}."
             )

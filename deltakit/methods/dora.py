@@ -54,7 +54,7 @@ class DoRA(LowRankMethod):
 
     Raises:
         InvalidConfig: a value out of range.
-        UnknownName: a target that is no linear projection.
+        UnknownName: a target that is not a linear projection.
     """
 
     paper: ClassVar[Paper] = Paper(
@@ -83,5 +83,7 @@ class DoRA(LowRankMethod):
         from deltakit.methods.forms.dora import WeightDecomposed
 
         if handle.linear is None:
-            raise InvalidConfig(f"DoRA: {handle.path!r} is no linear projection, so has no weight.")
+            raise InvalidConfig(
+                f"DoRA: {handle.path!r} is not a linear projection, so it has no weight."
+            )
         return WeightDecomposed(handle.linear, self.pair(handle), scale=self.scale)

@@ -34,6 +34,7 @@ from deltakit.core.method import InitialOutput, Method, Paper, Placement, regist
 from deltakit.core.site import Handle, Insertion, Site
 from deltakit.errors import InvalidConfig
 from deltakit.methods.adapter import ACTIVATION_NAMES, bottleneck_width
+from deltakit.methods.norms import is_norm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +117,7 @@ class HyperFormer(Method):
         return replace(self, bottleneck=width)
 
     def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
-        return self.train_norms and type(owner).__name__.endswith("Norm")
+        return self.train_norms and is_norm(owner)
 
 
 @dataclass

@@ -32,4 +32,9 @@ class NormTuning(Summable):
 
     def trains_base_parameter(self, name: str, owner: nn.Module) -> bool:
         del name
-        return type(owner).__name__.endswith("Norm")
+        return is_norm(owner)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """True for a norm layer, which transformers names so in every family."""
+    return type(module).__name__.endswith("Norm")

@@ -52,7 +52,7 @@ class VeRA(Method):
 
     Raises:
         InvalidConfig: a value out of range.
-        UnknownName: a target that is no linear projection.
+        UnknownName: a target that is not a linear projection.
     """
 
     rank: int = 256

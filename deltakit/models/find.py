@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deltakit._network import Answer, answer_for
 from deltakit.errors import InvalidConfig, UnknownName, first_line, nearest
 from deltakit.models.heads import MaskedHead
+from deltakit.models.loading import HEAD_CLASSES
 from deltakit.models.shipped import SHIPPED
-from deltakit.models.weights import HEAD_CLASSES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

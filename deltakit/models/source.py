@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from deltakit.errors import InvalidConfig, UnknownName, first_line, unknown
 from deltakit.models.heads import Head
+from deltakit.models.loading import read_config
 from deltakit.models.processor import Processor
-from deltakit.models.weights import COMPUTE_DTYPES, dtype_of, read_config
+from deltakit.models.weights import COMPUTE_DTYPES, dtype_of
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +137,7 @@ class ModelSource:
             # Without files transformers makes an empty one, which reads every word as unknown.
             raise UnknownName(
                 f"model {self.name!r} has no tokenizer: its vocabulary is empty. Save the "
-                "tokenizer beside the weights (tokenizer.json)."
+                "tokenizer next to the weights (tokenizer.json)."
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -158,7 +159,7 @@ class ModelSource:
         Raises:
             DeltakitError: as `deltakit.load_base`.
         """
-        from deltakit.models.weights import read_base
+        from deltakit.models.loading import read_base
 
         model, missing = read_base(
             self.location,
@@ -175,7 +176,7 @@ class ModelSource:
 
     def check_base(self, base: "BaseChoice") -> "WeightFormat":
         """The weight format of the base. Raises as `deltakit.load_base`, before it is loaded."""
-        from deltakit.models.weights import check_base
+        from deltakit.models.loading import check_base
 
         return check_base(
             self.location,
@@ -234,7 +235,8 @@ class ModelSource:
             MissingExtra: the base needs a package that is not installed.
         """
         from deltakit.models.fake import pack
-        from deltakit.models.weights import WEIGHT_FORMATS, head_paths
+        from deltakit.models.loading import head_paths
+        from deltakit.models.weights import WEIGHT_FORMATS
 
         chosen = WEIGHT_FORMATS.get(base.name)
         dtype = base.torch_dtype or chosen.dtype
@@ -248,7 +250,7 @@ class ModelSource:
         import torch
         import transformers
 
-        from deltakit.models.weights import HEAD_CLASSES
+        from deltakit.models.loading import HEAD_CLASSES
 
         config = read_config(
             self.location, head.outputs, head.problem, local_files_only=self.local_only

@@ -24,7 +24,8 @@ from deltakit.errors import IncompatibleDeltas
 from deltakit.runtime.generation import NotedGenerate, install_generation
 from deltakit.runtime.hooks import Removable, install, install_block, install_reader
 from deltakit.runtime.own_parameters import install_parameters
-from deltakit.runtime.passes import THREAD, PassPorts
+from deltakit.runtime.pass_ports import PassPorts
+from deltakit.runtime.passes import THREAD
 from deltakit.runtime.reached import Paths
 from deltakit.runtime.tables import Tables
 from deltakit.runtime.uses import Use, entered

@@ -104,7 +104,7 @@ class Given:
         return tasks.repeat_interleave(_repetitions(len(named), rows))
 
     def _block(self) -> Tensor:
-        assert self.of_block is not None, "the form is no ReadsBlock"
+        assert self.of_block is not None, "the form is not a ReadsBlock"
         held = _running().held
         if BLOCK not in held:
             raise IncompatibleDeltas(
@@ -185,6 +185,6 @@ def _check_read(unread: frozenset[str], name: str) -> None:
     """Raises `IncompatibleDeltas` where the call gave one of a shape that cannot be read."""
     if any(each.endswith(name) for each in unread):
         raise IncompatibleDeltas(
-            f"a delta reads the {name}, and the model was given one that is no tensor of shape "
+            f"a delta reads the {name}, and the model was given one that is not a tensor of shape "
             "(rows, tokens). Give one of that shape, and a cache that is not static."
         )

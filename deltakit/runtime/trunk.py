@@ -162,6 +162,7 @@ class TrunkPorts:
         base: Any,
         blocks: Sequence[nn.Module],
         cache: TrunkCache,
+        *,
         lowest: Callable[[], int],
         stored: StoredTensors,
         apart: str,

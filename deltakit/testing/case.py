@@ -12,7 +12,7 @@ import deltakit as dk
 from deltakit.core.data_start import take_as_started
 from deltakit.core.method import CombiningMethod, Method
 from deltakit.errors import DeltakitError, IncompatibleDeltas
-from deltakit.inject.attachments import base_parameters
+from deltakit.inject.base_names import base_parameters
 from deltakit.testing.copies import Template
 from deltakit.testing.models import generator, kind_of, make_inputs, make_model
 from deltakit.testing.probes import first, randomise_all, randomise_deltas, reseed

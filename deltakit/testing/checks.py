@@ -18,7 +18,8 @@ import deltakit as dk
 from deltakit.core.delta import AuxiliaryLoss, ReadsEnd
 from deltakit.core.method import CombiningMethod, InitialOutput
 from deltakit.errors import DeltakitError, InvalidConfig, NotMergeable
-from deltakit.inject.attachments import Attachments, head_names, need_attachments
+from deltakit.inject.attachments import Attachments, need_attachments
+from deltakit.inject.base_names import head_names
 from deltakit.testing.case import (
     WITHIN,
     Case,

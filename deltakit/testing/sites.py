@@ -291,7 +291,7 @@ def check_every_projection_is_a_site(model: Any, inputs: Inputs) -> None:
                 continue
             always = not name.startswith(tuple(chosen)) and (dense or "attn" in name)
             if always and seen.given[module].shape[:-1] in tokens:
-                assert module in covered, f"the projection {name} of a layer is no site"
+                assert module in covered, f"the projection {name} of a layer is not a site"
 
 
 def _roots(model: Any, handles: Sequence[Handle]) -> Iterator[tuple[nn.Module, bool]]:
@@ -415,7 +415,7 @@ def check_tables(model: Any, inputs: Inputs) -> None:
     known = {handle.module for handle in handles}
     for name, module in model.named_modules():
         if type(module) is nn.Embedding and seen.given.get(module) is inputs.get("input_ids", ()):
-            assert module in known, f"ids are looked up in {name}, which is no site"
+            assert module in known, f"ids are looked up in {name}, which is not a site"
 
 
 def check_tokens(model: Any, inputs: Inputs) -> None:

@@ -200,7 +200,7 @@ def _loaded(case: Case, seed: int) -> Any:
 
     plain = case.make()
     if not isinstance(plain, PreTrainedModel):
-        raise NotApplicable("it is no model of transformers'")
+        raise NotApplicable("it is not a model of transformers'")
     values = {k: v for k, v in plain.state_dict().items() if k not in _left_out(plain)}
     reseed(seed)
     with _quiet_loading():

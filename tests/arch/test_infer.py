@@ -278,6 +278,6 @@ def test_a_feed_forward_with_more_than_its_projections_is_left_out() -> None:
     inference = dk.infer_family(own(Experts))
     (stack,) = inference.family.stacks
     assert isinstance(stack.sites, dict) and not FFN & set(stack.sites)
-    assert "blocks.*: ffn: left out, beside second there is experts" in inference.evidence
+    assert "blocks.*: ffn: left out, as next to second there is experts" in inference.evidence
     unseen = "blocks.*: experts: in no projection or norm; what it does is not seen"
     assert unseen in inference.evidence

@@ -342,7 +342,7 @@ def test_linear_widths() -> None:
 
     assert linear_widths(nn.Linear(3, 5)) == (3, 5)
     assert linear_widths(Conv1D(5, 3)) == (3, 5)
-    with pytest.raises(UnknownArchitecture, match="LayerNorm is no linear projection"):
+    with pytest.raises(UnknownArchitecture, match="LayerNorm is not a linear projection"):
         linear_widths(nn.LayerNorm(3))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import deltakit as package
+from deltakit.cli import sections
 from deltakit.cli.main import cli
 from deltakit.core.method import METHODS
 from deltakit.testing.models import make_model
@@ -76,6 +77,15 @@ def test_every_command_is_listed_and_explains_itself(deltakit: Run) -> None:
         assert ended.out.startswith("Usage: ")
         assert len(ended.out.splitlines()) > 4
         assert max(len(line) for line in ended.out.splitlines()) <= 100
+
+
+def test_help_has_a_section_for_each_command_and_each_option_of_the_long_ones() -> None:
+    assert sorted(sum(sections.COMMANDS.values(), ())) == sorted(cli.commands)
+    names = sum(sections.OPTIONS.values(), ())
+    known = {
+        each.name for command in ("compare", "choose") for each in cli.commands[command].params
+    }
+    assert sorted(names) == sorted(known)
 
 
 def test_the_version(deltakit: Run) -> None:

@@ -49,7 +49,7 @@ def test_a_base_is_looked_at(deltakit: Run, saved: Path, tmp_path: Path) -> None
         ("mine", (), "Missing option '--to'"),
         ("mine", ("--to", "deltakit", "--base", "minilmm"), "Did you mean 'minilm'"),
         ("base", ("--to", "deltakit"), "base holds no delta. Looked for: "),
-        ("nothing", ("--to", "deltakit"), "is no folder here, and no name on the Hub"),
+        ("nothing", ("--to", "deltakit"), "is neither a folder here nor a name on the Hub"),
     ],
 )
 def test_refusals(
@@ -63,7 +63,7 @@ def test_refusals(
 
 def test_a_name_that_nothing_has(deltakit: Run, tmp_path: Path) -> None:
     ended = deltakit("convert", "nobody/nothing-of-the-kind", tmp_path / "new", "--to", "deltakit")
-    assert ended.code == 2 and "'nobody/nothing-of-the-kind' is no folder here" in ended.line
+    assert ended.code == 2 and "'nobody/nothing-of-the-kind' is neither a folder here" in ended.line
 
 
 def test_a_place_that_is_taken(deltakit: Run, saved: Path, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_an_out_folder_that_is_something_else(kind: str, refused: Ask, tmp_path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("precious")
     out = tmp_path / "folder" if kind == "folder" else tmp_path / "folder" / "file"
-    says(refused("--out", out), str(out), "no run folder")
+    says(refused("--out", out), str(out), "not a run folder")
 
 
 # ------------------------------------------------------------------------------ source deltas
@@ -378,8 +378,8 @@ def test_a_number_of_seeds_that_is_not_whole(
         (("summary", "{bert}", "--method", "peft:lora"), "a row of a comparison"),
         (("summary", "nothing", "--method", "lora"), "'nothing'"),
         (("sites", "nothing"), "'nothing'"),
-        (("report", "{bert}"), "no run folder"),
-        (("report", "nowhere"), "no run folder"),
+        (("report", "{bert}"), "not a run folder"),
+        (("report", "nowhere"), "not a run folder"),
         (("plan", "--methods", "lroa"), "Did you mean 'lora'"),
     ],
 )

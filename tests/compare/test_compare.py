@@ -57,6 +57,9 @@ def test_five_lines_give_a_data_frame(usual: dict[str, Any], own_class: type[dk.
     assert results.answer.startswith(("small scores highest, ", "mine scores highest, "))
     shown = results._repr_html_()
     assert shown.startswith(f"<p>{results.answer}</p>") and "<table" in shown
+    typed = repr(results).splitlines()
+    assert typed[0] == results.answer and typed[-1].startswith("run/report.html")
+    assert any(line.split()[:1] == ["small"] for line in typed)
     # The same call goes on where it stopped, and a plan is the same comparison.
     assert dk.compare(methods, out="run", seeds=2, **usual).reused == 10
     plan = build_plan(request_of(methods, {"seeds": 2, **usual}))

@@ -175,6 +175,7 @@ def test_python_compares_at_several_sizes(bert: Path, tasks: SimpleNamespace) ->
         (found.folder / f"train-{size}" / "report.html").is_file() for size in (8, 16)
     )
     assert "first beats head at" in found._repr_html_()
+    assert "first beats head at" in repr(found) and repr(found).endswith("report.html has the plot")
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def attached(model: Any, name: str, method: Any) -> Any:
 
 
 def randomise_head(model: Any) -> None:
-    from deltakit.inject.attachments import head_names
+    from deltakit.inject.base_names import head_names
 
     for key in head_names(model):
         model.get_parameter(key).data.normal_(0, 0.3)

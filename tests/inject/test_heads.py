@@ -13,7 +13,7 @@ from transformers.models.auto import modeling_auto
 
 import deltakit as dk
 from deltakit.errors import DeltakitError
-from deltakit.inject.attachments import base_parameters, head_names
+from deltakit.inject.base_names import base_parameters, head_names
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # about the libraries' own defaults
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 import deltakit as dk
 from deltakit.errors import NotMergeable
-from deltakit.inject.merge import _EQUAL
+from deltakit.inject.mergeable import EQUAL_ACTIVATIONS
 from deltakit.methods.forms.adapter import ACTIVATIONS
 
 TINY = (
@@ -200,10 +200,10 @@ def test_a_parallel_adapter_makes_the_feed_forward_wider(
     assert widths(model) == narrow
 
 
-@pytest.mark.parametrize("name", [n for n in ACT2FN if n in ACTIVATIONS or n in _EQUAL])
+@pytest.mark.parametrize("name", [n for n in ACT2FN if n in ACTIVATIONS or n in EQUAL_ACTIVATIONS])
 def test_names_of_one_nonlinearity(name: str) -> None:
     x = torch.linspace(-6, 6, 201, dtype=torch.float64)
-    ours = ACTIVATIONS[_EQUAL.get(name, name)]
+    ours = ACTIVATIONS[EQUAL_ACTIVATIONS.get(name, name)]
     torch.testing.assert_close(ACT2FN[name](x), ours(x), atol=1e-9, rtol=1e-9)
 
 

@@ -174,7 +174,7 @@ def test_a_wrong_file_changes_nothing(
             InvalidConfig,
             "'b', 'c' at 'encoder.0.block.out'",
         ),
-        (USAGE, "a", 2, IncompatibleDeltas, r"'a' is no fusion \(SequentialAdapter\)"),
+        (USAGE, "a", 2, IncompatibleDeltas, r"'a' is not a fusion \(SequentialAdapter\)"),
         (USAGE, "fuesd", 2, UnknownName, "unknown delta 'fuesd'.*'fused'"),
     ],
 )

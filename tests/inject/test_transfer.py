@@ -266,7 +266,7 @@ KEY = "mine/encoder.0.attn.q.lora_A"
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty folder": (remove_all, r"holds no delta. Looked for: .*delta.json and delta.safetensors"),
     "no config": (lambda f: (f / CONFIG).unlink(), r"holds no delta. Looked for"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), r"delta.safetensors is missing beside"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), r"delta.safetensors is missing next to"),
     "cut": (truncate, r"SHA-256 differs.*cut short or replaced"),
     "cut, signed": (truncate_and_sign, r"delta.safetensors cannot be read"),
     "renamed tensor": (
@@ -308,10 +308,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         r"left over 'x'.*head=False",
     ),
-    "bad json": (lambda f: (f / CONFIG).write_text("{"), r"delta.json is no JSON"),
+    "bad json": (lambda f: (f / CONFIG).write_text("{"), r"delta.json is not JSON"),
     "binary config": (
         lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"),
-        r"delta.json is no JSON",
+        r"delta.json is not JSON",
     ),
     "json of another kind": (lambda f: (f / CONFIG).write_text("[1]"), r"no format 'deltakit'"),
     "another format": (lambda f: edit(f, lambda c: c.update(format="x")), r"no format 'deltakit'"),
@@ -395,7 +395,7 @@ def test_missing_folder(kit: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere does not exist"):
         dk.load(model, tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file exists and is no folder"):
+    with pytest.raises(CheckpointError, match=r"file exists and is not a folder"):
         dk.load(model, tmp_path / "file")
     assert not hasattr(model, "deltakit")
 

@@ -631,7 +631,7 @@ def test_conversions(case: str, library: Library, tmp_path: Path, base: Any) -> 
         ("phm", {"shared_phm_rule": True}, "shared_phm_rule=True .* only there"),
         ("compacter", {"output_adapter": False}, "output_adapter=False, .* Compacter has"),
         ("compacter", {"residual_before_ln": "post_add"}, "residual_before_ln='post_add'"),
-        ("compacter", {"phm_dim": 3}, "no multiple of 3"),
+        ("compacter", {"phm_dim": 3}, "not a multiple of 3"),
         ("compacter", {"phm_dim": 4}, "describes another"),
         ("compacter", {"phm_rank": 2}, "describes another"),
         ("compacter", {"reduction_factor": {"0": 2, "1": 4}}, "one width where layers share"),
@@ -657,7 +657,7 @@ def test_conversions(case: str, library: Library, tmp_path: Path, base: Any) -> 
         ("seq_bn", {"non_linarity": "relu"}, "'non_linarity' .* Did you mean 'non_linearity'"),
         ("seq_bn", {"architecture": "reft"}, "architecture='reft' cannot be loaded"),
         ("seq_bn", {"architecture": ["lora"]}, "architecture=.'lora'. cannot be loaded"),
-        ("par_bn", {"mh_adapter": True}, "mh_adapter=True .* beside the feed-forward"),
+        ("par_bn", {"mh_adapter": True}, "mh_adapter=True .* parallel to the feed-forward"),
         ("par_bn", {"scaling": "channel"}, "scaling='channel'"),
         ("lora_qv", {"use_dora": True}, "use_dora=True .* rescales the bias"),
         ("lora_qv", {"vera_d": 0.1}, "vera_d=0.1 .* trains its projections"),
@@ -732,7 +732,7 @@ def test_configs_that_no_other_model_has(
         ({"dropout_prob": "0.1"}, "dropout_prob='0.1' cannot be loaded: it must be a number"),
         ({"key": False}, "key=False"),
         ({"kee": True}, "has a key 'kee'"),
-        ({"adapter_names": ["b", "a"]}, "is no fusion of a, b as adapter_setup.json says"),
+        ({"adapter_names": ["b", "a"]}, "is not a fusion of a, b as adapter_setup.json says"),
         ({"adapter_names": "a"}, "'adapter_names' must be a list"),
         ({"dropout_prob": 1.5}, r"AdapterFusion\(dropout=1.5\)"),
     ],
@@ -800,7 +800,7 @@ def test_files_that_are_wrong(
     (folder / CONFIG).write_text('{"config": {}, "model_type": "bert", "peft_type": "LORA"}')
     assert "has no weights: none of adapter_model" in refused(kit, model, folder)  # PEFT's now
     (folder / CONFIG).write_text("{")
-    assert "is no JSON" in refused(kit, model, folder)
+    assert "is not JSON" in refused(kit, model, folder)
 
 
 def test_a_model_type_without_a_layout(library: Library, kit: SimpleNamespace) -> None:
@@ -821,16 +821,16 @@ def block(kind: str, *children: Any, **more: Any) -> dict[str, Any]:
         (block("BatchSplit", "a", "b", kwargs={"batch_sizes": [1, 1]}), "BatchSplit cannot be"),
         (block("Stack", block("Average", "a", "b"), "a"), "Average cannot be loaded"),
         (block("Fuse", block("Stack", "a", "b"), "c"), "stacks of adapters and of fusions"),
-        (block("Stack", "../a", "b"), "'../a' is no name of a file in this folder"),
-        (block("Stack", "/a"), "'/a' is no name of a file"),
-        (block("Stack", ".."), r"'..' is no name of a file"),
-        (block("Fuse", "a", "..\\b"), "is no name of a file in this folder"),
+        (block("Stack", "../a", "b"), "'../a' is not the name of a file in this folder"),
+        (block("Stack", "/a"), "'/a' is not the name of a file"),
+        (block("Stack", ".."), r"'..' is not the name of a file"),
+        (block("Fuse", "a", "..\\b"), "is not the name of a file in this folder"),
         (block("Stack", "a", "missing"), "missing.*adapter_config.json is missing"),
         (block("Stack", "a,b"), "adapter_config.json is missing"),
-        (block("Stack", "a", colour="red"), "is no stack and no fusion"),
-        (block("Stack"), "is no stack and no fusion"),
-        ("a", "is no stack and no fusion"),
-        (None, "is no stack and no fusion"),
+        (block("Stack", "a", colour="red"), "is neither a stack nor a fusion"),
+        (block("Stack"), "is neither a stack nor a fusion"),
+        ("a", "is neither a stack nor a fusion"),
+        (None, "is neither a stack nor a fusion"),
     ],
 )
 def test_setups_that_deltakit_has_no_counterpart_of(

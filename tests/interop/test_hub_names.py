@@ -94,7 +94,7 @@ def test_a_path_is_never_a_name(kit: SimpleNamespace, saved: Path, publish: Publ
 )
 def test_what_can_be_no_name(name: str) -> None:
     with pytest.raises(
-        CheckpointError, match=r"is no folder here, and no name on the Hub"
+        CheckpointError, match=r"is neither a folder here nor a name on the Hub"
     ) as found:
         folder_of(name)
     assert repr(name) in str(found.value) and "owner/name@" not in str(found.value)
@@ -143,7 +143,7 @@ def test_without_a_network_nothing_is_tried_twice(
     )
     assert ended.stdout.strip().endswith("c" * 40), ended.stderr
     assert ended.returncode == 1
-    assert "CheckpointError: 'owner/other' is no folder here" in ended.stderr
+    assert "CheckpointError: 'owner/other' is neither a folder here" in ended.stderr
 
 
 # ------------------------------------------------------------------------ a Hub that is played

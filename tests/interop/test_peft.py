@@ -710,10 +710,10 @@ def copy(sample: Path, tmp_path: Path) -> Path:
         ({"target_modules": "all-linear"}, "targets 'bert.pooler.dense' .Linear., which is none"),
         ({"target_modules": ["position_embeddings"]}, r"' \(Embedding\), which is none of"),
         ({"target_modules": "quer"}, "nothing in this BertForSequenceClassification is left"),
-        ({"target_modules": "("}, r"target_modules is '\('; '\(' is no regular expression"),
+        ({"target_modules": "("}, r"target_modules is '\('; '\(' is not a regular expression"),
         ({"target_modules": 3}, "target_modules is 3; it must be names or a regex"),
         ({"target_modules": []}, "PEFT has no default for 'bert'"),
-        ({"target_modules": ".*query", "layers_to_transform": [0]}, "only beside a list of names"),
+        ({"target_modules": ".*query", "layers_to_transform": [0]}, "only with a list of names"),
         ({"target_modules": ["query", "key", "value"]}, r"lacks '.*key.lora_A.weight', '.*unlike"),
         ({"target_modules": ["query"]}, r"has '.*value.lora_A.weight', .*unlike what adapter_"),
         ({"layers_to_transform": [0, 5]}, "nothing is targeted in layer 5 of this Bert"),
@@ -722,7 +722,7 @@ def copy(sample: Path, tmp_path: Path) -> Path:
         ({"layers_to_transform": ["0"]}, "layers_to_transform is .'0'.; it must be layers' n"),
         ({"exclude_modules": ["query", "value"]}, "nothing in this .* is left to target"),
         ({"rank_pattern": {"query": 2.5}}, "rank_pattern is .*it must be a table of whole numbers"),
-        ({"alpha_pattern": {"[": 2}}, r"'\[' is no regular expression"),
+        ({"alpha_pattern": {"[": 2}}, r"'\[' is not a regular expression"),
         ({"r": 3}, r"'.*lora_A.weight' has shape \(2, 16\); .* it must have \(3, 16\)"),
         ({"r": 0}, "r is 0; it must be a whole number above zero"),
         ({"r": True}, "r is True; it must be a whole number"),
@@ -823,7 +823,7 @@ def test_a_config_without_a_type_is_not_pefts(copy: Path) -> None:
     edit(copy, peft_type=...)
     assert not FORMATS.get("peft").recognises(copy)
     (copy / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="adapter_config.json is no JSON"):
+    with pytest.raises(CheckpointError, match="adapter_config.json is not JSON"):
         dk.load(make_model("bert"), copy)
 
 
@@ -844,11 +844,11 @@ def test_a_config_without_a_type_is_not_pefts(copy: Path) -> None:
         ("gpt2", PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS"),
          "task_type is 'SEQ_CLS'; a prompt can be loaded for CAUSAL_LM"),
         ("bert", PromptTuningConfig(num_virtual_tokens=2, task_type="FEATURE_EXTRACTION"),
-         "stands in front of all tokens of a decoder"),
+         "comes before all tokens of a decoder"),
         ("t5", PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_2_SEQ_LM"),
-         "stands in front of all tokens of a decoder"),
+         "comes before all tokens of a decoder"),
         ("t5", PrefixTuningConfig(num_virtual_tokens=2, task_type="SEQ_2_SEQ_LM"),
-         "a T5ForCond.* has prefixes of ours in cross, decoder, encoder, and PEFT's in one"),
+         "a T5ForCond.* has deltakit's prefixes in cross, decoder, encoder, and PEFT's in one"),
         ("gemma2", PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
          "a Gemma2ForCausalLM cannot see a prefix of PEFT's from 8 tokens on"),
     ],
@@ -880,7 +880,7 @@ def test_an_adapter_that_ours_cannot_be(
         ("bert", dk.IA3(targets="attn.mid") + dk.IA3(targets="attn.o"),
          "has one vector for '.*0.attention.output.dense'; 'default' has several, at encoder.0"),
         ("llama", dk.IA3() + dk.IA3(), "has one vector for 'model.layers.0.self_attn.k_proj'"),
-        ("bert", dk.PromptTuning(length=2), "stands in front of all tokens of a decoder"),
+        ("bert", dk.PromptTuning(length=2), "comes before all tokens of a decoder"),
         ("llama", dk.PrefixTuning(length=2), r"read .*positions='kept'\) as .*positions='shifted'"),
         ("distilbert", dk.PrefixTuning(length=2), "a DistilBertFor.* takes no past_key_values"),
         ("bloom", dk.PromptTuning(length=2) + dk.LoRA(), r"no words for LoRA \+ PromptTuning"),

@@ -91,7 +91,7 @@ def test_bad_settings(fields: dict[str, Any], text: str) -> None:
 
 
 def test_widths_that_n_does_not_divide(kit: SimpleNamespace) -> None:
-    with pytest.raises(InvalidConfig, match=r"the bottleneck has width 3, .* no multiple of 2"):
+    with pytest.raises(InvalidConfig, match=r"the bottleneck has width 3, .* not a multiple of 2"):
         dk.attach(kit.make_model("bert"), dk.Compacter(bottleneck=3, n=2))
 
 

@@ -147,7 +147,7 @@ def test_a_mask_that_cannot_be_read_is_refused(kit: SimpleNamespace) -> None:
     model, batch = kit.make_model("llama"), kit.make_batch(rows=2, length=6)
     dk.attach(model, dk.LoReFT(rank=2))
     mask = torch.ones(2, 1, 6, 6, dtype=torch.bool)
-    with pytest.raises(dk.DeltakitError, match="reads the attention_mask.*no tensor of shape"):
+    with pytest.raises(dk.DeltakitError, match="reads the attention_mask.*not a tensor of shape"):
         model(input_ids=batch["input_ids"], attention_mask=mask)
 
 

@@ -220,7 +220,7 @@ def test_every_composition_trains_saves_and_loads(
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: dk.Stack("a", dk.PerRow(["b"])), "PerRow inside Stack: .*stands outermost"),
+        (lambda: dk.Stack("a", dk.PerRow(["b"])), "PerRow inside Stack: .*is the outermost"),
         (lambda: dk.Mean(dk.PerRow(["b"])), "PerRow inside Mean"),
         (lambda: dk.PerRow([dk.PerRow(["b"])]), "PerRow inside PerRow"),
         (lambda: dk.PerRow([]), "PerRow needs an entry for each row"),

@@ -128,10 +128,10 @@ def test_parameters_in_the_dtype_of_the_base_are_found() -> None:
 
 
 def test_flags_from_a_record_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def change_to(self: BaseFlags, beside_deltas: bool, parameters: dict[str, Any]) -> None:
-        self.beside_deltas = beside_deltas
+    def change_to(self: BaseFlags, with_deltas: bool, parameters: dict[str, Any]) -> None:
+        self.with_deltas = with_deltas
         for name, parameter in parameters.items():
-            parameter.requires_grad_(not beside_deltas and self.other.get(name, True))
+            parameter.requires_grad_(not with_deltas and self.other.get(name, True))
 
     monkeypatch.setattr(BaseFlags, "change_to", change_to)
     with pytest.raises(AssertionError, match="disabled: flags are not as they were set"):

@@ -44,10 +44,12 @@ _ADDED = (Site.ATTN_OUT, Site.FFN_OUT, Site.FFN_STREAM)
 
 def _sites(config: Any) -> Mapping[Site, Location]:
     """The sites; attention and FFN side by side read one norm, and no stream between them."""
-    beside = config.model_type in ("cohere", "cohere2") or (
+    side_by_side = config.model_type in ("cohere", "cohere2") or (
         config.model_type == "stablelm" and config.use_parallel_residual
     )
-    stream = {} if beside else {Site.FFN_STREAM: output("mlp", reads="post_attention_layernorm")}
+    stream = (
+        {} if side_by_side else {Site.FFN_STREAM: output("mlp", reads="post_attention_layernorm")}
+    )
     sites = {**_SITES, **stream}
     if config.model_type == "granite":
         return {site: place for site, place in sites.items() if site not in _ADDED}

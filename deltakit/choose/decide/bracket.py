@@ -118,7 +118,7 @@ def run_bracket(
     """
     watch = watch or Unwatched()
     alive = in_turn([arm for arm in arms if arm.facts.name in ladder.arms])
-    clock = Clock(budget=ladder.bracket_seconds)
+    clock = BracketClock(budget=ladder.bracket_seconds)
     results: list[RungResult] = []
     readings: dict[str, Reading] = {}
     scores: dict[str, float] = {}
@@ -168,7 +168,7 @@ def run_bracket(
 
 
 @dataclass(kw_only=True)
-class Clock:
+class BracketClock:
     """The time of a bracket: what was spent, and what was predicted for it.
 
     It reads no clock. It adds up the times in the readings.
@@ -198,7 +198,12 @@ class Clock:
 
 
 def _climb(
-    alive: Sequence[Arm], rung: Rung, before: int, clock: Clock, journal: Journal, watch: Watch
+    alive: Sequence[Arm],
+    rung: Rung,
+    before: int,
+    clock: BracketClock,
+    journal: Journal,
+    watch: Watch,
 ) -> dict[str, Reading]:
     """The readings of a rung. It depends on the order of the arms, which is fixed."""
     readings: dict[str, Reading] = {}

@@ -19,8 +19,9 @@ from deltakit.models.heads import (
     SpanHead,
     TokenHead,
 )
+from deltakit.models.loading import read_config
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
-from deltakit.models.weights import WEIGHT_FORMATS, Floating, read_config
+from deltakit.models.weights import WEIGHT_FORMATS, Floating
 
 HEADS: Mapping[str, Head] = {
     "classification": SequenceHead(outputs=2),

@@ -4,8 +4,9 @@ The step that `training_memory` would measure runs on fake tensors, which have s
 So the bytes are those of the same operations, at any size of the model.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -116,43 +117,38 @@ def predicted_memory(
         DeltakitError: the method does not fit the model or the base.
         InvalidConfig: the sizes of some of its tensors depend on their values.
     """
+    place = device or torch.device("cpu")
+    with _refused_by_values(method, model.name):
+        plain = model.skeleton_in(base, head)
+        head.configure(plain, pad_token_id=0)
+        plain.config.use_cache = False
+        weights = bytes_of(stored_tensors(plain))
+        adapted = _attached(plain, method, members)
+        training = _training(adapted.model, head, load, place)
+        adapted.deploy()
+        return PredictedMemory(
+            base=weights,
+            delta=training.weights - weights,
+            gradients=training.gradients,
+            optimizer=training.optimizer,
+            activations=training.activations,
+            training_peak=training.peak,
+            inference_peak=_inference_peak(adapted.model, head, load, place),
+            deployed=_deployed(adapted),
+        )
+
+
+@contextlib.contextmanager
+def _refused_by_values(method: Method, model: str) -> Iterator[None]:
+    """Raises `InvalidConfig` where the size of a tensor depends on the values of another."""
     try:
-        return _predicted(model, method, base, head, load, members, device)
+        yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InvalidConfig(
-            f"the memory of {format_method(method)} on {model.name!r} cannot be predicted: the "
-            f"sizes of its tensors depend on their values ({error.func}). Measure it with "
-            "`deltakit compare`."
+            f"the memory of {format_method(method)} on {model!r} cannot be predicted: the sizes of "
+            f"its tensors depend on their values ({error.func}). Measure it with `deltakit "
+            "compare`."
         ) from None
-
-
-def _predicted(
-    model: ModelSource,
-    method: Method,
-    base: BaseChoice,
-    head: Head,
-    load: Load,
-    members: Mapping[str, Method],
-    device: torch.device | None,
-) -> PredictedMemory:
-    place = device or torch.device("cpu")
-    plain = model.skeleton_in(base, head)
-    head.configure(plain, pad_token_id=0)
-    plain.config.use_cache = False
-    weights = bytes_of(stored_tensors(plain))
-    adapted = _attached(plain, method, members)
-    training = _training(adapted.model, head, load, place)
-    adapted.deploy()
-    return PredictedMemory(
-        base=weights,
-        delta=training.weights - weights,
-        gradients=training.gradients,
-        optimizer=training.optimizer,
-        activations=training.activations,
-        training_peak=training.peak,
-        inference_peak=_inference_peak(adapted.model, head, load, place),
-        deployed=_deployed(adapted),
-    )
 
 
 def _attached(model: Any, method: Method, members: Mapping[str, Method]) -> AdaptedModel:

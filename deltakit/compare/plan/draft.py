@@ -145,7 +145,7 @@ def _methods(specs: tuple[str | NamedMethod, ...]) -> dict[str, Method]:
             continue
         label = str(spec)
         if label in asked:
-            raise InvalidConfig(f"--methods names {label!r} twice.")
+            raise InvalidConfig(f"--methods names {label!r} twice. Leave one of the two out.")
         asked[label] = _method(spec)
     baselines = {
         name: METHODS.get(name).build()

@@ -34,7 +34,10 @@ def rates(trials: int, grid: tuple[float, float] = GRID) -> tuple[float, ...]:
     """
     low, high = grid
     if trials < 2:
-        raise InvalidConfig(f"--trials {trials}: a search takes two at least; 1 means no search.")
+        raise InvalidConfig(
+            f"--trials {trials}: a search takes two at least. Give --trials 2 or more, or "
+            "1 for no search."
+        )
     if not 0 < low < high < math.inf:
         raise InvalidConfig(
             f"--lr-grid {low:g},{high:g}: give a lower and a higher rate, as in 3e-5,3e-2."
@@ -57,6 +60,8 @@ def choose(trials: Sequence[Trial], direction: Direction = Direction.HIGHER) -> 
     scored = [(direction.rank(t.score), -t.lr, t) for t in trials if t.score is not None]
     if not scored:
         reasons = "; ".join(f"{trial.lr:g}: {trial.reason}" for trial in trials)
-        raise SearchFailed(f"every learning rate failed ({reasons}).")
+        raise SearchFailed(
+            f"every learning rate failed ({reasons}). Give lower ones with --lr-grid."
+        )
     *_, best = max(scored, key=lambda each: each[:2])
     return Choice(lr=best.lr, trials=tuple(trials))

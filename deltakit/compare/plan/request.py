@@ -300,4 +300,4 @@ def _labelled(method: object) -> str | NamedMethod:
         return method.strip()
     if isinstance(method, Method):
         return NamedMethod(format_method(method), method)
-    raise InvalidConfig(f"{method!r} is no method: give a spec such as 'lora', or a dk.Method.")
+    raise InvalidConfig(f"{method!r} is not a method: give a spec such as 'lora', or a dk.Method.")

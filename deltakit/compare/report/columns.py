@@ -211,7 +211,7 @@ COLUMNS_FOR_PEOPLE = (
     ),
     Column(
         title="Deployed params",
-        help="Parameters that must be kept beside the base to run it, the task head left out.",
+        help="Parameters that must be kept, in addition to the base, to run it; no task head.",
         cell=measured("deployed_params", format_count),
     ),
     Column(

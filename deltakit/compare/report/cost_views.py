@@ -61,7 +61,7 @@ def _training_parts(summary: RowSummary) -> str:
     named = (
         ("own", "train_seconds"),
         ("stage 1", "stage1_seconds"),
-        ("beside it the search for a rate", "trials_seconds"),
+        ("and the search for a rate", "trials_seconds"),
     )
     known = [(name, summary.mean(column)) for name, column in named]
     words = [f"{name}: {format_duration(value)}" for name, value in known if value is not None]

@@ -188,9 +188,9 @@ def _maps(found: Mapping[Row, Found], names: Mapping[Row, str]) -> Iterator[html
         ),
         (
             "How large the change at each site is",
-            "Root mean square of Δh over that of h at the site, in the layer. Positions beside the "
-            "sequence (prefixes, prompts) change no h, so they have no line. Shaded within each "
-            "line.",
+            "Root mean square of Δh over that of h at the site, in the layer. Positions added to "
+            "the sequence (prefixes, prompts) change no h, so they have no line. Shaded within "
+            "each line.",
             charts.changes(found, names, "changes"),
         ),
         (

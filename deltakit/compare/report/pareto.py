@@ -98,7 +98,7 @@ class Axis:
 
 
 PARAMETERS = Axis(
-    title="Deployed parameters beside the base", ticks="engineering", logarithmic_from=0.0
+    title="Deployed parameters, the base left out", ticks="engineering", logarithmic_from=0.0
 )
 
 

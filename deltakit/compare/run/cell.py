@@ -47,7 +47,7 @@ def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
     """One row of the results, with its predictions.
 
     Raises:
-        Occupied: it is trained, and others train on the device: it cannot be measured now.
+        DeviceBusy: it is trained, and others train on the device: it cannot be measured now.
         Exception: whatever went wrong; the caller records it.
     """
     if cell.training is None:
@@ -77,12 +77,12 @@ def run_cell(context: RunContext, cell: Cell) -> tuple[CellResult, Predictions]:
         **forgotten,
         **_costs(context, adapted, training),
     )
-    beside = {
+    extras = {
         "search": choice.to_plain() if choice.trials else None,
         "delta": _kept_delta(context, training),
         **_learning_curve(record),
     }
-    for kind, content in {**beside, **_extras(context, cell, adapted)}.items():
+    for kind, content in {**extras, **_extras(context, cell, adapted)}.items():
         context.folder.write_extra(cell, kind, content)
     if training.method.role is Role.CEILING:
         # As large as the base itself, and what it costs on disk is in the result.

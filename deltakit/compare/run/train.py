@@ -66,7 +66,7 @@ def train(
     Raises:
         TrainingFailed: the loss became infinite or NaN.
     """
-    from transformers import PrinterCallback, TrainingArguments
+    from transformers import PrinterCallback
 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return TrainingRecord(seconds=0.0, steps=0, examples=0, losses=())
@@ -77,28 +77,7 @@ def train(
         with meter.paused():
             trainer = trainer_class(
                 model=model,
-                args=TrainingArguments(
-                    output_dir=scratch,
-                    use_cpu=device().type == "cpu",
-                    max_steps=steps,
-                    per_device_train_batch_size=distributed.per_rank_batch_size(budget),
-                    learning_rate=lr,
-                    lr_scheduler_type="linear",
-                    warmup_steps=round(budget.warmup * steps),
-                    weight_decay=0.0,
-                    seed=seed,
-                    data_seed=seed,
-                    train_sampling_strategy=_sampling(data),
-                    # A kind's `collate` picks what the model is given.
-                    remove_unused_columns=False,
-                    save_strategy="no",
-                    logging_strategy="no",
-                    report_to="none",
-                    # It multiplies losses by the number of processes that are a mean already.
-                    average_tokens_across_devices=False,
-                    disable_tqdm=True,
-                    dataloader_pin_memory=torch.cuda.is_available(),
-                ),
+                args=_arguments(scratch, data, budget, lr, seed),
                 train_dataset=data,
                 data_collator=lambda rows: kind.collate(rows, processor),
                 callbacks=list(callbacks),
@@ -117,6 +96,35 @@ def train(
         examples=len(data),
         losses=tuple(trainer.losses),
         machine=machine.name(),
+    )
+
+
+def _arguments(folder: str, data: "Dataset", budget: Budget, lr: float, seed: int) -> Any:
+    """The settings of the Trainer: the schedule of the budget; nothing is saved or logged."""
+    from transformers import TrainingArguments
+
+    steps = steps_of(len(data), budget)
+    return TrainingArguments(
+        output_dir=folder,
+        use_cpu=device().type == "cpu",
+        max_steps=steps,
+        per_device_train_batch_size=distributed.per_rank_batch_size(budget),
+        learning_rate=lr,
+        lr_scheduler_type="linear",
+        warmup_steps=round(budget.warmup * steps),
+        weight_decay=0.0,
+        seed=seed,
+        data_seed=seed,
+        train_sampling_strategy=_sampling(data),
+        # A kind's `collate` picks what the model is given.
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        # It multiplies losses by the number of processes that are a mean already.
+        average_tokens_across_devices=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -164,8 +164,8 @@ def _copy(source: RunFolder, target: RunFolder, cell_id: str) -> None:
     result = source.cell_path(cell_id)
     if not result.is_file():
         return
-    beside = sorted(set(result.parent.glob(f"{cell_id}.*")) - {result})
-    for file in (*beside, result):
+    extras = sorted(set(result.parent.glob(f"{cell_id}.*")) - {result})
+    for file in (*extras, result):
         with atomic_path(target.path / "cells" / file.name) as temporary:
             shutil.copyfile(file, temporary)
 

@@ -202,7 +202,7 @@ class RunFolder:
             raise InvalidConfig(f"{self.path / RUN} cannot be read: {error}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InvalidConfig(
-                f"{self.path} is no run folder: it has no readable {RUN}. Name a folder that "
+                f"{self.path} is not a run folder: it has no readable {RUN}. Name a folder that "
                 "`deltakit compare` wrote."
             ) from None
 
@@ -310,7 +310,7 @@ def check_ours(folder: Path) -> None:
         path.name != LOCKS and not path.name.startswith(f".{RUN}") for path in folder.iterdir()
     ):
         raise InvalidConfig(
-            f"--out {folder} exists and is no run folder (it has no {RUN}). Choose another one."
+            f"--out {folder} exists and is not a run folder (it has no {RUN}). Choose another one."
         )
 
 

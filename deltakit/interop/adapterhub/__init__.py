@@ -1,7 +1,7 @@
 """Folders of AdapterHub's library ``adapters`` 1.3.0, and of its older versions.
 
 ``save_adapter`` (``adapter_config.json`` and weights), ``save_adapter_fusion`` and
-``save_adapter_setup``, with the task head beside them. The library loads whatever fits and says
+``save_adapter_setup``, with the task head next to them. The library loads whatever fits and says
 nothing of the rest; here every tensor is used once, and what deltakit would compute differently is
 refused by name. What the library's configs have no words for (how weights were drawn, whether a
 bottleneck was given by its width, ...) is in the metadata of the weights.

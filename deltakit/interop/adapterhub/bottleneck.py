@@ -170,8 +170,12 @@ def _sequential(settings: Settings) -> SequentialAdapter:
 
 
 def _parallel(settings: Settings, host: Host) -> ParallelAdapter:
-    settings.only("mh_adapter", False, "deltakit's parallel adapter is beside the feed-forward")
-    settings.only("output_adapter", True, "deltakit's parallel adapter is beside the feed-forward")
+    settings.only(
+        "mh_adapter", False, "deltakit's parallel adapter is parallel to the feed-forward"
+    )
+    settings.only(
+        "output_adapter", True, "deltakit's parallel adapter is parallel to the feed-forward"
+    )
     learned = settings["scaling"] == "learned"
     return ParallelAdapter(
         scale=1.0 if learned else settings.number("scaling"),

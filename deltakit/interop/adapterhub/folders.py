@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -238,13 +238,22 @@ def _words(top: Mapping[str, Any], tensors: Tensors, path: Path) -> dict[str, An
 # ------------------------------------------------------------------------------------- writing
 
 
+class _Layout(NamedTuple):
+    """What one kind of folder has of its own: file names, keys of the config, our own words."""
+
+    names: tuple[str, str, str]
+    described: Mapping[str, Any]
+    words: Mapping[str, Any]
+
+
 def adapter_files(part: Part, tensors: Mapping[str, Tensor], host: Host) -> Files:
     """The files of an adapter. Raises `CheckpointError` where the library has no words for it."""
     _check_name(part.name)
     config = config_of(part.method, host)
     links = list(links_of(part.method, host, part.name))
     words = {"method": method_to_dict(heads.without_pooler(part.method))}
-    return _files(part, tensors, links, host, (CONFIG, *WEIGHTS), {"config": config}, words)
+    layout = _Layout((CONFIG, *WEIGHTS), {"config": config}, words)
+    return _files(part, tensors, links, host, layout)
 
 
 def fusion_files(
@@ -272,7 +281,8 @@ def fusion_files(
         "name": name,
     }
     words = {"name": part.name, "method": method_to_dict(method)}
-    return _files(part, tensors, links, host, (FUSION_CONFIG, *FUSION_WEIGHTS), described, words)
+    layout = _Layout((FUSION_CONFIG, *FUSION_WEIGHTS), described, words)
+    return _files(part, tensors, links, host, layout)
 
 
 def _files(
@@ -280,11 +290,9 @@ def _files(
     tensors: Mapping[str, Tensor],
     links: list[Link],
     host: Host,
-    names: tuple[str, ...],
-    described: Mapping[str, Any],
-    words: Mapping[str, Any],
+    layout: _Layout,
 ) -> Files:
-    config_name, safe, pickled = names
+    config_name, safe, pickled = layout.names
     used = {key for link in links for key in link.ours}
     if used != set(tensors):
         raise CheckpointError(
@@ -292,10 +300,10 @@ def _files(
             f"{sorted(used ^ set(tensors))[:3]}. Save it as format='deltakit'."
         )
     packed = pack(tensors, links, "" if host.is_base else host.base_prefix)
-    top = {**top_level(host), "name": part.name, **described}
-    if any(link.copies for link in links):  # which safetensors would hold anew for every layer
-        return {pickled: packed, config_name: {**top, METADATA: words}}
-    return {safe: (packed, words), config_name: top}
+    top = {**top_level(host), "name": part.name, **layout.described}
+    if any(link.copies for link in links):  # which safetensors would hold again for every layer
+        return {pickled: packed, config_name: {**top, METADATA: layout.words}}
+    return {safe: (packed, layout.words), config_name: top}
 
 
 def top_level(host: Host) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def write(method: AdapterFusion) -> dict[str, Any]:
 def written(method: Method) -> tuple[object, ...]:
     """The library's config of a fusion. Raises `CheckpointError` for another method."""
     if not isinstance(method, AdapterFusion):
-        raise CheckpointError(f"{type(method).__name__} is no fusion.")
+        raise CheckpointError(f"{type(method).__name__} is not a fusion.")
     return method.names, write(method)
 
 

@@ -15,7 +15,7 @@ from deltakit.core.checkpoint import Part
 from deltakit.core.labels import Labels, labels_of, row_of_each
 from deltakit.core.method import CombiningMethod, Method, Sum
 from deltakit.errors import CheckpointError
-from deltakit.inject.attachments import base_parameters
+from deltakit.inject.base_names import base_parameters
 from deltakit.interop.adapterhub.language_heads import LANGUAGE_HEADS, LanguageHead
 from deltakit.interop.adapterhub.layout import Host
 from deltakit.interop.files import read_json, read_tensors

@@ -11,7 +11,8 @@ from deltakit.arch.resolve import resolve
 from deltakit.core.method import Method, Placement
 from deltakit.core.site import Handle, HookKind, Site
 from deltakit.errors import CheckpointError
-from deltakit.inject.attachments import attachments_of, head_names
+from deltakit.inject.attachments import attachments_of
+from deltakit.inject.base_names import head_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

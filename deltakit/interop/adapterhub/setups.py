@@ -107,7 +107,9 @@ def _block(block: Any, folder: Path) -> tuple[str, list[Any]]:
                 return kind, children
         case {"type": str(kind)} if kind in _REFUSED:
             raise CheckpointError(f"{folder / SETUP}: {kind} cannot be loaded: {_REFUSED[kind]}.")
-    raise CheckpointError(f"{folder / SETUP}: {block!r:.80} is no stack and no fusion of adapters.")
+    raise CheckpointError(
+        f"{folder / SETUP}: {block!r:.80} is neither a stack nor a fusion of adapters."
+    )
 
 
 def _name(block: Any, folder: Path) -> str:
@@ -129,7 +131,7 @@ def _read_block(block: Any, folder: Path, host: Host, found: dict[str, Found]) -
     members = tuple(_read_member(name, folder, host, found) for name in names)
     at = inside(folder, ",".join(names))
     if fused_names(at) != names:
-        raise CheckpointError(f"{at} is no fusion of {', '.join(names)} as {SETUP} says.")
+        raise CheckpointError(f"{at} is not a fusion of {', '.join(names)} as {SETUP} says.")
     return _add(_fused(read_fusion(at, members, host), members), found, folder)
 
 

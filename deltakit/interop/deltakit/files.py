@@ -16,6 +16,7 @@ from deltakit.core.checkpoint import Checkpoint, first_few, part_from_plain, par
 from deltakit.core.composition import composition_from_plain
 from deltakit.errors import CheckpointError, DeltakitError
 from deltakit.inject.attach import check_name
+from deltakit.interop.files import COPY_AGAIN
 
 CONFIG = "delta.json"
 WEIGHTS = "delta.safetensors"
@@ -61,11 +62,15 @@ def read(folder: Path) -> Checkpoint:
     stray = [key for key in tensors if key.partition("/")[0] not in {part.name for part in parts}]
     if stray or not parts:
         raise CheckpointError(
-            f"{folder / WEIGHTS} holds tensors of no delta in {CONFIG}: {first_few('', stray)}."
+            f"{folder / WEIGHTS} holds tensors of no delta in {CONFIG}: {first_few('', stray)}. "
+            f"{COPY_AGAIN}"
         )
     unknown = set(composition.names) - {part.name for part in parts}
     if unknown:
-        raise CheckpointError(f"{folder / CONFIG}: 'active' names no delta of its own: {unknown}.")
+        raise CheckpointError(
+            f"{folder / CONFIG}: 'active' names deltas that it does not describe, "
+            f"{first_few('', sorted(unknown))}. {COPY_AGAIN}"
+        )
     return Checkpoint(
         origin=str(folder), parts=parts, base=base, tensors=tensors, composition=composition
     )
@@ -74,18 +79,23 @@ def read(folder: Path) -> Checkpoint:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{folder} holds no {CONFIG}.")
+        raise CheckpointError(
+            f"{folder} holds no {CONFIG}. Give a folder that deltakit.save wrote."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}.") from None
+        raise CheckpointError(f"{path} is not JSON: {error}. {COPY_AGAIN}") from None
     if not isinstance(config, dict) or config.get("format") != "deltakit":
-        raise CheckpointError(f"{path} is not a delta that deltakit saved (no format 'deltakit').")
+        raise CheckpointError(
+            f"{path} is not a delta that deltakit saved (no format 'deltakit'). Give a folder that "
+            "deltakit.save wrote."
+        )
     version = config.get("schema_version")
     if version not in (1, SCHEMA_VERSION):
         raise CheckpointError(
             f"{path} has schema_version {version!r}; this deltakit reads 1 and {SCHEMA_VERSION}. "
-            "Load it with the version that saved it, or save it anew."
+            "Load it with the version that saved it, or save it again."
         )
     return config
 
@@ -101,7 +111,7 @@ def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing beside its {CONFIG}.")
+        raise CheckpointError(f"{path} is missing next to its {CONFIG}. {COPY_AGAIN}")
     if sha256(path) != digest:
         raise CheckpointError(
             f"{path} is not the file that its {CONFIG} was written for (its SHA-256 differs): it "
@@ -110,10 +120,13 @@ def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+        raise CheckpointError(f"{path} cannot be read: {error}. {COPY_AGAIN}") from None
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{path} holds values in {key!r} that are not finite.")
+            raise CheckpointError(
+                f"{path} holds values in {key!r} that are not finite. Train it again at a lower "
+                "rate."
+            )
     return tensors
 
 

@@ -120,8 +120,8 @@ class Folder:
             check_saved(self.config, self.base)
             raise CheckpointError(
                 f"{self.file.path} {' and '.join(filter(None, (missing, extra)))}, unlike what "
-                f"{self.config.path.name} says of a {self.base.kind}. Load it on a model of the "
-                "class and size that it was made for."
+                f"{self.config.path.name} describes for a {self.base.kind}. Load it on a model of "
+                "the class and size that it was made for."
             )
 
     def _check_shape(self, key: str, value: Tensor, shape: tuple[int, ...]) -> None:
@@ -159,7 +159,7 @@ class Folder:
         tensors = apart(method)
         if tensors is None:
             raise CheckpointError(
-                f"{self.file.path} changes columns of a projection that are no site of this "
+                f"{self.file.path} changes columns of a projection that are not a site of this "
                 f"{self.base.kind}, so deltakit cannot hold them."
             )
         return Adapter(method=method, tensors=tensors, own=own, name=name)

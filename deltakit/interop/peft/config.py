@@ -164,7 +164,7 @@ class Config:
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise self.refusal(key, f"{pattern!r} is no regular expression ({error}).") from None
+            raise self.refusal(key, f"{pattern!r} is not a regular expression ({error}).") from None
 
 
 def _is_off(value: object) -> bool:

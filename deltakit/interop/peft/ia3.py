@@ -18,8 +18,8 @@ from deltakit.interop.peft.defaults import IA3_FEEDFORWARD, IA3_TARGETS
 from deltakit.interop.peft.saved_modules import saved_modules_of, saved_words
 from deltakit.interop.peft.targets import Targets, ends, longest, named, targeted
 from deltakit.interop.peft.view import (
+    KeyedDelta,
     PeftView,
-    PlacedDelta,
     arranged,
     copied,
     part_of,
@@ -151,13 +151,13 @@ def write(adapter: Adapter, base: PeftView) -> Written:
     return Written(config=config, tensors=tensors, targeted=vectors)
 
 
-def _is_one(group: Sequence[PlacedDelta[IA3]]) -> bool:
+def _is_one(group: Sequence[KeyedDelta[IA3]]) -> bool:
     """Whether the deltas are parts of one vector."""
     hook_kinds = {delta.handle.hook_kind for delta in group}
     return len(hook_kinds) == 1 and len({delta.handle.key for delta in group}) == len(group)
 
 
-def _joined(group: Sequence[PlacedDelta[IA3]], parts: Sequence[Tensor]) -> Tensor:
+def _joined(group: Sequence[KeyedDelta[IA3]], parts: Sequence[Tensor]) -> Tensor:
     """One vector of what the sites of one module have."""
     handle = group[0].handle
     on_input = handle.hook_kind is HookKind.INPUT

@@ -24,8 +24,8 @@ from deltakit.interop.peft.defaults import LORA
 from deltakit.interop.peft.saved_modules import SavedModules, saved_modules_of, saved_words
 from deltakit.interop.peft.targets import by_pattern, patterns, spelled, targeted
 from deltakit.interop.peft.view import (
+    KeyedDelta,
     PeftView,
-    PlacedDelta,
     arranged,
     copied,
     part_of,
@@ -73,7 +73,7 @@ VARIANTS = {
     "velora_config": "VeLoRA",
     "lora_bias": "a bias of B",
     "layer_replication": "a model of repeated layers",
-    "target_parameters": "LoRA on parameters that are no linear module",
+    "target_parameters": "LoRA on parameters that are not of a linear module",
     "trainable_token_indices": "the training of single tokens",
     "ensure_weight_tying": "tied adapters",
     "megatron_config": "LoRA on Megatron's layers",
@@ -84,7 +84,7 @@ _STRAIGHT = (nn.Linear, nn.Embedding)
 """What has no transposed weight, as transformers' Conv1D does."""
 N = TypeVar("N", int, float)
 Low = LoRA | DoRA
-PlacedDeltas = Sequence[PlacedDelta[Any]]
+KeyedDeltas = Sequence[KeyedDelta[Any]]
 Matrices = tuple[Tensor, Tensor]
 """A and B."""
 
@@ -226,7 +226,7 @@ def _apart(pairs: Mapping[str, Pair], usual: Low, base: PeftView, method: Method
     return found
 
 
-def _split(pair: Pair, group: PlacedDeltas) -> list[Matrices]:
+def _split(pair: Pair, group: KeyedDeltas) -> list[Matrices]:
     """Each site's matrices; empty, if the ranks of the sites do not add up to the pair's."""
     ranks = [delta.term.rank for delta in group]
     rows = [part_of(delta.handle, pair.B.T).T for delta in group]
@@ -238,7 +238,7 @@ def _split(pair: Pair, group: PlacedDeltas) -> list[Matrices]:
     return []
 
 
-def _lengths(pair: Pair, group: PlacedDeltas) -> list[Tensor]:
+def _lengths(pair: Pair, group: KeyedDeltas) -> list[Tensor]:
     """Each site's lengths; empty for LoRA."""
     if pair.magnitude is None:
         return []
@@ -296,7 +296,7 @@ def write(adapter: Adapter, base: PeftView) -> Written:
 
 
 def _joined(
-    group: PlacedDeltas, parts: Sequence[Matrices], stable: bool, lengths: Sequence[Tensor]
+    group: KeyedDeltas, parts: Sequence[Matrices], stable: bool, lengths: Sequence[Tensor]
 ) -> Pair:
     """One A and one B for what the sites of one module have."""
     As, Bs = zip(*parts, strict=True)
@@ -316,7 +316,7 @@ def _joined(
     return Pair(A=A, B=B, alpha=_alpha(group[0].term, len(A), stable), magnitude=magnitude)
 
 
-def _check_whole(path: str, group: PlacedDeltas, lengths: Sequence[Tensor]) -> None:
+def _check_whole(path: str, group: KeyedDeltas, lengths: Sequence[Tensor]) -> None:
     """DoRA has a length for each output of a module, and one change of its direction."""
     outputs = sum(len(length) for length in lengths)
     if lengths and (not _is_spread(group) or outputs != widths(group[0].handle.module)[1]):
@@ -326,7 +326,7 @@ def _check_whole(path: str, group: PlacedDeltas, lengths: Sequence[Tensor]) -> N
         )
 
 
-def _check_scale(path: str, group: PlacedDeltas) -> None:
+def _check_scale(path: str, group: KeyedDeltas) -> None:
     scales = {_scale(delta.term) for delta in group}
     if len(scales) > 1:
         raise CheckpointError(
@@ -335,7 +335,7 @@ def _check_scale(path: str, group: PlacedDeltas) -> None:
         )
 
 
-def _is_spread(group: PlacedDeltas) -> bool:
+def _is_spread(group: KeyedDeltas) -> bool:
     """Whether the deltas are at different sites, one at each."""
     return len({delta.handle.key for delta in group}) == len(group)
 

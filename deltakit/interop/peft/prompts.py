@@ -72,7 +72,7 @@ def _tokens(base: PeftView) -> Handle:
     handle = next((h for h in base.handles if h.site is Site.TOKENS), None)
     if handle is None or handle.position or handle.reader is not None:
         raise CheckpointError(
-            f"a prompt of PEFT's stands in front of all tokens of a decoder; in a {base.kind} it "
+            f"a prompt of PEFT's comes before all tokens of a decoder; in a {base.kind} it "
             "would be elsewhere than deltakit's."
         )
     return handle
@@ -151,7 +151,7 @@ def _attentions(base: PeftView) -> tuple[Handle, ...]:
         why = "takes no past_key_values, which PEFT's prefixes are"
     elif len({handle.stack for handle in handles}) != 1:
         stacks = sorted({handle.stack for handle in handles})
-        why = f"has prefixes of ours in {', '.join(stacks) or 'no stack'}, and PEFT's in one"
+        why = f"has deltakit's prefixes in {', '.join(stacks) or 'no stack'}, and PEFT's in one"
     elif window and (end is None or end > window):
         why = f"cannot see a prefix of PEFT's from {window} tokens on, and always one of deltakit's"
     else:

@@ -201,10 +201,10 @@ def saved_words(own: Iterable[str], base: PeftView, targeted: Iterable[str] = ()
     modules, left = _whole(own, base)
     trained = {name for name in left if name.endswith(".bias")}
     everything = {n for n in base.state if n.endswith(".bias")}
-    beside = {f"{path}.bias" for path in targeted} & everything
+    of_targets = {f"{path}.bias" for path in targeted} & everything
     bias = "none"
     if trained:
-        bias = "lora_only" if trained == beside else "all"
+        bias = "lora_only" if trained == of_targets else "all"
     return {"modules_to_save": list(modules) or None, "bias": bias}
 
 

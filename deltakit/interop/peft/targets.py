@@ -120,7 +120,7 @@ def _modules(config: Config, base: PeftView, defaults: Mapping[str, tuple[str, .
         return given
     if config.layers() or config.layer_lists():
         raise config.refusal(
-            "target_modules", "PEFT takes layers_to_transform only beside a list of names."
+            "target_modules", "PEFT takes layers_to_transform only with a list of names."
         )
     return _linears(config, base) if given.lower() == ALL_LINEAR else given
 

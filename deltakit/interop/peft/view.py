@@ -12,13 +12,8 @@ from deltakit.arch.resolve import linear_widths, resolve
 from deltakit.core.method import Method, Sum
 from deltakit.core.site import LINEAR_SITES, Handle, HookKind, Site
 from deltakit.errors import CheckpointError, IncompatibleDeltas
-from deltakit.inject.attachments import (
-    CHILD,
-    attachments_of,
-    base_parameters,
-    head_names,
-    parameter_names,
-)
+from deltakit.inject.attachments import CHILD, attachments_of
+from deltakit.inject.base_names import base_parameters, head_names, parameter_names
 from deltakit.methods.drop import AdapterDrop
 
 if TYPE_CHECKING:
@@ -145,8 +140,8 @@ def _is_theirs(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacedDelta(Generic[M]):
-    """One delta at one site.
+class KeyedDelta(Generic[M]):
+    """A delta at a site, and the key of its tensors.
 
     Attributes:
         handle: the site.
@@ -186,12 +181,12 @@ def sole(method: Method, kind: type[M]) -> M | None:
 
 def placements_on(
     method: Method, base: PeftView, kind: type[M]
-) -> dict[str, tuple[PlacedDelta[M], ...]]:
+) -> dict[str, tuple[KeyedDelta[M], ...]]:
     """Every delta of a method on a model, by the name of the module that holds the site.
 
     None, where terms of another kind put something somewhere.
     """
-    found: dict[str, tuple[PlacedDelta[M], ...]] = {}
+    found: dict[str, tuple[KeyedDelta[M], ...]] = {}
     taken: dict[str, int] = {}
     for term, drops in terms(method):
         sites = [placement.site for placement in term.placements()]
@@ -201,7 +196,7 @@ def placements_on(
             if isinstance(term, kind) and not _is_dropped(handle, drops):
                 index = taken[handle.key] = taken.get(handle.key, -1) + 1
                 key = f"{handle.key}#{index}" if index else handle.key
-                delta = PlacedDelta(handle=handle, key=key, term=term)
+                delta = KeyedDelta(handle=handle, key=key, term=term)
                 found[handle.path] = (*found.get(handle.path, ()), delta)
     return found
 

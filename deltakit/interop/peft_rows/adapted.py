@@ -26,7 +26,7 @@ from deltakit.core.provider import AdaptedModel, Counts
 from deltakit.core.site import Site
 from deltakit.core.spec import format_method
 from deltakit.errors import CheckpointError, DeltakitError, InvalidConfig, NotMergeable
-from deltakit.inject.attachments import head_names
+from deltakit.inject.base_names import head_names
 from deltakit.inject.summary import summary
 from deltakit.interop.peft_rows.starts import (
     ADAPTER,
@@ -117,7 +117,7 @@ class PeftAdaptedModel(AdaptedModel):
         if saved.keys() != trained.keys():
             raise CheckpointError(
                 f"{folder / RESUME} does not fit: another version of PEFT trains other parameters "
-                "here. Remove the folder, and it is trained anew."
+                "here. Remove the folder, and it is trained again."
             )
         with torch.no_grad():
             for name, parameter in trained.items():

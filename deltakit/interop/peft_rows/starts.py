@@ -1,7 +1,7 @@
 """Starts that PEFT's LoRA takes from data: EVA, CorDA and LoRA-GA, by PEFT's own functions.
 
 Two of them, `corda` and `lora_ga`, take the product of the factors that they start with out of the
-base's weights. So these factors are saved beside the trained ones.
+base's weights. So these factors are saved next to the trained ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,7 +4,7 @@ A pruned matrix is two tensors: the numbers that are kept, which are trained, an
 number that says whether it is. The matrix itself is made when the form reads it, in each pass.
 
 A mask whose scores come from data is random until `deltakit.prepare` chooses it. Until then the
-dense start is kept beside the two tensors.
+dense start is kept next to the two tensors.
 """
 
 import functools

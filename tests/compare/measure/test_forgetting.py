@@ -13,20 +13,16 @@ from torch import Tensor
 import deltakit as dk
 from deltakit.compare.adapted import adapted_model
 from deltakit.compare.measure import forgetting as measure
-from deltakit.compare.measure.forgetting import (
+from deltakit.compare.measure.forgetting import Forgotten, batches_of, forgetting, mean_of, way_for
+from deltakit.compare.measure.readings import (
     Drift,
-    Forgotten,
     MaskedWithHead,
     NextWithHead,
     OwnHead,
     Row,
     SecondHalf,
     Way,
-    batches_of,
-    forgetting,
     masked,
-    mean_of,
-    way_for,
 )
 from deltakit.compare.tasks.general import GeneralText
 from deltakit.core.provider import AdaptedModel

@@ -171,5 +171,5 @@ def test_a_rate_that_diverges_is_a_trial_that_failed(
     failed = run_plan(plan, tmp_path / "other", Silent())
     assert {row.reason for row in failed.failures} == {
         "SearchFailed: every learning rate failed (3e-05: the loss is nan at step 1; 0.03: the "
-        "loss is nan at step 1)."
+        "loss is nan at step 1). Give lower ones with --lr-grid."
     }

@@ -11,12 +11,13 @@ import torch
 
 import deltakit as dk
 from deltakit.compare.adapted import DeltakitModel
-from deltakit.compare.api import describe, run_plan
+from deltakit.compare.api import run_plan
 from deltakit.compare.measure import costs, timing
 from deltakit.compare.measure.timing import Step
 from deltakit.compare.plan.request import request_of
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.protocol import EARLIER, VARIABLE, Protocol
+from deltakit.compare.run.description import describe
 from deltakit.compare.store.run_folder import RunFolder, as_begun, open_run
 from deltakit.errors import InvalidConfig, UnknownName
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 import deltakit as dk
-from deltakit.compare.api import describe, report_folder, report_joined
+from deltakit.compare.api import report_folder, report_joined
 from deltakit.compare.measure.provenance import LIBRARIES, library_versions
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.protocol import EARLIER, Protocol
 from deltakit.compare.records.result import COLUMNS
 from deltakit.compare.records.run import RUN_SCHEMA, CodeVersion, RunRecord
+from deltakit.compare.run.description import describe
 from deltakit.compare.stats import significance
 from deltakit.compare.stats.metrics import METRICS
 from deltakit.compare.store.run_folder import RunFolder, differences, open_run

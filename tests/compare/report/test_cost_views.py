@@ -51,9 +51,7 @@ def test_training_time_holds_stage_1_and_says_the_search_apart() -> None:
     alone, fused = view.spots
     assert (alone.cost, alone.parts) == ("40.0 s", "")
     assert fused.cost == "1 m 30 s"
-    assert (
-        fused.parts == "own: 30.0 s, stage 1: 1 m 00 s, beside it the search for a rate: 5 m 00 s"
-    )
+    assert fused.parts == "own: 30.0 s, stage 1: 1 m 00 s, and the search for a rate: 5 m 00 s"
 
 
 def test_rows_without_the_cost_come_last_and_those_that_failed_not_at_all() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from deltakit.compare.api import Results, compare, describe, report_folder, report_joined
+from deltakit.compare.api import Results, compare, report_folder, report_joined
 from deltakit.compare.plan.plan import with_protocol
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.protocol import VARIABLE, Protocol
 from deltakit.compare.report.terminal import plain_text, terminal_table
+from deltakit.compare.run.description import describe
 from deltakit.compare.store.run_folder import RunFolder, as_begun, open_run
 from deltakit.errors import InvalidConfig
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from deltakit.compare.api import describe, run_plan
+from deltakit.compare.api import run_plan
 from deltakit.compare.plan.plan import Plan
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.result import CellResult
 from deltakit.compare.run import cell
 from deltakit.compare.run import queue as work
 from deltakit.compare.run.context import RunContext
+from deltakit.compare.run.description import describe
 from deltakit.compare.run.device_lock import DeviceLock
 from deltakit.compare.run.failures import Failures
 from deltakit.compare.run.progress import Silent

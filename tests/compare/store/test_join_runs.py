@@ -152,7 +152,7 @@ def test_a_folder_in_use_is_not_written_to(finished: Any, tmp_path: Path) -> Non
     for out in (one, tmp_path / "mine"):
         with pytest.raises(InvalidConfig, match="Choose another one"):
             join([one, two], out)
-    with pytest.raises(InvalidConfig, match="no run folder"):
+    with pytest.raises(InvalidConfig, match="not a run folder"):
         join([one, tmp_path / "mine"], tmp_path / "joined")
 
 

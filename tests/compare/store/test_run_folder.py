@@ -12,11 +12,11 @@ import pytest
 
 from deltakit import _files
 from deltakit._files import write_text
-from deltakit.compare.api import describe
 from deltakit.compare.plan.plan import Plan
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.result import COLUMNS, CellResult, Predictions, Scores
 from deltakit.compare.records.training import TrainingRecord
+from deltakit.compare.run.description import describe
 from deltakit.compare.store import run_folder as store
 from deltakit.compare.store.run_folder import DeltaStore, RunFolder, open_run, shared_deltas
 from deltakit.errors import InvalidConfig
@@ -183,7 +183,7 @@ def test_something_else_is_refused_and_left_alone(plan: Plan, tmp_path: Path) ->
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     for path in (tmp_path / "mine", tmp_path / "mine" / "thesis.tex"):
-        with pytest.raises(InvalidConfig, match="no run folder"):
+        with pytest.raises(InvalidConfig, match="not a run folder"):
             open_run(plan, path, describe(plan))
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
@@ -193,7 +193,7 @@ def test_a_run_json_that_says_nothing_is_refused(content: str, plan: Plan, tmp_p
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(InvalidConfig, match=r"no readable run\.json"):
         RunFolder(tmp_path).run_record()
-    with pytest.raises(InvalidConfig, match="no run folder"):
+    with pytest.raises(InvalidConfig, match="not a run folder"):
         open_run(plan, tmp_path, describe(plan))
 
 

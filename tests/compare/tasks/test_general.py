@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from deltakit.compare.api import describe
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.protocol import VARIABLE, Protocol
 from deltakit.compare.records.run import RunRecord
+from deltakit.compare.run.description import describe
 from deltakit.compare.tasks.general import FILE, general_text, identity_of
 from deltakit.errors import InvalidConfig
 

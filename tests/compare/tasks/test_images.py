@@ -188,7 +188,7 @@ def test_pictures_of_16_bits_keep_their_greys(tmp_path: Path) -> None:
 def test_a_path_without_a_file(tmp_path: Path) -> None:
     rows = [(f"{n}.png", CLASSES[n % 2]) for n in range(6)]
     write_csv(tmp_path / "data.csv", rows, ("image", "label"))
-    with pytest.raises(InvalidConfig, match=r"row 1: '0.png' is no file. Give paths that are"):
+    with pytest.raises(InvalidConfig, match=r"row 1: '0.png' is not a file. Give paths that are"):
         load_task(str(tmp_path / "data.csv"))
 
 

@@ -610,10 +610,10 @@ def test_options_that_a_kind_has_no_use_for(
 @pytest.mark.parametrize(
     ("kind", "label", "match"),
     [
-        ("regression", "high", r"row 30: .* holds 'high', which is no number\. Give every"),
+        ("regression", "high", r"row 30: .* holds 'high', which is not a number\. Give every"),
         ("regression", None, r"row 30: the label column 'label' has no label"),
-        ("regression", "inf", r"row 30: .* holds 'inf', which is no number"),
-        ("regression", True, r"row 30: .* holds True, which is no number"),
+        ("regression", "inf", r"row 30: .* holds 'inf', which is not a number"),
+        ("regression", True, r"row 30: .* holds True, which is not a number"),
         ("multilabel", None, r"row 30: .* has no list of labels\. .*--label-separator"),
         ("multilabel", "a;b", r"row 30: .* holds 'a;b', no list"),
         ("multilabel", [0, 1, 0], r"row 30: .* names a label twice\. Name the labels that apply"),

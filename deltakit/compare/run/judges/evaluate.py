@@ -14,8 +14,8 @@ from deltakit.compare.run.judges.base import JUDGES, Judge, Questions
 from deltakit.compare.run.judges.rows import ChosenRows, JudgedRow, chosen_rows, model_of, source_of
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.errors import first_line
+from deltakit.models.loading import read_config
 from deltakit.models.source import ModelSource
-from deltakit.models.weights import read_config
 
 Tell = Callable[[str], None]
 """Told each row's outcome, on a line."""

@@ -161,7 +161,10 @@ def _load(manager: Any, task: str) -> None:
         InvalidConfig: it cannot be read.
     """
     if _is_file(task) and not Path(task).is_file():
-        raise InvalidConfig(f"--tasks {task}: there is no such file.")
+        raise InvalidConfig(
+            f"--tasks {task}: there is no such file. Give the path of a task's YAML "
+            "file, or the name of a task of lm-eval's."
+        )
     try:
         manager.load([_spec(task)])
     except Exception as error:  # any error of another library, or of a data set's

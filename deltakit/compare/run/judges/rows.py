@@ -17,8 +17,8 @@ from deltakit.compare.run.judges.base import JudgedModel
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.core.method import Method, Role, method_from_dict
 from deltakit.errors import InvalidConfig, unknown
+from deltakit.models.loading import read_base
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
-from deltakit.models.weights import read_base
 
 if TYPE_CHECKING:
     from torch import nn

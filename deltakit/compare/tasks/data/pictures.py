@@ -83,7 +83,7 @@ def _checked(where: str, read: bytes | None, shown: Any) -> bytes:
     name = short_repr(shown) if isinstance(shown, str) else "the picture"
     if read is None:
         raise InvalidConfig(
-            f"{where}: {name if isinstance(shown, str) else short_repr(shown)} is no file. Give "
+            f"{where}: {name if isinstance(shown, str) else short_repr(shown)} is not a file. Give "
             "paths that are relative to the folder of the table, or the bytes of pictures."
         )
     from PIL import Image

@@ -30,7 +30,7 @@ from deltakit.compare.tasks.kinds.base import (
     references,
     register_kind,
 )
-from deltakit.compare.tasks.kinds.causal import IGNORED, language_batch
+from deltakit.compare.tasks.kinds.causal import IGNORED, language_batch, surprise
 from deltakit.compare.tasks.kinds.classification import class_name
 from deltakit.compare.tasks.kinds.written import Decoder
 from deltakit.models.heads import ChoiceHead, Head, LanguageHead
@@ -115,17 +115,10 @@ class ByLikelihood(Chooser):
         tokenizer: "PreTrainedTokenizerBase",
         most: int,
     ) -> "tuple[Tensor, Tensor]":
-        from torch.nn.functional import cross_entropy
+        import torch
 
         batch = language_batch([choice for row in rows for choice in row["choices"]], tokenizer)
-        batch = {key: each.to(model.device) for key, each in batch.items()}
-        labels = batch.pop("labels")[:, 1:]
-        # From the end: a method may put positions of its own before the text.
-        logits = model(**batch).logits[:, -labels.shape[1] - 1 : -1].float()
-        lost = cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        found = -lost.view_as(labels).double().sum(1).cpu()
+        found = -torch.tensor(surprise(model, batch), dtype=torch.float64)
         sizes = found.new_tensor([size for row in rows for size in row["sizes"]])
         counts = [len(row["choices"]) for row in rows]
         return _by_row(found, counts, most), _by_row(found / sizes, counts, most)

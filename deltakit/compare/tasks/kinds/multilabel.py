@@ -59,7 +59,7 @@ class MultiLabel(SequenceKind):
             raise InvalidConfig(
                 f"{splits['train'].where}: every example has the same labels, "
                 f"{short_list(sorted(sets['train'][0]))}. Name the labels that apply to each, not "
-                "a nought or a one for every label, or choose another column with --label-column."
+                "a 0 or a 1 for every label, or choose another column with --label-column."
             )
         read = {
             split: Examples(
@@ -112,7 +112,7 @@ def _sets(rows: RawSplit) -> list[list[str]]:
 def _set(rows: RawSplit, row: int, value: Any) -> list[str]:
     remedy = (
         "Give every example a list of labels, which may be empty, or say with --label-separator "
-        "what stands between them"
+        "what separates them"
     )
     if not isinstance(value, list):
         problem = (
@@ -126,7 +126,7 @@ def _set(rows: RawSplit, row: int, value: Any) -> list[str]:
         raise rows.wrong(
             row,
             f"holds {short_repr(value)}, which names a label twice",
-            "Name the labels that apply, once each, not a nought or a one for every label",
+            "Name the labels that apply, once each, not a 0 or a 1 for every label",
         )
     return names
 

@@ -111,7 +111,7 @@ def _numbers(rows: RawSplit) -> list[float]:
             problem = (
                 "has no label"
                 if no_label(value)
-                else f"holds {short_repr(value)}, which is no number"
+                else f"holds {short_repr(value)}, which is not a number"
             )
             raise rows.wrong(row, problem, "Give every example a number")
         numbers.append(number)

@@ -242,7 +242,7 @@ def _row_answers(rows: RawSplit, row: int, context: str, cell: Any) -> tuple[str
     if given is None:
         raise rows.wrong(
             row,
-            f"holds {short_repr(cell)}, which is no answer",
+            f"holds {short_repr(cell)}, which is not an answer",
             "Give the text of the answer, a list of texts, or SQuAD's text and answer_start",
         )
     found = [_placed(rows, row, context, answer) for answer in given]
@@ -257,7 +257,7 @@ def _placed(rows: RawSplit, row: int, context: str, answer: Given) -> str:
         raise rows.wrong(
             row,
             f"holds {short_repr(text)}, which is not in the context",
-            "Give answers as they stand in the context, and none to a question without an answer",
+            "Give answers as the context has them, and none to a question without an answer",
         )
     return f"{start}:{text}"
 

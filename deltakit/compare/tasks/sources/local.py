@@ -205,8 +205,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _not_found(place: Path) -> UnknownName:
-    beside = _names(place.parent) if place.parent.is_dir() else []
-    near = difflib.get_close_matches(place.name, beside, n=1, cutoff=0.6)
+    nearby = _names(place.parent) if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, nearby, n=1, cutoff=0.6)
     hint = f" Did you mean {str(place.parent / near[0])!r}?" if near else ""
     return UnknownName(
         f"no file or folder {str(place)!r}.{hint} Give a folder with train, validation and test "

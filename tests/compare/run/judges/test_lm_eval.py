@@ -132,7 +132,9 @@ def test_a_limit_is_another_column(run: Path, files: list[str]) -> None:
 
 def test_a_task_that_there_is_not(run: Path, deltakit: Callable[..., Any]) -> None:
     ended = deltakit("evaluate", run, "--with", "lm-eval", "--tasks", "none.yaml")
-    assert ended.line == "deltakit: --tasks none.yaml: there is no such file."
+    assert ended.line.startswith(
+        "deltakit: --tasks none.yaml: there is no such file. Give the path"
+    )
 
 
 # ------------------------------------------------------------- one text at a time, and by hand

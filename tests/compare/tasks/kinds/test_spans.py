@@ -222,7 +222,7 @@ def test_columns_and_other_names(make: SimpleNamespace, tmp_path: Path) -> None:
     ("answer", "changes", "message"),
     [
         ("Paris", {}, r"row 31: .* holds 'Paris', which is not in the context\. Give answers as"),
-        (True, {}, r"row 31: .* holds True, which is no answer\. Give the text"),
+        (True, {}, r"row 31: .* holds True, which is not an answer\. Give the text"),
         ("ann", {"context": None}, r"row 31: the column 'context' holds None, not a text"),
     ],
 )

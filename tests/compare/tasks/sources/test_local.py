@@ -192,7 +192,7 @@ def test_numbers_that_a_float_or_python_cannot_hold_are_no_traceback(tmp_path: P
     with pytest.raises(InvalidConfig, match="kind|label"):
         load_task(str(path), kind="regression")
     path = objects(tmp_path, '{"text": "t%d", "label": 1' + "0" * 400 + "%.0s}")
-    with pytest.raises(InvalidConfig, match="holds 1000.*no number"):
+    with pytest.raises(InvalidConfig, match="holds 1000.*not a number"):
         load_task(str(path), kind="regression")
     names = objects(tmp_path, '{"text": "t%d", "label": "%s' + "1" * 5000 + '"}')
     names.write_text(names.read_text().replace('"a', '"2').replace('"b', '"3'))

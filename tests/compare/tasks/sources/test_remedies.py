@@ -67,7 +67,7 @@ def joined(n: int) -> str:
             rows(label=joined),
             ColumnNames(),
             "multilabel",
-            "say with --label-separator what stands between them",
+            "say with --label-separator what separates them",
             ColumnNames(separator=";"),
             "multilabel",
             id="no lists",
