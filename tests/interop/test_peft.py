@@ -19,6 +19,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    PeftType,
     PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
@@ -764,6 +765,17 @@ Q = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
 
 def misnamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.replace("base_model.model.", "model."): t for key, t in tensors.items()}
+
+
+READ = ("LORA", "IA3", "PREFIX_TUNING", "PROMPT_TUNING")
+
+
+@pytest.mark.parametrize("kind", sorted({*PeftType.__members__} - {*READ}))
+def test_every_other_tuner_is_refused_with_the_next_step(kind: str, tmp_path: Path) -> None:
+    """Whatever else is in the folder: of X-LoRA it is a classifier and several adapters."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "r": 4}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"unread")
+    refused(tmp_path, make_model("bert"), f"peft_type is '{kind}'.*Use it with PEFT itself; what")
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def _tokens(base: PeftView) -> Handle:
     if handle is None or handle.position or handle.reader is not None:
         raise CheckpointError(
             f"a prompt of PEFT's comes before all tokens of a decoder; in a {base.kind} it "
-            "would be elsewhere than deltakit's."
+            "would be elsewhere than deltakit's. Save it as format='deltakit', or use PEFT's with "
+            "PEFT itself."
         )
     return handle
 
@@ -156,7 +157,9 @@ def _attentions(base: PeftView) -> tuple[Handle, ...]:
         why = f"cannot see a prefix of PEFT's from {window} tokens on, and always one of deltakit's"
     else:
         return handles
-    raise CheckpointError(f"a {base.kind} {why}.")
+    raise CheckpointError(
+        f"a {base.kind} {why}. Save it as format='deltakit', or use PEFT's with PEFT itself."
+    )
 
 
 def _sizes(base: PeftView) -> dict[str, Any]:
