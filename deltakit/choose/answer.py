@@ -146,7 +146,7 @@ def _against(outcome: Outcome, best: FinalRow, found: Difference) -> Iterator[st
 def _dearer(other: FinalRow, choice: FinalRow) -> str:
     """The cost of another row next to the choice's: more or fewer parameters, more or less time."""
     parts = [*_parameters(other, choice), *_time(other, choice)]
-    return f" It {' and '.join(parts)}." if parts else ""
+    return f" It {'; it '.join(parts)}." if parts else ""
 
 
 def _parameters(other: FinalRow, choice: FinalRow) -> Iterator[str]:
@@ -224,26 +224,25 @@ def _broken(outcome: Outcome) -> Iterator[str]:
 
 def _price(outcome: Outcome) -> Iterator[str]:
     row = outcome.choice
+    saved = f"the saved file has {format_bytes(row.disk_bytes)}"
+    if row.name == outcome.floor:
+        yield f"It trains the task head and adds nothing to the base; {saved}."
+        return
+    number = format_count(row.deployed)
+    part = format_percent(100 * row.deployed / outcome.base_params)
     yield (
         f"It trains {format_count(row.trained)} parameters, the task head not counted, and keeps "
-        f"{_kept(outcome)}; the saved file has {format_bytes(row.disk_bytes)}."
+        f"{number} ({part} of the base's); {saved}."
     )
     if row.latency:
         yield f"One text takes {row.latency:.2f} times as long as on the base alone."
-
-
-def _kept(outcome: Outcome) -> str:
-    number, base = outcome.choice.deployed, outcome.base_params
-    if not number:
-        return "none of them"
-    return f"{format_count(number)} ({format_percent(100 * number / base)} of the base's)"
 
 
 # ------------------------------------------------------------------------------------- how sure
 
 
 def _certainty(outcome: Outcome) -> Iterator[str]:
-    alone = len(finalists_of(outcome)) == 1
+    alone = len(finalists_of(outcome)) == 1 and outcome.choice.name != outcome.floor
     share = f"{outcome.probability:.0%}".replace("%", " %")
     rival = "the task head alone is not" if alone else "no finalist is"
     yield (
@@ -260,7 +259,10 @@ def _scope(outcome: Outcome) -> Iterator[str]:
     """The rows that the probability is about, where there are others."""
     finalists = finalists_of(outcome)
     if len(finalists) == 1:
-        yield "Other methods were compared with it in the rungs alone, with one seed each."
+        yield (
+            f"Other methods were compared with `{finalists[0].name}` in the rungs alone, with one "
+            "seed each."
+        )
     elif _untrained(outcome):
         yield (
             f"This is about the {len(finalists)} finalists and the task head. It says nothing "
