@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -247,13 +248,28 @@ def references(encoded: "Dataset") -> tuple[Value, ...]:
 
 def mapped(data: "Dataset", change: Callable[[dict[str, Any]], dict[str, Any]]) -> "Dataset":
     """The data set with other columns, made of batches of rows, in memory only."""
-    return data.map(
-        change,
-        batched=True,
-        remove_columns=data.column_names,
-        keep_in_memory=True,
-        load_from_cache_file=False,
-    )
+    with _without_bars():
+        return data.map(
+            change,
+            batched=True,
+            remove_columns=data.column_names,
+            keep_in_memory=True,
+            load_from_cache_file=False,
+        )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The progress bars of `datasets` would stand before the one line about a wrong row."""
+    import datasets
+
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> "Tensor":

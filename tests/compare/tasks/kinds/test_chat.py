@@ -282,6 +282,19 @@ def test_a_chat_without_an_assistant_ends_the_command(
     assert ended.code == 2 and "no chat template" in ended.line
 
 
+def test_an_answer_that_does_not_fit_is_one_line(
+    make: SimpleNamespace,
+    deltakit: Callable[..., Any],
+    talker: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    rows = [{"messages": said(f"{n}", "film " * 60)} for n in range(9)]
+    file = make.lines(tmp_path / "data.jsonl", rows)
+    given = ("--methods", "head", "--task", file, "--model", talker(PLAIN), "--max-length", 40)
+    ended = deltakit("plan", *given)
+    assert "has 61 tokens and leaves no room for its prompt in 40" in ended.line
+
+
 def test_what_is_told_of_chats(make: SimpleNamespace, tmp_path: Path) -> None:
     rows = [{"messages": said(f"ask {n}", "yes\nsir")} for n in range(20)]
     other, longer = {"messages": said("ask 1", "no")}, {"messages": said("a", "b", "c")}
