@@ -1,6 +1,6 @@
 """The finals: a few candidates, trained afresh with fresh seeds, as a comparison trains them.
 
-They are chosen on the validation split. The test split is read once, after the choice.
+They are chosen on the validation split. The test split is read once, and decides nothing.
 """
 
 from __future__ import annotations
