@@ -15,6 +15,7 @@ from deltakit.compare.api import evaluate
 from deltakit.compare.run.judges.base import JudgedModel
 from deltakit.compare.run.judges.lm_eval import _model, open_ended
 from deltakit.compare.store.run_folder import RunFolder
+from deltakit.core.spec import parse_method
 from deltakit.testing.probes import randomise_deltas
 
 pytest.importorskip("lm_eval")
@@ -178,7 +179,7 @@ def test_batches_and_positions_of_a_delta_change_no_score(spec: str, decoder: Pa
     model = dk.load_base(decoder, task="causal").eval()
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     tokenizer.pad_token = tokenizer.eos_token
-    dk.attach(model, spec, name="mine")
+    dk.attach(model, parse_method(spec), name="mine")
     randomise_deltas(model)
     judged = JudgedModel(model=model, tokenizer=tokenizer, task="causal", max_length=20)
     harness = _model(judged, 4)
