@@ -69,6 +69,11 @@ def copy(plan: str, file: Path) -> None:
     content = shipped_plan(plan).read_text(encoding="utf-8")
     if file.exists():
         raise InvalidConfig(f"{file} exists. Choose another name, or remove it first.")
+    if not file.parent.is_dir():
+        raise InvalidConfig(
+            f"{file} cannot be written: there is no folder {file.parent}. Make it first, or choose "
+            "another place."
+        )
     try:
         write_text(file, content)
     except OSError as error:

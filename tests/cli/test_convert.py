@@ -63,7 +63,7 @@ def test_refusals(
 
 def test_a_name_that_nothing_has(deltakit: Run, tmp_path: Path) -> None:
     ended = deltakit("convert", "nobody/nothing-of-the-kind", tmp_path / "new", "--to", "deltakit")
-    assert ended.code == 2 and "'nobody/nothing-of-the-kind' is neither a folder here" in ended.line
+    assert ended.code == 2 and "'nobody/nothing-of-the-kind' is not a folder here" in ended.line
 
 
 def test_a_place_that_is_taken(deltakit: Run, saved: Path, tmp_path: Path) -> None:

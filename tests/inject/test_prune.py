@@ -157,7 +157,7 @@ def test_a_wrong_file_changes_nothing(
 @pytest.mark.parametrize(
     ("usage", "name", "keep", "error", "message"),
     [
-        (USAGE, "fused", 0, InvalidConfig, r"prune\(keep=0\): a whole number"),
+        (USAGE, "fused", 0, InvalidConfig, r"prune\(keep=0\): give a whole number"),
         (USAGE, "fused", True, InvalidConfig, r"prune\(keep=True\)"),
         (USAGE, "fused", 4, InvalidConfig, "'fused' has 3 members at 'encoder.0.block.out': a, b"),
         (

@@ -247,7 +247,7 @@ def test_what_is_no_delta(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(CheckpointError, match="holds no delta. Looked for"):
         dk.convert(tmp_path / "folder", tmp_path / "new", to="deltakit")
-    with pytest.raises(CheckpointError, match="is not a folder here, and no name"):
+    with pytest.raises(CheckpointError, match="is neither a folder here nor a name"):
         dk.convert("folder-that-is-not", tmp_path / "new", to="deltakit")
 
 

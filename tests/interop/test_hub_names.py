@@ -143,7 +143,7 @@ def test_without_a_network_nothing_is_tried_twice(
     )
     assert ended.stdout.strip().endswith("c" * 40), ended.stderr
     assert ended.returncode == 1
-    assert "CheckpointError: 'owner/other' is neither a folder here" in ended.stderr
+    assert "CheckpointError: 'owner/other' is not a folder here" in ended.stderr
 
 
 # ------------------------------------------------------------------------ a Hub that is played

@@ -12,6 +12,7 @@ from torch import nn
 import deltakit as dk
 from deltakit.errors import InvalidConfig, MissingExtra, UnknownName
 from deltakit.models import weights as bases
+from deltakit.models.loading import read_base
 from deltakit.models.quantised import codec_of
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra 'quant')")
@@ -52,7 +53,7 @@ def plain_linears(model: nn.Module) -> set[str]:
 def test_heads_and_fresh_modules_are_not_quantised(
     kit: SimpleNamespace, folder: Any, family: str, base: str
 ) -> None:
-    model, missing = bases.read_base(folder(family), base, task="classify", labels=4)
+    model, missing = read_base(folder(family), base, task="classify", labels=4)
     dtype = FLOATING.get(base, torch.bfloat16)
     head = {"classifier", "bert.pooler.dense"} if family == "bert" else {"score"}
     assert {name.rpartition(".")[0] for name in missing} == head
