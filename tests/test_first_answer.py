@@ -150,7 +150,7 @@ def test_a_model_that_the_hub_does_not_give_is_told_before_torch(
 ) -> None:
     code, output, heavy = ran(folder, *command)
     assert (code, heavy) == (2, {"huggingface_hub"}), output
-    assert "'owner/nothing' is no folder here, the Hub does not answer" in output
+    assert "'owner/nothing' is not a folder here, the Hub does not answer" in output
 
 
 class Empty(BaseHTTPRequestHandler):
@@ -179,13 +179,13 @@ def empty_hub() -> Iterator[dict[str, str]]:
 def test_a_model_that_the_hub_does_not_have(folder: Path, empty_hub: dict[str, str]) -> None:
     code, output, heavy = ran(folder, "sites", "owner/nothing", **empty_hub)
     assert (code, heavy) == (2, {"huggingface_hub"}), output
-    assert "'owner/nothing' is no folder here, and the Hub has no public model" in output
+    assert "'owner/nothing' is not a folder here, and the Hub has no public model" in output
 
 
 def test_a_name_that_the_hub_cannot_have(folder: Path) -> None:
     code, output, heavy = ran(folder, "sites", "a/b/c")
     assert (code, heavy) == (2, {"huggingface_hub"}), output
-    assert "'a/b/c' is no folder here, and no name that the Hub can have" in output
+    assert "'a/b/c' is not a folder here, and the Hub can have no such name" in output
 
 
 @pytest.mark.parametrize("command", ANSWERS, ids=" ".join)

@@ -246,7 +246,7 @@ def _certainty(outcome: Outcome) -> Iterator[str]:
     share = f"{outcome.probability:.0%}".replace("%", " %")
     rival = "the task head alone is not" if alone else "no finalist is"
     yield (
-        f"{share}: in so many resamples, over examples and seeds, {rival} more than "
+        f"In {share} of resamples over examples and seeds, {rival} more than "
         f"{_margin(outcome)} better."
     )
     yield from _scope(outcome)

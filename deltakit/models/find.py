@@ -36,7 +36,7 @@ class Named:
     Attributes:
         name: what the user calls it.
         location: a folder, or a Hub name.
-        local_only: whether transformers need not ask the Hub, or could not.
+        local_only: whether transformers read what is here or in the local cache, without the Hub.
     """
 
     name: str
@@ -74,8 +74,8 @@ def find(name: str) -> Named:
         return Named(name=name, location=location, local_only=True)
     cached, answer = _is_cached(location), answer_for(location)
     if not cached and answer in _UNKNOWN:
-        raise UnknownName(f"model {name!r} is no folder here, {_UNKNOWN[answer]}")
-    return Named(name=name, location=location, local_only=answer is Answer.NONE)
+        raise UnknownName(f"model {name!r} is not a folder here, {_UNKNOWN[answer]}")
+    return Named(name=name, location=location, local_only=answer is not Answer.THERE)
 
 
 def check_found(name: str) -> None:
@@ -101,7 +101,7 @@ def _is_cached(location: str) -> bool:
         return isinstance(try_to_load_from_cache(location, "config.json"), str)
     except HFValidationError as error:
         raise UnknownName(
-            f"model {location!r} is no folder here, and no name that the Hub can have: "
+            f"model {location!r} is not a folder here, and the Hub can have no such name: "
             f"{first_line(error)} {_GIVE}"
         ) from None
 

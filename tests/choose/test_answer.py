@@ -167,7 +167,7 @@ def test_the_price_is_in_numbers_and_bytes() -> None:
 
 def test_the_probability_is_about_finalists_alone_where_others_were_not_trained() -> None:
     sure = said(outcome(), "How sure")
-    assert sure.startswith("97 %: in so many resamples, over examples and seeds, no finalist is ")
+    assert sure.startswith("In 97 % of resamples over examples and seeds, no finalist is ")
     assert "more than 0.5 points better. This is about the 2 finalists and the task head." in sure
     whole = outcome(left_out=(), untried=(), at_chance=())
     assert "says nothing about" not in said(whole, "How sure")
