@@ -240,15 +240,17 @@ class LanguageHead(WritingHead):
     def check(self, name: str, config: Any) -> None:
         from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-        # transformers would load it; but a token that sees the next one has no perplexity.
-        if config.is_encoder_decoder or (
-            type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
-        ):
-            raise InvalidConfig(
-                f"model {name!r} ({config.model_type}) cannot {self.purpose}: it reads a text in "
-                "both directions. Name a decoder with --model, such as smollm2, or a task of "
-                "another --kind."
-            )
+        if config.is_encoder_decoder:
+            why, kind = "it is an encoder-decoder, which writes one text for another", "generation"
+        elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder:
+            # transformers would load it; but a token that sees the next one has no perplexity.
+            why, kind = "it reads a text in both directions", "classification"
+        else:
+            return
+        raise InvalidConfig(
+            f"model {name!r} ({config.model_type}) cannot {self.purpose}: {why}. Name a decoder "
+            f"with --model, such as smollm2, or a task of another kind, such as --kind {kind}."
+        )
 
     def configure(self, model: "PreTrainedModel", pad_token_id: int | None) -> None:
         from transformers import GenerationConfig

@@ -74,10 +74,10 @@ class Counted(Step):
 
 def test_a_profile_has_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE)
-    assert request_of("lora", {}).protocol == Protocol(curve_points=0)
+    assert request_of("lora", {}).protocol == Protocol(curve_points=0, step_repeats=6)
     assert request_of("lora", {"profile": "standard"}).protocol == Protocol()
     monkeypatch.setenv(VARIABLE, "curve_points=2")
-    assert request_of("lora", {}).protocol == Protocol(curve_points=2)
+    assert request_of("lora", {}).protocol == Protocol(curve_points=2, step_repeats=6)
 
 
 def test_what_a_run_recorded_before_there_was_a_rule_has_none() -> None:

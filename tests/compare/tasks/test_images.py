@@ -192,6 +192,15 @@ def test_a_path_without_a_file(tmp_path: Path) -> None:
         load_task(str(tmp_path / "data.csv"))
 
 
+def test_an_empty_cell_among_pictures_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pictures", range(6))
+    rows = [(f"pictures/{CLASSES[n % 2]}/{n:03}.png", CLASSES[n % 2]) for n in range(6)]
+    rows[3] = ("", CLASSES[1])
+    write_csv(tmp_path / "data.csv", rows, ("image", "label"))
+    with pytest.raises(InvalidConfig, match=r"row 4: .* is not a file. Give paths"):
+        load_task(str(tmp_path / "data.csv"))
+
+
 def test_pictures_have_no_text_column(tmp_path: Path) -> None:
     place = write_folder(tmp_path, range(6))
     with pytest.raises(InvalidConfig, match="--text-column name is not for the kind 'images'"):

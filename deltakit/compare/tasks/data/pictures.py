@@ -31,9 +31,12 @@ PICTURE = CellType(name="a picture (a path of a file that there is, or its bytes
 
 
 def looks_like_pictures(columns: Columns, name: str | None = None) -> bool:
-    """True if a column holds the bytes of pictures or the names of their files alone."""
-    cells = columns.get(name or COLUMN, [])
-    return bool(cells) and all(_is_picture(cell) for cell in cells)
+    """True if a column holds the bytes of pictures or the names of their files alone.
+
+    Empty cells are left to `with_bytes`, which names them.
+    """
+    cells = [cell for cell in columns.get(name or COLUMN, []) if cell not in (None, "")]
+    return bool(cells) and all(map(_is_picture, cells))
 
 
 def _is_picture(cell: Any) -> bool:
