@@ -237,7 +237,11 @@ def as_begun(plan: Plan, out: Path | None) -> Plan:
     if not (path / RUN).is_file() or plan.request.protocol not in defaults:
         return plan
     before, protocol = RunFolder(path).run_record(), plan.request.protocol
-    earlier = (EARLIER, replace(protocol, general_passages=0))
+    earlier = [EARLIER] + [
+        replace(protocol, step_repeats=steps, general_passages=passages)
+        for steps in (EARLIER.step_repeats, protocol.step_repeats)
+        for passages in (0, protocol.general_passages)
+    ]
     if before.id != plan.id or before.protocol is None or before.protocol not in earlier:
         return plan
     return with_protocol(plan, before.protocol)

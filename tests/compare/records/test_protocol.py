@@ -89,12 +89,14 @@ def test_what_a_run_recorded_before_there_was_a_rule_has_none() -> None:
 def test_a_run_that_an_earlier_version_began_goes_on_by_its_numbers(
     asked: Callable[..., Any], tmp_path: Path
 ) -> None:
-    plan = build_plan(asked("lora", protocol=Protocol(curve_points=0)))
-    open_run(plan, tmp_path / "run", replace(describe(plan), protocol=EARLIER))
-    assert as_begun(plan, tmp_path / "run").request.protocol == EARLIER
+    quick = Protocol(curve_points=0, step_repeats=6)
+    plan = build_plan(asked("lora", protocol=quick))
+    for at, begun in enumerate((EARLIER, replace(quick, step_repeats=11, general_passages=0))):
+        open_run(plan, tmp_path / f"run{at}", replace(describe(plan), protocol=begun))
+        assert as_begun(plan, tmp_path / f"run{at}").request.protocol == begun
     assert as_begun(plan, tmp_path / "other") == plan
     chosen = replace(plan, request=replace(plan.request, protocol=Protocol(step_repeats=5)))
-    assert as_begun(chosen, tmp_path / "run") == chosen
+    assert as_begun(chosen, tmp_path / "run0") == chosen
 
 
 @pytest.mark.parametrize(("repeats", "warmup"), [(1, 0), (3, 2)])
