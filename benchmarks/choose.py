@@ -10,8 +10,9 @@ the winner's test score minus the choice's, in points. Two others have the same 
 own rank and rate, and a random search that costs as much as the choice.
 
 Cost is work and not time, so the load of the machine does not matter: a row of a forward pass is
-one unit, a row of a training step three. The choice is given its budget in this unit, and its
-trainings are at most as long as those of the grid. Every training is stored in ``--out``; the same
+one unit, a row of a training step three. Measuring and the test split cost nothing, for the grid
+and for the choice. The choice is given its budget in this unit, and its trainings are at most as
+long as those of the grid. Every training is stored in ``--out``; the same
 command goes on where it stopped.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from deltakit.choose import finals, prepare
+from deltakit.choose import arm_facts, finals, prepare
 from deltakit.choose.api import run_choice
 from deltakit.choose.arm_facts import floor_candidate
 from deltakit.choose.bench import Bench
@@ -329,6 +330,8 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     finals.PROTOCOL = ONCE
     prepare.SHORTEST = asked.steps  # a choice trains no longer than the grid
+    for cost in ("CELL_STEPS", "CELL_SECONDS", "ONCE_STEPS", "ONCE_SECONDS"):
+        setattr(arm_facts, cost, 0)  # the work clock has no such costs
     silence_libraries()
     settings = {
         "model": asked.model,

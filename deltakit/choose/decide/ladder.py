@@ -12,10 +12,10 @@ from deltakit.choose.decide.arms import ArmFacts, Rung
 from deltakit.errors import InvalidConfig
 
 ETA = 3
-"""Each rung trains so many times longer than the one before it."""
+"""Each rung trains so many times longer than the one before it, at most."""
 
 RUNGS = 3
-"""The most rungs."""
+"""Rungs of a ladder."""
 
 FIRST_STEPS = 24
 """Steps of the first rung at the least. With fewer, most methods are at chance: `lora` on MiniLM is
@@ -105,14 +105,16 @@ class Costs:
 def rungs_of(steps: int, validation_rows: int) -> tuple[Rung, ...]:
     """The rungs of a training of `steps` steps: a ninth, a third, the whole.
 
-    Rungs of fewer than `FIRST_STEPS` steps are left out.
+    The first rung has `FIRST_STEPS` at the least, and the second one as many times more as the
+    third has over it: 24, 49 and 100.
     """
-    parts = [math.ceil(steps / ETA**at) for at in reversed(range(RUNGS))]
-    kept = [part for part in parts[:-1] if part >= FIRST_STEPS] + parts[-1:]
-    rows = [EARLY_ROWS] * (len(kept) - 1) + [LAST_ROWS]
+    first = min(steps, max(FIRST_STEPS, math.ceil(steps / ETA ** (RUNGS - 1))))
+    middle = math.ceil(math.sqrt(first * steps))
+    parts = dict.fromkeys((first, middle, steps))
+    rows = [EARLY_ROWS] * (len(parts) - 1) + [LAST_ROWS]
     return tuple(
         Rung(number=at + 1, steps=part, rows=min(validation_rows, rows[at]))
-        for at, part in enumerate(kept)
+        for at, part in enumerate(parts)
     )
 
 
@@ -159,9 +161,10 @@ def plan_ladder(
 ) -> Ladder:
     """The ladder that fits into a budget.
 
-    The whole field at full length is tried first. What does not fit gives up, in this order: depth
-    of the finals, steps, arms of other sizes and rates than a method's own, and then families, the
-    last one first: a few arms that learn are worth more than many at chance.
+    The whole field at full length is tried first. What does not fit is given up in this order:
+    depth of the finals, steps, arms of other sizes, the second finalist, arms of other rates, and
+    then families, the last one first: a few arms that learn are worth more than many at chance.
+    Room that is left then is filled with arms in the order of `by_worth`.
 
     Args:
         arms: all that a user asked for, at least one; families that come first have room first.
@@ -175,13 +178,15 @@ def plan_ladder(
     """
     planned = RESERVE * seconds
     full_steps = max(full_steps, FEWEST_STEPS)
-    for want, field, depth in _fallbacks(arms, full_steps, floor):
-        steps = _most_steps(field, depth, planned, full_steps, costs, floor)
-        if steps >= want:
-            return _ladder(arms, field, depth, steps, planned, costs, floor)
-    _, field, depth = list(_fallbacks(arms, full_steps, floor))[-1]
-    least = total_seconds(field, FEWEST_STEPS, depth, costs, floor) / RESERVE
-    raise TooSmall(least)
+    order = by_worth(arms, floor)
+    fewest = min(len(one_each(arms)), FEWEST_FAMILIES + (floor is not None))
+    for want, least, depth in _fallbacks(order, fewest, full_steps):
+        for number in range(len(order), least - 1, -1):
+            steps = _most_steps(order[:number], depth, planned, full_steps, costs, floor)
+            if steps >= want:
+                return _ladder(arms, order[:number], depth, steps, planned, costs, floor)
+    least = total_seconds(order[:fewest], FEWEST_STEPS, DEPTHS[-1], costs, floor)
+    raise TooSmall(least / RESERVE)
 
 
 def untried(arms: Sequence[ArmFacts], ladder: Ladder) -> tuple[str, ...]:
@@ -205,40 +210,50 @@ class TooSmall(InvalidConfig):
 
 
 def _fallbacks(
-    arms: Sequence[ArmFacts], full_steps: int, floor: ArmFacts | None
-) -> Iterator[tuple[int, tuple[ArmFacts, ...], Depth]]:
-    """Steps that are wanted, with a field and a depth, the best first."""
-    wanted = (full_steps, full_steps // 2, full_steps // 4, USEFUL_STEPS, FEWEST_STEPS)
-    fields = (
-        tuple(arms),
-        tuple(arm for arm in arms if arm.usual_size or arm.usual_rate),
-        tuple(arm for arm in arms if arm.usual_size),
-        one_each(arms),
+    order: Sequence[ArmFacts], fewest: int, full_steps: int
+) -> Iterator[tuple[int, int, Depth]]:
+    """Steps and arms at the least, and a depth; the best first.
+
+    Args:
+        order: the arms, as `by_worth` has them.
+        fewest: arms of the smallest field.
+        full_steps: the longest training that is worth its time.
+    """
+    shorter = (max(full_steps // part, USEFUL_STEPS) for part in (2, 4))
+    wanted = (full_steps, *shorter, USEFUL_STEPS, FEWEST_STEPS)
+    heads = set(one_each(order))
+    fields = (  # how many arms, and the most depths that are given up for them
+        (len(order), 3),
+        (sum(arm.usual_size or arm.usual_rate or arm in heads for arm in order), 3),
+        (sum(arm.usual_size or arm in heads for arm in order), 4),
+        (len(heads), 4),
     )
     for at, steps in enumerate(wanted):
-        want = min(full_steps, max(FEWEST_STEPS, steps))
-        for field in fields[: at + 1]:
-            for depth in DEPTHS[: min(at, 2) + 1]:
-                if field:
-                    yield want, field, depth
-    for field in fewer_families(arms, floor):
-        yield FEWEST_STEPS, field, DEPTHS[2]
-    for field in fewer_families(arms, floor):
-        yield FEWEST_STEPS, field, DEPTHS[3]
+        want = min(full_steps, steps)
+        for least, depths in fields[: at + 1]:
+            for depth in DEPTHS[: min(at + 1, depths)]:
+                yield want, least, depth
+    yield FEWEST_STEPS, fewest, DEPTHS[-1]
 
 
-def fewer_families(
-    arms: Sequence[ArmFacts], floor: ArmFacts | None
-) -> Iterator[tuple[ArmFacts, ...]]:
-    """The most usual arm of each family, then without the last family, until two are left.
+def by_worth(arms: Sequence[ArmFacts], floor: ArmFacts | None) -> tuple[ArmFacts, ...]:
+    """The arms in the order in which they have room.
 
-    The floor is always in it, and is none of the two.
+    The floor comes first, then the most usual arm of each family, and then these methods at other
+    rates, higher ones first, because a training that is short learns more at them. Other sizes at
+    their own rate follow, and then the rest. The floor's other rates are the last of each part.
     """
-    heads = one_each(arms)
-    own = [arm for arm in heads if floor is None or arm.family != floor.family]
-    rest = [arm for arm in heads if arm not in own]
-    for number in range(len(own), min(len(own), FEWEST_FAMILIES) - 1, -1):
-        yield (*own[:number], *rest)
+    heads = {arm.family: arm for arm in one_each(arms)}
+
+    def place(arm: ArmFacts) -> tuple[int, bool, bool]:
+        head = heads[arm.family]
+        of_floor = floor is not None and arm.family == floor.family
+        if arm is head:
+            return 0, not of_floor, False
+        part = 1 if arm.usual_size else 2 if arm.usual_rate else 3
+        return part, of_floor, arm.lr < head.lr
+
+    return tuple(sorted(arms, key=place))
 
 
 def one_each(arms: Sequence[ArmFacts]) -> tuple[ArmFacts, ...]:

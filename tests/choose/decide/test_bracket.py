@@ -14,7 +14,7 @@ from deltakit.choose.decide.ladder import (
     FEWEST_STEPS,
     Costs,
     TooSmall,
-    fewer_families,
+    by_worth,
     finals_seconds,
     finals_that_fit,
     one_each,
@@ -160,9 +160,9 @@ def test_a_ladder_is_planned_within_the_budget(seconds):
 
 
 def test_more_time_means_more_arms_then_longer_trainings_then_deeper_finals():
-    small, large = ladder_for(150), ladder_for(5000)
+    small, large = ladder_for(150), ladder_for(5000, full_steps=200)
     assert len(small.arms) < len(large.arms) == len(field())
-    assert small.rungs[-1].steps < large.rungs[-1].steps == 100
+    assert small.rungs[-1].steps < large.rungs[-1].steps == 200
     assert large.depth == DEPTHS[0]
 
 
@@ -350,11 +350,12 @@ def test_a_field_at_chance_goes_on_whole_and_no_arm_is_worse():
     assert len(finalists(facts, result.rungs[-1].verdicts, 3)) == 3
 
 
-def test_a_first_rung_is_long_enough_to_leave_chance():
-    assert [rung.steps for rung in rungs_of(72, 300)] == [24, 72]
-    assert [rung.steps for rung in rungs_of(100, 300)] == [34, 100]
+def test_rungs_are_a_ninth_a_third_and_the_whole_and_24_steps_at_the_least():
     assert [rung.steps for rung in rungs_of(270, 300)] == [30, 90, 270]
-    assert [rung.number for rung in rungs_of(72, 300)] == [1, 2]
+    assert [rung.steps for rung in rungs_of(100, 300)] == [24, 49, 100]
+    assert [rung.steps for rung in rungs_of(72, 300)] == [24, 42, 72]
+    assert [rung.steps for rung in rungs_of(20, 300)] == [20]
+    assert [rung.number for rung in rungs_of(72, 300)] == [1, 2, 3]
 
 
 def test_a_small_budget_trains_few_families_and_these_long_enough():
@@ -365,8 +366,29 @@ def test_a_small_budget_trains_few_families_and_these_long_enough():
     begun = {arm.family for arm in (*facts, floor) if arm.name in ladder.arms}
     assert {"lora", "adapter", "floor"} <= begun and "prefix" not in begun
     assert set(untried(facts, ladder)) == {"lora", "adapter", "ia3", "prefix"} - begun
-    fewest = list(fewer_families([*facts, floor], floor))[-1]
-    assert [arm.family for arm in fewest] == ["lora", "adapter", "floor"]
+
+
+def test_arms_have_room_in_the_order_of_what_is_expected_of_them():
+    facts = field(("lora", "ia3"))
+    floor = replace(facts[1], name="floor@0.0003", family="floor")
+    slower = replace(floor, name="floor@0.0001", lr=1e-4, usual_rate=False)
+    order = [arm.name for arm in by_worth([*facts, slower, floor], floor)]
+    assert order[:3] == ["floor@0.0003", "lora1@0.0003", "ia31@0.0003"]
+    assert order[3:7] == ["lora1@0.001", "ia31@0.001", "lora1@0.0001", "ia31@0.0001"]
+    assert order[7:10] == ["floor@0.0001", "lora2@0.0003", "ia32@0.0003"]
+    assert len(set(order)) == len(facts) + 2
+    without = [arm.name for arm in by_worth(facts, None)]
+    assert without == [name for name in order if not name.startswith("floor")]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_other_rates_have_room_before_a_second_finalist(share):
+    facts = field(sizes=(1,))
+    two = ladder_for(200, facts)
+    assert two.depth.finalists == 2 and len(two.arms) == len(facts)
+    one = ladder_for(200 * share, facts)
+    begun = {arm.family for arm in facts if arm.name in one.arms}
+    assert len(begun) == 4 or len(one.arms) == len(begun)
 
 
 def test_time_that_is_left_makes_the_finals_longer_and_then_deeper():
