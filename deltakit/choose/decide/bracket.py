@@ -28,6 +28,9 @@ from deltakit.choose.decide.ladder import FEWEST_FAMILIES, Ladder
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.metrics import Metric
 
+FEWEST_ARMS = 2
+"""Arms that a rung has at the least; with fewer there is nothing to choose."""
+
 QUARTER = 4
 """Slowdowns are rounded up to a quarter, so that small differences in time decide nothing."""
 
@@ -104,8 +107,9 @@ def run_bracket(
 ) -> BracketResult:
     """Trains the ladder's arms rung by rung; what the journal holds is not done again.
 
-    A rung is not begun where the budget has no room for two arms of it. Where one takes longer than
-    planned, arms are left out of it: all that there is no time for, once two families have an arm.
+    Where a rung takes longer than planned, the finals give up their depth for it, and then arms
+    are left out: all that there is no time for, once two families have an arm. A rung is not begun
+    where there is no room for two arms of it.
 
     Args:
         arms: all of them; those that the ladder leaves out are not touched.
@@ -118,13 +122,17 @@ def run_bracket(
     """
     watch = watch or Unwatched()
     alive = in_turn([arm for arm in arms if arm.facts.name in ladder.arms])
-    clock = BracketClock(budget=ladder.bracket_seconds)
+    clock = BracketClock(
+        budget=ladder.bracket_seconds,
+        spare=ladder.finals_seconds - ladder.least_finals_seconds,
+        finals=ladder.least_finals_seconds,
+    )
     results: list[RungResult] = []
     readings: dict[str, Reading] = {}
     scores: dict[str, float] = {}
     before = 0
     for at, rung in enumerate(ladder.rungs):
-        if at and clock.room(alive, rung, before, at, len(ladder.rungs)) < 2:
+        if at and clock.room(alive, rung, before, at, len(ladder.rungs)) < FEWEST_ARMS:
             break
         facts = [arm.facts for arm in alive]
         watch.rung_begins(rung, facts)
@@ -172,9 +180,18 @@ class BracketClock:
     """The time of a bracket: what was spent, and what was predicted for it.
 
     It reads no clock. It adds up the times in the readings.
+
+    Attributes:
+        budget: seconds that are planned for the rungs.
+        spare: seconds that the finals can give up for rungs that take longer.
+        finals: seconds of the finals that are left then.
+        spent: seconds of the rungs so far.
+        predicted: seconds that were predicted for them.
     """
 
     budget: float
+    spare: float = 0.0
+    finals: float = 0.0
     spent: float = 0.0
     predicted: float = 0.0
 
@@ -185,16 +202,29 @@ class BracketClock:
             return 1.0
         return max(1.0, math.ceil(QUARTER * self.spent / self.predicted - 1e-9) / QUARTER)
 
+    @property
+    def left(self) -> float:
+        """Seconds for rungs, if the finals are the least: on a slow machine they take longer."""
+        return self.budget + self.spare - (self.slowdown - 1) * self.finals - self.spent
+
     def room(self, arms: Sequence[Arm], rung: Rung, before: int, at: int, rungs: int) -> int:
-        """Arms of a rung that the time left has room for, if the later rungs get as much."""
-        left = (self.budget - self.spent) / (rungs - at)
+        """Arms of a rung that the time left has room for, if the later rungs get as much.
+
+        Where the planned time has room for fewer than two, the finals give up some of theirs.
+        """
         each = [arm.facts.seconds(rung.steps - before, rung.rows) for arm in arms]
         typical = self.slowdown * sum(each) / len(each) if each else math.inf
-        return int(max(0.0, left) / typical) if typical else len(arms)
+        if not typical:
+            return len(arms)
+
+        def of(seconds: float) -> int:
+            return int(max(0.0, seconds) / (rungs - at) / typical)
+
+        return max(of(self.budget - self.spent), min(FEWEST_ARMS, of(self.left)))
 
     def has_room(self, seconds: float) -> bool:
-        """True if the budget has room for that time."""
-        return self.spent + self.slowdown * seconds <= self.budget
+        """True if there is room for that time, be it some of the finals'."""
+        return self.slowdown * seconds <= self.left
 
 
 def _climb(

@@ -74,6 +74,7 @@ class Ladder:
         left_out: names of those that this budget has no room for.
         bracket_seconds: for all rungs.
         finals_seconds: for the finals.
+        least_finals_seconds: for the smallest finals of trainings that are as long.
         depth: of the finals, as planned.
     """
 
@@ -82,6 +83,7 @@ class Ladder:
     left_out: tuple[str, ...]
     bracket_seconds: float
     finals_seconds: float
+    least_finals_seconds: float
     depth: Depth
 
 
@@ -310,6 +312,7 @@ def _ladder(
         # What steps leave over, as they are whole and have an end, goes to keeping more arms.
         bracket_seconds=planned - finals,
         finals_seconds=finals,
+        least_finals_seconds=finals_seconds(field, steps, DEPTHS[-1], costs, floor),
         depth=depth,
     )
 

@@ -211,6 +211,18 @@ def test_a_much_slower_machine_trains_two_families_and_keeps_the_time_of_the_run
     assert all(v.fate is Fate.NO_BUDGET for v in left)
 
 
+@pytest.mark.parametrize(("seconds", "slow"), [(250, 1.0), (250, 1.5), (400, 1.5), (400, 2.0)])
+def test_the_finals_give_up_their_depth_before_the_last_rung_is_left_out(seconds, slow):
+    ladder = ladder_for(seconds)
+    assert ladder.depth.finalists > 1 and ladder.least_finals_seconds < ladder.finals_seconds
+    arms = arms_of(field(), slow=drifting(slow, 0.0, 0))
+    result = run_bracket(arms, ladder, ACCURACY, Memory())
+    assert [each.rung for each in result.rungs] == list(ladder.rungs)
+    assert sum(v.score is not None for v in result.rungs[-1].verdicts) >= 2
+    least = slow * ladder.least_finals_seconds
+    assert result.seconds + least <= 1.02 * seconds
+
+
 def test_every_family_is_in_the_second_rung():
     facts = field()
     arms = arms_of(facts)
