@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from deltakit.compare.records.run import CellRecord, RunRecord
 from deltakit.compare.run.judges.base import JudgedModel
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.core.method import Method, Role, method_from_dict
-from deltakit.errors import InvalidConfig, unknown
+from deltakit.errors import InvalidConfig, NotMergeable, unknown
 from deltakit.models.loading import read_base
 from deltakit.models.source import BaseChoice, ModelSource, device, find_model
 
@@ -173,8 +173,14 @@ def model_of(row: JudgedRow, source: ModelSource, *, merged: bool) -> Iterator[J
             model=model.eval(), tokenizer=tokenizer, task=kept.task, max_length=longest, added=added
         )
 
-    if merged and row.method.role is not Role.FLOOR:
-        with adapted.merged() as model:
-            yield judged(model)
-    else:
-        yield judged(adapted.model)
+    with ExitStack() as folded:
+        model = adapted.model
+        if merged and row.method.role is not Role.FLOOR:
+            try:
+                model = folded.enter_context(adapted.merged())
+            except NotMergeable:
+                raise NotMergeable(
+                    "the delta does not fold into the weights of its base. Name this row in a call "
+                    "without --merged."
+                ) from None
+        yield judged(model)

@@ -130,7 +130,8 @@ def test_a_row_that_cannot_be_judged_stops_no_other(
 ) -> None:
     ended = deltakit("evaluate", run, "--with", "ruler", "--tasks", "size", "--merged")
     assert ended.code == 1
-    assert "adapter (fp32, seed 0) failed: NotMergeable: " in ended.out
+    assert "adapter (fp32, seed 0) failed: NotMergeable: the delta does not fold" in ended.out
+    assert "Name this row in a call without --merged." in ended.out
     judged = {method for method, _, _ in report_folder(run).verdicts}
     assert judged == {"head", "lora", "fusion"}
 
