@@ -187,8 +187,8 @@ def plan_ladder(
             steps = _most_steps(order[:number], depth, planned, full_steps, costs, floor)
             if steps >= want:
                 return _ladder(arms, order[:number], depth, steps, planned, costs, floor)
-    least = total_seconds(order[:fewest], FEWEST_STEPS, DEPTHS[-1], costs, floor)
-    raise TooSmall(least / RESERVE)
+    smallest = total_seconds(order[:fewest], FEWEST_STEPS, DEPTHS[-1], costs, floor)
+    raise TooSmall(smallest / RESERVE)
 
 
 def untried(arms: Sequence[ArmFacts], ladder: Ladder) -> tuple[str, ...]:
