@@ -140,7 +140,10 @@ def run_bracket(
         readings = _climb(alive, rung, before, clock, journal, watch)
         scores, earlier = scores_of(readings, metric), scores
         correlation = rank_correlation(earlier, scores)
-        stuck = arms_at_chance(readings, chance and chance(rung.rows), metric)
+        majority = chance and chance(rung.rows)
+        stuck = arms_at_chance(readings, majority, metric)
+        if majority is not None and not earlier:
+            earlier = dict.fromkeys(scores, metric.value(majority))
         room = most = len(alive)
         if at + 1 < len(ladder.rungs):
             room = clock.room(alive, ladder.rungs[at + 1], rung.steps, at + 1, len(ladder.rungs))
@@ -154,6 +157,7 @@ def run_bracket(
             caution=caution_after(rung.number, correlation),
             families=max(room, 1) if rung.number == 1 else 0,
             at_chance=stuck,
+            before=earlier if at + 1 < len(ladder.rungs) else None,
         )
         if at + 1 == len(ladder.rungs):
             verdicts = settled(verdicts)

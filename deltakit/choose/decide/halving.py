@@ -1,8 +1,9 @@
 """Successive halving under noise: which arms leave after a rung, and why.
 
 Successive halving (Jamieson and Talwalkar 2016) keeps a fixed share. Here an arm counts as worse
-only where its paired interval excludes the leader, and where it has begun to learn: an arm that
-cannot be told from the majority's prediction is at chance, and more steps may change its place.
+only where its paired interval excludes the leader, and where more steps are not likely to change
+that. An arm that cannot be told from the majority's prediction is at chance, and one that gains as
+much from rung to rung as it is behind is still learning.
 Arms that the budget has no room for leave too, with another reason.
 """
 
@@ -77,11 +78,13 @@ def judge(
     margin: float = MARGIN,
     families: int = 0,
     at_chance: Collection[str] = (),
+    before: Mapping[str, float] | None = None,
 ) -> tuple[Verdict, ...]:
     """The fate of every arm of a rung, best first.
 
     An arm is worse where it is behind the leader by more than `caution` times the difference that
-    can be detected, and both have left chance. Of the others, `capacity` arms go on: in steps of
+    can be detected, and what it has gained since the rung before: it would still be behind if it
+    gained as much again and the leader nothing. Both have left chance. Of the others, `capacity` arms go on: in steps of
     `margin` points by score, and within a step by cost. Arms at chance come after them, in the
     order of `arms`.
 
@@ -107,7 +110,7 @@ def judge(
         name
         for name, (behind, detectable) in found.items()
         if detectable is not None
-        and behind > caution * detectable
+        and behind > caution * detectable + _gain(name, before or {}, scores, metric)
         and not {name, leader} & set(at_chance)
     }
     learnt = sorted(
@@ -162,6 +165,14 @@ def _behind(
         return 0.0, None
     found = metric.difference([first], [second])
     return metric.direction.rank(found.points), found.detectable
+
+
+def _gain(
+    name: str, before: Mapping[str, float], now: Mapping[str, float], metric: Metric
+) -> float:
+    """Points that an arm has gained; zero where it has lost some."""
+    rank = metric.direction.rank
+    return max(0.0, 100 * (rank(now[name]) - rank(before[name]))) if name in before else 0.0
 
 
 def arms_at_chance(

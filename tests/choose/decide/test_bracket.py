@@ -223,6 +223,24 @@ def test_the_finals_give_up_their_depth_before_the_last_rung_is_left_out(seconds
     assert result.seconds + least <= 1.02 * seconds
 
 
+def test_what_an_arm_has_gained_over_the_majority_is_counted_at_the_first_rung():
+    facts = one_each(field())
+    ladder = ladder_for(5000, facts)
+    majority = simulated_predictions(0.5, 400, "majority")
+
+    def fate(chance):
+        arms = arms_of(facts)
+        for arm in arms:
+            arm.truth = Truth(final=0.95, half=1.0)
+        arms[1].truth = Truth(final=0.95, half=25.0)  # 72 % after 24 steps
+        result = run_bracket(arms, ladder, ACCURACY, Memory(), chance=chance)
+        name = arms[1].facts.name
+        return {verdict.arm: verdict.fate for verdict in result.rungs[0].verdicts}[name]
+
+    assert fate(None) is Fate.BEATEN
+    assert fate(lambda rows: majority) is Fate.KEPT
+
+
 def test_every_family_is_in_the_second_rung():
     facts = field()
     arms = arms_of(facts)

@@ -55,6 +55,19 @@ def test_caution_spares_an_arm_that_is_behind():
     assert fates(judge(arms, readings, ACCURACY, capacity=2, caution=2.0))["b"] is Fate.KEPT
 
 
+def test_an_arm_that_gains_as_much_as_it_is_behind_is_not_called_worse():
+    arms = [facts("ia3"), facts("lora"), facts("adapter")]
+    readings = {"ia3": right(0.75), "lora": right(0.63), "adapter": right(0.62)}
+    # As after 49 steps on SST-2, where lora has 74 % after 100.
+    before = {"ia3": 0.59, "lora": 0.53, "adapter": 0.62}
+    found = fates(judge(arms, readings, ACCURACY, capacity=3, before=before))
+    assert found == {"ia3": Fate.KEPT, "lora": Fate.KEPT, "adapter": Fate.BEATEN}
+    alone = fates(judge(arms, readings, ACCURACY, capacity=3))
+    assert alone["lora"] is Fate.BEATEN
+    lost = {**before, "lora": 0.9}
+    assert fates(judge(arms, readings, ACCURACY, capacity=3, before=lost))["lora"] is Fate.BEATEN
+
+
 def test_ties_survive_in_order_of_cost():
     arms = [facts("dear", cost=9), facts("cheap", cost=1), facts("middle", cost=5)]
     readings = {name: right(0.8) for name in ("dear", "cheap", "middle")}
