@@ -84,9 +84,9 @@ def judge(
 
     An arm is worse where it is behind the leader by more than `caution` times the difference that
     can be detected, and what it has gained since the rung before: it would still be behind if it
-    gained as much again and the leader nothing. Both have left chance. Of the others, `capacity` arms go on: in steps of
-    `margin` points by score, and within a step by cost. Arms at chance come after them, in the
-    order of `arms`.
+    gained as much again and the leader nothing. Both have left chance. Of the others, `capacity`
+    arms go on: in steps of `margin` points by score, and within a step by cost. Arms at chance
+    come after them, in the order of `arms`.
 
     Args:
         arms: those of the rung, the ones that are expected to be good first.
@@ -97,6 +97,7 @@ def judge(
         margin: points that do not matter.
         families: the most arms that go on so that every family keeps its best, whatever its score.
         at_chance: names of the arms that are at chance (`arms_at_chance`).
+        before: scores at the rung before; of an arm without one, nothing is gained.
     """
     scores = scores_of(readings, metric)
     by_name = {arm.name: arm for arm in arms}
