@@ -2,9 +2,11 @@
 
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import deltakit
 
@@ -44,6 +46,17 @@ def test_constraints_hold_what_is_asked_for() -> None:
         name, bound = re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", each).groups()
         version = tuple(map(int, re.findall(r"\d+", held[name.lower()])))
         assert version >= tuple(map(int, bound.split("."))), each
+
+
+def test_constraints_install_on_the_oldest_python() -> None:
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=") + ".0"
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    for name in (line.split("==")[0] for line in lines if "==" in line and line[0] != "#"):
+        try:
+            asked = metadata(name).get("Requires-Python")
+        except PackageNotFoundError:
+            continue  # of another platform, or of an extra that is not installed
+        assert SpecifierSet(asked or "").contains(oldest), f"{name} asks for Python {asked}"
 
 
 def test_the_hosted_workflow_runs_what_the_project_says() -> None:
