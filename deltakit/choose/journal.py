@@ -38,7 +38,8 @@ class Journal:
         if before["id"] != request_id:
             raise InvalidConfig(
                 f"--out {self.path} belongs to another choice: its task, model, field, constraints "
-                "or budget differ. Choose another folder, or repeat the command that made it."
+                "or budget differ, or a version with other rungs began it. Choose another folder, "
+                "or repeat the command that made it."
             )
 
     def _check_empty(self) -> None:

@@ -14,7 +14,15 @@ from deltakit.choose.bench import Bench, facts_of, measured_facts
 from deltakit.choose.candidates import Candidate, candidates_of, combining, read_field
 from deltakit.choose.clock import Clock
 from deltakit.choose.constraints import Facts, check_feasible, violations
-from deltakit.choose.decide.ladder import FEWEST_STEPS, Ladder, TooSmall, plan_ladder
+from deltakit.choose.decide.ladder import (
+    ETA,
+    FEWEST_STEPS,
+    FIRST_STEPS,
+    RUNGS,
+    Ladder,
+    TooSmall,
+    plan_ladder,
+)
 from deltakit.choose.journal import Journal
 from deltakit.choose.request import ChoiceRequest
 from deltakit.choose.tellers import Teller
@@ -113,7 +121,10 @@ def prepare(
 def _identity(
     request: ChoiceRequest, plan: Plan, candidates: Sequence[Candidate]
 ) -> dict[str, Any]:
-    """Everything that decides a choice, but the speed of the machine."""
+    """Everything that decides a choice, but the speed of the machine.
+
+    A stored reading is of a rung by its number, so a version with other rungs goes on with none.
+    """
     return {
         "task": plan.task.fingerprint,
         "model": plan.model.fingerprint,
@@ -123,6 +134,7 @@ def _identity(
         "seed": request.seed,
         "margin": request.margin,
         "budget": dataclasses.asdict(request.compared.budget),
+        "rungs": [RUNGS, ETA, FIRST_STEPS],
     }
 
 

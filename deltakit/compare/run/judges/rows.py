@@ -178,9 +178,7 @@ def model_of(row: JudgedRow, source: ModelSource, *, merged: bool) -> Iterator[J
         if merged and row.method.role is not Role.FLOOR:
             try:
                 model = folded.enter_context(adapted.merged())
-            except NotMergeable:
-                raise NotMergeable(
-                    "the delta does not fold into the weights of its base. Name this row in a call "
-                    "without --merged."
-                ) from None
+            except NotMergeable as error:
+                why = f"{error} Or name this row in a call without --merged."
+                raise NotMergeable(why) from None
         yield judged(model)

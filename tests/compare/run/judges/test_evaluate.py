@@ -130,8 +130,10 @@ def test_a_row_that_cannot_be_judged_stops_no_other(
 ) -> None:
     ended = deltakit("evaluate", run, "--with", "ruler", "--tasks", "size", "--merged")
     assert ended.code == 1
-    assert "adapter (fp32, seed 0) failed: NotMergeable: the delta does not fold" in ended.out
-    assert "Name this row in a call without --merged." in ended.out
+    assert "adapter (fp32, seed 0) failed: NotMergeable: Bottleneck at 'encoder" in ended.out
+    told = next(line for line in ended.out.splitlines() if "NotMergeable" in line)
+    assert "does not fold into a weight" in told
+    assert told.endswith("Or name this row in a call without --merged.")
     judged = {method for method, _, _ in report_folder(run).verdicts}
     assert judged == {"head", "lora", "fusion"}
 
