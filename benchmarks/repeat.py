@@ -67,7 +67,8 @@ def measured(spec: str) -> dict[str, Any]:
     assert list(adapted.model.deltakit.attached) == [TRAINED]
     found = training_cost(adapted, train, Step(full, train), device, PROTOCOL)
     adapted.deploy()
-    return found | inference_cost(adapted, batch(1), batch(8), PROTOCOL)
+    role = dk.parse_method(spec).role
+    return found | inference_cost(adapted, batch(1), batch(8), PROTOCOL, role)
 
 
 def spread(values: list[float]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_choice as tiny
 
+from deltakit.choose import prepare
 from deltakit.choose.journal import Journal
 from deltakit.errors import InvalidConfig
 
@@ -37,6 +38,18 @@ def test_too_small_a_budget_is_told_before_it_starts(bert: Path, reviews: Path) 
 def test_infeasible_constraints_are_one_line(bert: Path, reviews: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"Nearest: lora\[rank=4,alpha=8\] on fp32 trains"):
         tiny.choose(bert, reviews, max_params=5)
+
+
+def test_a_folder_that_was_begun_with_other_rungs_is_refused(
+    bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidConfig, match="Nearest"):
+        tiny.choose(bert, reviews, max_params=5)  # it has begun its folder
+    before = Path("choice/request.json").read_bytes()
+    monkeypatch.setattr(prepare, "FIRST_STEPS", 12)
+    with pytest.raises(InvalidConfig, match="a version with other rungs began it"):
+        tiny.choose(bert, reviews, max_params=5)
+    assert Path("choice/request.json").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from deltakit.compare.measure.hardware import device_peak
 from deltakit.compare.measure.memory import inference_memory, training_memory
 from deltakit.compare.measure.timing import Batch, Step
 from deltakit.compare.records.protocol import Protocol
+from deltakit.core.method import Role
 from deltakit.core.provider import AdaptedModel
 
 
@@ -57,13 +58,22 @@ def training_cost(
 
 
 def inference_cost(
-    adapted: AdaptedModel, one: Batch, eight: Batch, protocol: Protocol
+    adapted: AdaptedModel, one: Batch, eight: Batch, protocol: Protocol, role: Role
 ) -> dict[str, Any]:
-    """Time and memory of a forward pass of one text, and of eight."""
+    """Time and memory of a forward pass of one text, and of eight.
+
+    Args:
+        adapted: a model with its method.
+        one: one text.
+        eight: eight texts.
+        protocol: how often a pass is timed.
+        role: the method's. A pass of a floor or a ceiling is the base's own, at a ratio of 1.
+    """
+    latency = timing.latency if role is Role.METHOD else timing.baseline_latency
     repeats, warmup = protocol.repeats(protocol.latency_repeats_b1), protocol.latency_warmup
     of_eight = protocol.repeats(protocol.latency_repeats_b8)
-    single = timing.latency(adapted, one, repeats=repeats, warmup=warmup)
-    batched = timing.latency(adapted, eight, repeats=of_eight, warmup=warmup)
+    single = latency(adapted, one, repeats=repeats, warmup=warmup)
+    batched = latency(adapted, eight, repeats=of_eight, warmup=warmup)
     merged = timing.merged_latency_vs_base(adapted, one, repeats=repeats, warmup=warmup)
     return {
         "infer_peak_bytes": inference_memory(adapted.model, eight),

@@ -186,6 +186,20 @@ def latency(adapted: AdaptedModel, batch: Batch, *, repeats: int | Repeats, warm
     return Latency(timing=own, vs_base=own.ratio(base))
 
 
+def baseline_latency(
+    adapted: AdaptedModel, batch: Batch, *, repeats: int | Repeats, warmup: int
+) -> Latency:
+    """Forward passes of a model with a baseline, which adds nothing to a pass.
+
+    A pass is the base's own, so its ratio is 1 and is not measured.
+    """
+    adapted.model.eval()
+    states = (unmerged(adapted),)
+    (own,) = in_states(states, forward(batch), repeats=repeats, warmup=warmup)
+    same = Ratio(value=1.0, low=None, high=None, repeats=len(own.times_ms))
+    return Latency(timing=own, vs_base=same)
+
+
 def merged_latency_vs_base(
     adapted: AdaptedModel, batch: Batch, *, repeats: int | Repeats, warmup: int
 ) -> Ratio | None:

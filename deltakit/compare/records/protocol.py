@@ -159,3 +159,6 @@ def _number(part: str) -> tuple[str, int]:
 
 EARLIER = Protocol(step_warmup=1, latency_warmup=2, ratio_percent=0, general_passages=0)
 """The defaults before there was a rule, and the protocol of runs whose files do not record it."""
+
+EARLIER_QUICK_STEPS = 6
+"""The `step_repeats` of the profile ``quick`` in earlier versions."""

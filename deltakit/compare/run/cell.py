@@ -270,7 +270,8 @@ def _stage1_seconds(context: RunContext, training: Training) -> float | None:
 
 def _costs(context: RunContext, adapted: AdaptedModel, training: Training) -> dict[str, Any]:
     """Everything that is measured, training first: in the end the method is as it is deployed."""
-    ceiling, protocol = training.method.role is Role.CEILING, context.protocol
+    role, protocol = training.method.role, context.protocol
+    ceiling = role is Role.CEILING
     own_reference = ceiling and training.base.name == FULL_PRECISION
     reference = None if own_reference else context.reference_step
     found = training_cost(adapted, context.train_batch, reference, context.device, protocol)
@@ -278,7 +279,7 @@ def _costs(context: RunContext, adapted: AdaptedModel, training: Training) -> di
         found["train_step_vs_full"] = 1.0
     adapted.deploy()
     one, eight = context.inference_batch(1), context.inference_batch(8)
-    found |= inference_cost(adapted, one, eight, protocol)
+    found |= inference_cost(adapted, one, eight, protocol, role)
     if ceiling:  # loading it is loading a model
         return {**found, "delta_bytes": context.store_for(training).size(training)}
     return found | handling_cost(adapted, protocol)

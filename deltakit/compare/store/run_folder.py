@@ -13,7 +13,7 @@ from deltakit._files import atomic_path, cache_folder, sweep, weights_bytes, wri
 from deltakit.compare.plan.plan import Cell, Plan, Training, with_protocol
 from deltakit.compare.plan.request import PROFILES
 from deltakit.compare.records.kept_delta import KeptDelta
-from deltakit.compare.records.protocol import EARLIER, VARIABLE, Protocol
+from deltakit.compare.records.protocol import EARLIER, EARLIER_QUICK_STEPS, VARIABLE, Protocol
 from deltakit.compare.records.result import SCHEMA_VERSION, CellResult, Predictions, Scores
 from deltakit.compare.records.run import RunRecord
 from deltakit.compare.records.training import EvalPoint, TrainingRecord
@@ -239,7 +239,7 @@ def as_begun(plan: Plan, out: Path | None) -> Plan:
     before, protocol = RunFolder(path).run_record(), plan.request.protocol
     earlier = [EARLIER] + [
         replace(protocol, step_repeats=steps, general_passages=passages)
-        for steps in (EARLIER.step_repeats, protocol.step_repeats)
+        for steps in (EARLIER.step_repeats, EARLIER_QUICK_STEPS, protocol.step_repeats)
         for passages in (0, protocol.general_passages)
     ]
     if before.id != plan.id or before.protocol is None or before.protocol not in earlier:

@@ -19,6 +19,7 @@ from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.records.protocol import EARLIER, VARIABLE, Protocol
 from deltakit.compare.run.description import describe
 from deltakit.compare.store.run_folder import RunFolder, as_begun, open_run
+from deltakit.core.method import Role
 from deltakit.errors import InvalidConfig, UnknownName
 
 
@@ -74,10 +75,10 @@ class Counted(Step):
 
 def test_a_profile_has_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE)
-    assert request_of("lora", {}).protocol == Protocol(curve_points=0, step_repeats=6)
+    assert request_of("lora", {}).protocol == Protocol(curve_points=0, step_repeats=4)
     assert request_of("lora", {"profile": "standard"}).protocol == Protocol()
     monkeypatch.setenv(VARIABLE, "curve_points=2")
-    assert request_of("lora", {}).protocol == Protocol(curve_points=2, step_repeats=6)
+    assert request_of("lora", {}).protocol == Protocol(curve_points=2, step_repeats=4)
 
 
 def test_what_a_run_recorded_before_there_was_a_rule_has_none() -> None:
@@ -89,9 +90,10 @@ def test_what_a_run_recorded_before_there_was_a_rule_has_none() -> None:
 def test_a_run_that_an_earlier_version_began_goes_on_by_its_numbers(
     asked: Callable[..., Any], tmp_path: Path
 ) -> None:
-    quick = Protocol(curve_points=0, step_repeats=6)
+    quick = Protocol(curve_points=0, step_repeats=4)
     plan = build_plan(asked("lora", protocol=quick))
-    for at, begun in enumerate((EARLIER, replace(quick, step_repeats=11, general_passages=0))):
+    eleven, six = (replace(quick, step_repeats=steps) for steps in (11, 6))
+    for at, begun in enumerate((EARLIER, replace(eleven, general_passages=0), six)):
         open_run(plan, tmp_path / f"run{at}", replace(describe(plan), protocol=begun))
         assert as_begun(plan, tmp_path / f"run{at}").request.protocol == begun
     assert as_begun(plan, tmp_path / "other") == plan
@@ -132,10 +134,29 @@ def test_passes_are_made_as_often_as_it_says(kit: SimpleNamespace) -> None:
     calls: list[int] = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     protocol = Protocol(latency_repeats_b1=3, latency_repeats_b8=2, latency_warmup=1)
-    costs.inference_cost(DeltakitModel(model, dk.parse_method("adapter")), batch, batch, protocol)
+    adapted = DeltakitModel(model, dk.parse_method("adapter"))
+    costs.inference_cost(adapted, batch, batch, protocol, Role.METHOD)
     in_memory = 1  # the pass whose bytes are counted
     # With and without the delta, and each timed pass comes after an untimed one.
     assert len(calls) == 2 * 2 * ((3 + 1) + (2 + 1)) + in_memory
+
+
+@pytest.mark.parametrize("method", [dk.HeadOnly(), dk.FullFineTuning()])
+def test_a_pass_that_is_the_bases_own_has_a_ratio_of_one(
+    method: dk.Method, kit: SimpleNamespace
+) -> None:
+    model, batch = kit.make_model("bert", "classify"), kit.make_inputs("bert")
+    dk.attach(model, method, "trained")
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    protocol = Protocol(latency_repeats_b1=3, latency_repeats_b8=2, latency_warmup=1)
+    adapted = DeltakitModel(model, method)
+    found = costs.inference_cost(adapted, batch, batch, protocol, method.role)
+    in_memory = 1
+    assert len(calls) == 2 * ((3 + 1) + (2 + 1)) + in_memory  # the base is not timed
+    assert found["latency_vs_base_b1"] == found["latency_vs_base_b8"] == 1.0
+    assert found["latency_vs_base_b1_low"] is found["merged_latency_vs_base_b1"] is None
+    assert found["latency_b1_repeats"] == 3 and found["latency_ms_b1"] > 0
 
 
 def test_a_run_is_measured_by_its_protocol_and_records_it(

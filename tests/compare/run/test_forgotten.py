@@ -85,7 +85,7 @@ def test_a_folder_without_the_figure_has_no_column(ended: Results, tmp_path: Pat
 def test_a_run_that_was_begun_without_it_goes_on_without_it(
     asked: Callable[..., Any], tmp_path: Path
 ) -> None:
-    usual = Protocol(curve_points=0, step_repeats=6)
+    usual = Protocol(curve_points=0, step_repeats=4)
     plan = build_plan(asked("head", protocol=usual))
     without = dataclasses.replace(usual, general_passages=0)
     before = describe(with_protocol(plan, without))
