@@ -6,8 +6,9 @@
 The grid trains every candidate at every rate in full, and each candidate with two more seeds at its
 best rate on the validation split. (Where a candidate is six points behind, these seeds are counted
 and not trained: it cannot win.) Its honest winner is the best on the validation split. Regret is
-the winner's test score minus the choice's, in points. Two others have the same data: LoRA with its
-own rank and rate, and a random search that costs as much as the choice.
+the winner's test score minus the choice's, in points: of the means over seeds, and of the deltas
+that a user gets, which are those of the best seed on the validation split. Two others have the
+same data: LoRA with its own rank and rate, and a random search that costs as much as the choice.
 
 Cost is work and not time, so the load of the machine does not matter: a row of a forward pass is
 one unit, a row of a training step three. Measuring and the test split cost nothing, for the grid
@@ -217,6 +218,10 @@ class Grid:
         """The mean test score in points."""
         return 100 * statistics.mean(map(self.metric.value, made))
 
+    def saved(self, cells: Sequence[Cell]) -> float:
+        """The test score of the best of these cells on the validation split."""
+        return self.score(self.test([max(cells, key=lambda cell: self.rank([cell]))]))
+
     def random_search(self, cost: float, draws: int = 2000) -> float:
         """The mean test score of the best of so many random arms on the validation split."""
         arms = [Cell(each, lr, TUNING_SEED) for each in self.candidates for lr in each.rates]
@@ -252,6 +257,7 @@ class Chosen:
     name: str
     sure: float
     cost: float
+    saved: float
     made: Sequence[Predictions]
 
 
@@ -269,7 +275,8 @@ def chosen(grid: Grid, share: float, seed: int) -> Chosen:
     made = [tested[each] for each in sorted(tested) if each[:2] == key]
     name = f"{choice.method} at {choice.lr:g}"
     cost = 60 * choice.record["minutes_used"] / SECONDS / grid.cost
-    return Chosen(name=name, sure=choice.probability, cost=cost, made=made)
+    saved = 100 * choice.record["saved_score"]
+    return Chosen(name=name, sure=choice.probability, cost=cost, saved=saved, made=made)
 
 
 def lines(grid: Grid, shares: Sequence[float], seeds: int) -> Iterator[list[object]]:
@@ -292,6 +299,7 @@ def lines(grid: Grid, shares: Sequence[float], seeds: int) -> Iterator[list[obje
                 f"{winner[0].candidate.label} at {winner[0].lr:g}: {grid.score(best):.1f}",
                 f"{choice.name}: {grid.score(choice.made):.1f}",
                 f"{found.points:+.1f} (p {found.p:.2f})",
+                f"{grid.saved(winner) - choice.saved:+.1f}",
                 f"{grid.score(best) - grid.score(lora):+.1f}",
                 f"{grid.score(best) - grid.random_search(share * grid.cost):+.1f}",
                 f"{choice.sure:.0%}",
@@ -305,6 +313,7 @@ HEADERS = (
     "the grid's winner",
     "the choice",
     "regret",
+    "of the saved delta",
     "regret of LoRA r 8",
     "of random search",
     "called sure",

@@ -53,7 +53,7 @@ class Section:
 def sections(outcome: Outcome) -> tuple[Section, ...]:
     """The parts of the answer that have something to say, the headline first."""
     parts = {
-        "": (headline(outcome),),
+        "": (headline(outcome), *_saved(outcome)),
         "Why": _why(outcome),
         "What it costs": _price(outcome),
         "How sure": _certainty(outcome),
@@ -79,6 +79,16 @@ def headline(outcome: Outcome) -> str:
     if row.name == outcome.floor:
         return f"Train the task head alone (`{row.name}`{_rate(row)}): {what}."
     return f"Take `{row.name}`{_rate(row)}: {what}."
+
+
+def _saved(outcome: Outcome) -> Iterator[str]:
+    """The sentence on the delta that was saved, where the score of the choice is a mean."""
+    unit, seeds = outcome.metric.unit, outcome.choice.seeds
+    if seeds > 1:
+        yield (
+            f"The saved delta is the best of its {seeds} seeds on the validation examples, and has "
+            f"{unit.words(unit.shown(outcome.saved_score))[0]}{unit.value} on the test examples."
+        )
 
 
 def _rate(row: FinalRow) -> str:
@@ -306,6 +316,7 @@ def _changes(outcome: Outcome) -> Iterator[str]:
             f"{_arms(len(outcome.not_finished)).capitalize()} stopped early for lack of time, and "
             f"{'is' if len(outcome.not_finished) == 1 else 'are'} not called worse."
         )
+    yield from _collapsed(outcome)
     if outcome.not_trained:
         yield f"No time was left to train as a finalist: {', '.join(outcome.not_trained)}."
     for name, reason in outcome.failed.items():
@@ -314,6 +325,16 @@ def _changes(outcome: Outcome) -> Iterator[str]:
         reasons = (f"`{name}` {why}" for name, why in outcome.ruled_out.items())
         yield f"Ruled out before training: {'; '.join(reasons)}."
     yield from _more(outcome)
+
+
+def _collapsed(outcome: Outcome) -> Iterator[str]:
+    for row in outcome.rows:
+        if number := outcome.collapsed.get(row.name):
+            yield (
+                f"{number} of the {row.seeds} trainings of `{row.name}`{_rate(row)} ended no "
+                "better than a constant guess, though the rungs had seen it learn. A lower rate or "
+                "a longer training may be steadier."
+            )
 
 
 def _left_out(outcome: Outcome) -> Iterator[str]:

@@ -79,8 +79,13 @@ def stored_choice(
     """Saves the delta, then the answer; ``choice.json`` comes last."""
     path = prepared.journal.path
     delta = path / "delta"
-    cell = next(each for each in plan.cells if (each.label, each.base) == choice)
-    if not (path / "choice.json").is_file():
+    before = prepared.journal.read("choice.json") or {}
+    if before.get("saved_seed") != outcome.saved_seed:
+        cell = next(
+            each
+            for each in plan.cells
+            if (each.label, each.base, each.seed) == (*choice, outcome.saved_seed)
+        )
         shutil.rmtree(delta, ignore_errors=True)
         save_choice(prepared.bench, plan, cell, delta)
     answer, parts = sentences(outcome), sections(outcome)

@@ -55,6 +55,8 @@ class Outcome:
 
     Attributes:
         choice: the row that was chosen.
+        saved_seed: the seed of its delta that was saved, the best one on the validation examples.
+        saved_score: the test score of that delta.
         rows: all rows of the finals, the floor too.
         floor: the row of the task head alone.
         metric: what scores are.
@@ -74,6 +76,8 @@ class Outcome:
         beaten: arms that were worse.
         not_trained: finalists that there was no time to train; they are not worse.
         failed: arms and finalists whose training failed, with the reason.
+        collapsed: finalists with trainings that ended no better than a constant guess though the
+            last rung had seen them learn, with the number of these trainings.
         rungs: those that were run.
         minutes: the budget.
         minutes_used: what was spent.
@@ -83,6 +87,8 @@ class Outcome:
     """
 
     choice: FinalRow
+    saved_seed: int
+    saved_score: float
     rows: tuple[FinalRow, ...]
     floor: str
     metric: Metric
@@ -102,6 +108,7 @@ class Outcome:
     beaten: tuple[str, ...]
     not_trained: tuple[str, ...]
     failed: Mapping[str, str]
+    collapsed: Mapping[str, int]
     rungs: tuple[RungResult, ...]
     minutes: float
     minutes_used: float
@@ -159,6 +166,8 @@ def record(
         "probability": outcome.probability,
         "cost_share": outcome.cost_share,
         "delta": delta,
+        "saved_seed": outcome.saved_seed,
+        "saved_score": outcome.saved_score,
         "model": outcome.model,
         "margin": outcome.margin,
         "answer": " ".join(answer),
@@ -173,6 +182,7 @@ def record(
         "worse": list(outcome.beaten),
         "not_trained": list(outcome.not_trained),
         "failed": dict(outcome.failed),
+        "collapsed": dict(outcome.collapsed),
         "rungs": [rung_record(rung) for rung in outcome.rungs],
         "minutes": outcome.minutes,
         "minutes_used": outcome.minutes_used,

@@ -27,7 +27,7 @@ def write_page(
     template = environment.get_template("choice.html.j2")
     text = template.render(
         outcome=outcome,
-        headline=answer[0].sentences[0],
+        headline=" ".join(answer[0].sentences),
         sections=answer[1:],
         headers=finals_headers(outcome),
         rows=finals_rows(outcome),

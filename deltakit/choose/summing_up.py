@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from deltakit.choose.arm_facts import FLOOR
 from deltakit.choose.cost import cost_share, minutes_for_all
+from deltakit.choose.decide.arms import Reading
 from deltakit.choose.decide.bracket import BracketResult
 from deltakit.choose.decide.certainty import pooled, probability, score_interval
-from deltakit.choose.decide.halving import Fate
+from deltakit.choose.decide.halving import Fate, arms_at_chance
 from deltakit.choose.decide.ladder import untried
-from deltakit.choose.finals import Trained, measured, steps_of
+from deltakit.choose.finals import RowKey, Trained, measured, steps_of
 from deltakit.choose.outcome import FinalRow, Outcome, arms_by_fate
 from deltakit.choose.prepare import Prepared, full_steps
 from deltakit.choose.selection import facts_of_row
 from deltakit.compare.plan.plan import Plan
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.results import Results
+from deltakit.compare.stats.metrics import Metric
 
 
 def outcome_of(
@@ -38,9 +40,12 @@ def outcome_of(
     both = {names[key]: _both(plan, trained.validation[key], tested[key]) for key in tested}
     chosen = names[choice]
     metric, floor = prepared.metric, _name(prepared, _floor_key(plan))
+    saved = best_seed(_by_seed(plan, trained.validation[choice], tested[choice]), metric)
     end = prepared.field.setup_seconds + bracket.seconds + trained.seconds
     return Outcome(
         choice=next(row for row in rows if row.name == chosen),
+        saved_seed=saved,
+        saved_score=metric.value(tested[choice][saved]),
         rows=rows,
         floor=floor,
         metric=metric,
@@ -66,6 +71,15 @@ def outcome_of(
         beaten=arms_by_fate(bracket.rungs, Fate.BEATEN),
         not_trained=tuple(_name(prepared, key) for key in trained.dropped),
         failed=_failed(bracket, trained),
+        collapsed={
+            _name(prepared, row): number
+            for row, number in collapsed(
+                trained.validation,
+                learnt=learnt_rows(prepared, bracket),
+                constant=prepared.bench.majority(len(plan.task.validation)),
+                metric=metric,
+            )
+        },
         rungs=bracket.rungs,
         minutes=prepared.request.minutes,
         minutes_used=end / 60,
@@ -136,10 +150,65 @@ def _tested(results: Results, trained: Trained) -> dict[tuple[str, str], dict[in
     return found
 
 
+def _by_seed(
+    plan: Plan, validation: Sequence[Predictions], tested: Mapping[int, Predictions]
+) -> dict[int, Predictions]:
+    """The validation predictions of each seed that has those of test; one of them may lack them."""
+    seeds = sorted({cell.seed for cell in plan.cells})
+    before = dict(zip(seeds, validation, strict=True))
+    return {seed: before[seed] for seed in tested}
+
+
 def _both(
     plan: Plan, validation: Sequence[Predictions], tested: Mapping[int, Predictions]
 ) -> list[Predictions]:
-    """Both splits' predictions of each seed that has those of test; one of them may lack them."""
-    seeds = sorted({cell.seed for cell in plan.cells})
-    before = dict(zip(seeds, validation, strict=True))
+    """Both splits' predictions of each seed that has those of test."""
+    before = _by_seed(plan, validation, tested)
     return [pooled(before[seed], made) for seed, made in tested.items()]
+
+
+def best_seed(validation: Mapping[int, Predictions], metric: Metric) -> int:
+    """The seed with the best score on the validation split, the first of equal ones."""
+    return max(validation, key=lambda seed: metric.direction.rank(metric.value(validation[seed])))
+
+
+def collapsed(
+    validation: Mapping[RowKey, Sequence[Predictions]],
+    *,
+    learnt: Collection[RowKey],
+    constant: Predictions,
+    metric: Metric,
+) -> Iterator[tuple[RowKey, int]]:
+    """The rows of which trainings collapsed, with the number of these trainings.
+
+    A rate that is too high collapses from some seeds and not from others.
+
+    Args:
+        validation: the predictions of each row's seeds on the validation split.
+        learnt: rows that were better than a constant guess in the last rung.
+        constant: the majority's prediction for the validation split.
+        metric: the score.
+    """
+    for row, seeds in validation.items():
+        readings = {
+            str(at): Reading(steps=0, seconds=0.0, predictions=made)
+            for at, made in enumerate(seeds)
+        }
+        if row in learnt and (number := len(arms_at_chance(readings, constant, metric))):
+            yield row, number
+
+
+def learnt_rows(prepared: Prepared, bracket: BracketResult) -> set[RowKey]:
+    """The rows, the floor left out, that were better than a constant guess in the last rung."""
+    learnt = {
+        verdict.arm
+        for verdict in bracket.rungs[-1].verdicts
+        if verdict.score is not None and not verdict.at_chance
+    }
+    field = prepared.field
+    candidates = (
+        field.candidates[arm.name]
+        for arm in field.facts
+        if arm.name in learnt and arm.family != FLOOR
+    )
+    return {(each.label, each.base.name) for each in candidates}

@@ -116,7 +116,7 @@ class ChoiceLines:
         """The answer, the code that loads the delta, and the command that checks it."""
         head, *rest = choice.sections
         self.say("")
-        self._wrapped(head.sentences[0])
+        self._wrapped(" ".join(head.sentences))
         for section in rest:
             self.say(f"\n{section.title}")
             for sentence in section.sentences:

@@ -50,6 +50,8 @@ RUNG = RungResult(
 def outcome(**changes: Any) -> Outcome:
     usual = Outcome(
         choice=LORA,
+        saved_seed=21,
+        saved_score=0.76,
         rows=(HEAD, LORA, IA3),
         floor="head",
         metric=METRICS.get("accuracy"),
@@ -69,6 +71,7 @@ def outcome(**changes: Any) -> Outcome:
         beaten=(),
         not_trained=(),
         failed={},
+        collapsed={},
         rungs=(RUNG,),
         minutes=7,
         minutes_used=6.4,
@@ -115,6 +118,27 @@ def test_finalists_for_which_there_was_no_time_are_named() -> None:
     late = outcome(not_trained=("adapter",), left_out=(), untried=(), at_chance=())
     assert "No time was left to train as a finalist: adapter." in said(late, "What would change it")
     assert "It says nothing about the rest." in said(late, "How sure")
+
+
+def test_the_saved_delta_has_a_score_of_its_own_where_there_are_several_seeds() -> None:
+    several = outcome()
+    assert several.choice.seeds > 1
+    assert sentences(several)[1] == (
+        f"The saved delta is the best of its {LORA.seeds} seeds on the validation examples, and "
+        "has 76.0 % on the test examples."
+    )
+    once = outcome(choice=replace(LORA, seeds=1))
+    assert "saved delta" not in said(once, "")
+    content = record(several, answer=(), delta="d", constraints={})
+    assert content["saved_seed"] == 21 and content["saved_score"] == 0.76
+
+
+def test_a_training_that_collapsed_is_named() -> None:
+    change = said(outcome(collapsed={"ia3": 1}), "What would change it")
+    assert f"1 of the {IA3.seeds} trainings of `ia3` at learning rate 0.002 ended no bet" in change
+    assert "A lower rate or a longer training may be steadier." in change
+    content = record(outcome(collapsed={"ia3": 1}), answer=(), delta="d", constraints={})
+    assert content["collapsed"] == {"ia3": 1}
 
 
 def test_nothing_beats_the_floor() -> None:

@@ -1,11 +1,12 @@
-"""Finalists of which some cells failed when they were measured."""
+"""Finalists: cells that failed when they were measured, seeds that collapsed, the best seed."""
 
 from types import SimpleNamespace
 from typing import Any
 
 from deltakit.choose.finals import Trained, with_results
-from deltakit.choose.summing_up import _both, _tested
+from deltakit.choose.summing_up import _both, _tested, best_seed, collapsed
 from deltakit.compare.records.result import CellResult, Predictions
+from deltakit.compare.stats.metrics import METRICS
 
 LORA, IA3 = ("lora", "fp32"), ("ia3", "fp32")
 
@@ -44,3 +45,27 @@ def test_a_finalist_that_was_never_measured_has_failed() -> None:
     results: Any = SimpleNamespace(results=rows, failures=failures)
     left = with_results(finals, results)
     assert left.validation.keys() == {LORA} and left.failed == {IA3: "out of memory"}
+
+
+LABELS = (0, 1) * 10
+LEARNT, GUESSED = (
+    Predictions(labels=LABELS, predicted=made) for made in (LABELS, (0,) * len(LABELS))
+)
+
+
+def test_the_best_seed_is_that_of_the_best_validation_score() -> None:
+    made = {20: GUESSED, 21: LEARNT, 22: LEARNT}
+    assert best_seed(made, METRICS.get("accuracy")) == 21
+    values = {
+        seed: Predictions(labels=(0.0, 1.0, 2.0), predicted=(0.0, 1.0, 2.0 + error))
+        for seed, error in ((1, 0.5), (2, 0.1))
+    }
+    assert best_seed(values, METRICS.get("mse")) == 2, "a lower error is better"
+
+
+def test_a_row_that_had_learnt_and_guesses_now_has_collapsed() -> None:
+    validation = {LORA: (LEARNT, GUESSED, GUESSED), IA3: (LEARNT,), ("head", "fp32"): (GUESSED,)}
+    found = collapsed(
+        validation, learnt={LORA, IA3}, constant=GUESSED, metric=METRICS.get("accuracy")
+    )
+    assert dict(found) == {LORA: 2}
