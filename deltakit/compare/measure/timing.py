@@ -59,7 +59,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A median ratio, and the 95 % interval that its repetitions allow; one allows none."""
+    """A median ratio, and a 95 % interval that has it inside; one repetition allows none."""
 
     value: float
     low: float | None
@@ -69,8 +69,12 @@ class Ratio:
     @classmethod
     def of(cls, ratios: Sequence[float]) -> "Ratio":
         """The ratio that pairs of repetitions make."""
-        low, high = interval(ratios) if len(ratios) > 1 else (None, None)
-        return cls(value=statistics.median(ratios), low=low, high=high, repeats=len(ratios))
+        value, number = statistics.median(ratios), len(ratios)
+        if number == 1:
+            return cls(value=value, low=None, high=None, repeats=number)
+        low, high = interval(ratios)
+        # Skewed noise moves the mean, which the interval is of, and not the median.
+        return cls(value=value, low=min(low, value), high=max(high, value), repeats=number)
 
 
 def _ratios(own: Sequence[float], reference: Sequence[float]) -> list[float]:

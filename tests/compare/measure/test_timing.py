@@ -300,6 +300,13 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         assert 900 <= covered <= 980, (noise, covered)
 
 
+def test_the_interval_has_the_median_inside_though_a_few_pairs_were_slow() -> None:
+    ratios = [1.0] * 20 + [1.5] * 10
+    assert interval(ratios)[0] > 1.0, "the interval of the mean"
+    found = Ratio.of(ratios)
+    assert found.value == found.low == 1.0 and found.high == interval(ratios)[1]
+
+
 @pytest.fixture
 def adapted(kit: SimpleNamespace) -> Any:
     model = kit.make_model("bert", "classify")
