@@ -1,4 +1,4 @@
-"""The selection among the finalists, on the validation split and by the constraints."""
+"""The selection among the finalists and their seeds, on the validation split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from deltakit.choose.constraints import Facts, violations
 from deltakit.choose.decide.certainty import choose_finalist
 from deltakit.choose.finals import Trained, measured
 from deltakit.choose.prepare import Prepared
+from deltakit.compare.records.result import Predictions
 from deltakit.compare.results import Results
+from deltakit.compare.stats.metrics import Metric
 from deltakit.errors import InvalidConfig
 
 
@@ -31,6 +33,11 @@ def chosen(
         margin=prepared.request.margin,
     )
     return keys[name]
+
+
+def best_seed(validation: Mapping[int, Predictions], metric: Metric) -> int:
+    """The seed with the best score on the validation split, the first of equal ones."""
+    return max(validation, key=lambda seed: metric.direction.rank(metric.value(validation[seed])))
 
 
 def facts_of_row(prepared: Prepared, key: tuple[str, str]) -> Facts:

@@ -14,7 +14,7 @@ from deltakit.choose.decide.ladder import untried
 from deltakit.choose.finals import RowKey, Trained, measured, steps_of
 from deltakit.choose.outcome import FinalRow, Outcome, arms_by_fate
 from deltakit.choose.prepare import Prepared, full_steps
-from deltakit.choose.selection import facts_of_row
+from deltakit.choose.selection import best_seed, facts_of_row
 from deltakit.compare.plan.plan import Plan
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.results import Results
@@ -167,11 +167,6 @@ def _both(
     return [pooled(before[seed], made) for seed, made in tested.items()]
 
 
-def best_seed(validation: Mapping[int, Predictions], metric: Metric) -> int:
-    """The seed with the best score on the validation split, the first of equal ones."""
-    return max(validation, key=lambda seed: metric.direction.rank(metric.value(validation[seed])))
-
-
 def collapsed(
     validation: Mapping[RowKey, Sequence[Predictions]],
     *,
@@ -189,12 +184,12 @@ def collapsed(
         constant: the majority's prediction for the validation split.
         metric: the score.
     """
-    for row, seeds in validation.items():
+    for row in (row for row in validation if row in learnt):
         readings = {
             str(at): Reading(steps=0, seconds=0.0, predictions=made)
-            for at, made in enumerate(seeds)
+            for at, made in enumerate(validation[row])
         }
-        if row in learnt and (number := len(arms_at_chance(readings, constant, metric))):
+        if number := len(arms_at_chance(readings, constant, metric)):
             yield row, number
 
 

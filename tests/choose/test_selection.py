@@ -5,7 +5,7 @@ from typing import Any
 
 from deltakit.choose.constraints import Facts, constraints_of
 from deltakit.choose.finals import Trained
-from deltakit.choose.selection import broken_constraints, chosen
+from deltakit.choose.selection import best_seed, broken_constraints, chosen
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.stats.metrics import METRICS
 
@@ -42,3 +42,13 @@ def test_constraints_are_checked_again_on_what_was_measured() -> None:
     assert chosen(asked, trained, broken) == IA3, "the better one breaks it as measured"
     free = prepared()
     assert chosen(free, trained, broken_constraints(free, results, trained)) == LORA
+
+
+def test_the_best_seed_is_that_of_the_best_validation_score() -> None:
+    made = {20: predicted(50), 21: predicted(90), 22: predicted(90)}
+    assert best_seed(made, METRICS.get("accuracy")) == 21
+    values = {
+        seed: Predictions(labels=(0.0, 1.0, 2.0), predicted=(0.0, 1.0, 2.0 + error))
+        for seed, error in ((1, 0.5), (2, 0.1))
+    }
+    assert best_seed(values, METRICS.get("mse")) == 2, "a lower error is better"

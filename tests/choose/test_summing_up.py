@@ -1,10 +1,12 @@
-"""Finalists: cells that failed when they were measured, seeds that collapsed, the best seed."""
+"""Finalists: cells that failed when they were measured, and seeds that collapsed."""
 
 from types import SimpleNamespace
 from typing import Any
 
+from deltakit.choose.arm_facts import FLOOR
+from deltakit.choose.decide.halving import Fate, Verdict
 from deltakit.choose.finals import Trained, with_results
-from deltakit.choose.summing_up import _both, _tested, best_seed, collapsed
+from deltakit.choose.summing_up import _both, _tested, collapsed, learnt_rows
 from deltakit.compare.records.result import CellResult, Predictions
 from deltakit.compare.stats.metrics import METRICS
 
@@ -53,19 +55,33 @@ LEARNT, GUESSED = (
 )
 
 
-def test_the_best_seed_is_that_of_the_best_validation_score() -> None:
-    made = {20: GUESSED, 21: LEARNT, 22: LEARNT}
-    assert best_seed(made, METRICS.get("accuracy")) == 21
-    values = {
-        seed: Predictions(labels=(0.0, 1.0, 2.0), predicted=(0.0, 1.0, 2.0 + error))
-        for seed, error in ((1, 0.5), (2, 0.1))
-    }
-    assert best_seed(values, METRICS.get("mse")) == 2, "a lower error is better"
-
-
 def test_a_row_that_had_learnt_and_guesses_now_has_collapsed() -> None:
     validation = {LORA: (LEARNT, GUESSED, GUESSED), IA3: (LEARNT,), ("head", "fp32"): (GUESSED,)}
     found = collapsed(
         validation, learnt={LORA, IA3}, constant=GUESSED, metric=METRICS.get("accuracy")
     )
     assert dict(found) == {LORA: 2}
+
+
+def test_what_was_better_than_a_guess_in_the_last_rung_had_learnt() -> None:
+    def arm(name: str, family: str) -> Any:
+        return SimpleNamespace(name=name, family=family)
+
+    def candidate(label: str) -> Any:
+        return SimpleNamespace(label=label, base=SimpleNamespace(name="fp32"))
+
+    arms = [arm("lora", "lora"), arm("ia3", "ia3"), arm("head", FLOOR), arm("prefix", "prefix")]
+    candidates = {each.name: candidate(each.name) for each in arms}
+    facts = SimpleNamespace(facts=arms, candidates=candidates)
+    last = SimpleNamespace(
+        verdicts=(
+            Verdict(arm="lora", fate=Fate.KEPT, score=0.8),
+            Verdict(arm="head", fate=Fate.KEPT, score=0.7),
+            Verdict(arm="ia3", fate=Fate.AT_CHANCE, score=0.5, at_chance=True),
+            Verdict(arm="prefix", fate=Fate.FAILED, reason="it is so"),
+        )
+    )
+    early = SimpleNamespace(verdicts=(Verdict(arm="ia3", fate=Fate.KEPT, score=0.8),))
+    prepared: Any = SimpleNamespace(field=facts)
+    bracket: Any = SimpleNamespace(rungs=(early, last))
+    assert learnt_rows(prepared, bracket) == {LORA}
