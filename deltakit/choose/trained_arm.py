@@ -3,6 +3,9 @@
 The learning rate warms up and stays constant after that (Hägele et al. 2024 call it the schedule
 whose end need not be known), so that a shorter training is the first part of a longer one. Each
 step draws its dropout from its own number, and its examples from the epoch's.
+
+Predictions are those of averaged weights. At a constant rate the last few batches move all arms
+together, often to a constant guess; a rate that falls, which the finals have, averages this out.
 """
 
 from __future__ import annotations
@@ -33,6 +36,10 @@ MEGABATCH = 8
 
 CLIP = 1.0
 """The largest norm of all gradients together."""
+
+DECAY = 3
+"""The exponent of the averages' weights: step t counts about as t to this power, so that the last
+quarter of the steps has two thirds of the weight."""
 
 
 @dataclass(kw_only=True)
@@ -81,9 +88,10 @@ class TrainedArm:
         if not trained:
             return
         optimizer = torch.optim.AdamW(trained.values(), lr=self.facts.lr, weight_decay=0.0)
+        averages = {name: p.detach().clone() for name, p in trained.items()}
         between = dk.step_callbacks(model)
         # What a method's callbacks remember between steps is not stored: it starts again.
-        done = 0 if between.bound else self._restored(model, trained, optimizer, rung)
+        done = 0 if between.bound else self._restored(model, trained, averages, optimizer, rung)
         model.train()
         batches = batch_order(self.bench, self.total)
         for step, batch in enumerate(batches):
@@ -92,9 +100,13 @@ class TrainedArm:
             if step >= done:
                 between_steps = (between.before_update, between.after_update)
                 self._step(model, batch, optimizer, step, between_steps)
+                average(averages, trained, step + 1)
                 self.bench.clock.worked(steps=1)
         if not between.bound:
-            self._store(model, trained, optimizer, rung.steps)
+            self._store(model, trained, averages, optimizer, rung.steps)
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(averages[name])
 
     def _step(
         self, model: Any, rows: Sequence[int], optimizer: Any, step: int, between: Any
@@ -120,7 +132,12 @@ class TrainedArm:
         return self.folder / f"{steps}.safetensors"
 
     def _restored(
-        self, model: nn.Module, trained: dict[str, nn.Parameter], optimizer: Any, rung: Rung
+        self,
+        model: nn.Module,
+        trained: dict[str, nn.Parameter],
+        averages: dict[str, Tensor],
+        optimizer: Any,
+        rung: Rung,
     ) -> int:
         """Takes the arm up where it stopped. Returns how many steps it has taken."""
         from safetensors.torch import load_file
@@ -136,6 +153,8 @@ class TrainedArm:
                 kind, _, name = key.partition(":")
                 if kind == "parameter":
                     trained[name].copy_(value)
+                elif kind == "average":
+                    averages[name].copy_(value)
                 elif kind == "buffer":
                     buffers[name].copy_(value)
         for name, parameter in trained.items():
@@ -150,24 +169,49 @@ class TrainedArm:
         return done
 
     def _store(
-        self, model: nn.Module, trained: dict[str, nn.Parameter], optimizer: Any, steps: int
+        self,
+        model: nn.Module,
+        trained: dict[str, nn.Parameter],
+        averages: dict[str, Tensor],
+        optimizer: Any,
+        steps: int,
     ) -> None:
         """Stores the arm whole, then removes its earlier states."""
         from safetensors.torch import save_file
 
         with atomic_path(self.state_file(steps)) as temporary:
-            save_file(dict(_state(model, trained, optimizer)), temporary)
+            save_file(dict(_state(model, trained, averages, optimizer)), temporary)
         for path in self.folder.glob("[0-9]*.safetensors"):
             if int(path.stem) < steps:
                 path.unlink(missing_ok=True)
 
 
+def average(averages: dict[str, Tensor], trained: dict[str, nn.Parameter], step: int) -> None:
+    """Adds the weights after a step to their averages, in place.
+
+    These are the averages of polynomial decay (Shamir and Zhang 2013, "Stochastic gradient descent
+    for non-smooth optimization"). They hold at every step, so no rung's end need be known.
+
+    Args:
+        averages: of the steps before, by name.
+        trained: the weights after this step, by name.
+        step: counted from 1; the average after the first step is that step's weights.
+    """
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            averages[name].lerp_(parameter, (DECAY + 1) / (step + DECAY))
+
+
 def _state(
-    model: nn.Module, trained: dict[str, nn.Parameter], optimizer: Any
+    model: nn.Module,
+    trained: dict[str, nn.Parameter],
+    averages: dict[str, Tensor],
+    optimizer: Any,
 ) -> Iterator[tuple[str, Tensor]]:
     """Everything that training changes, by kind and name; copies, since names may share memory."""
     for name, parameter in trained.items():
         yield f"parameter:{name}", parameter.detach().cpu().clone()
+        yield f"average:{name}", averages[name].detach().cpu().clone()
         for key, value in optimizer.state.get(parameter, {}).items():
             yield f"{key}:{name}", value.detach().cpu().clone()
     for name, buffer in model.named_buffers():

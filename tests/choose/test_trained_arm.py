@@ -4,6 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from deltakit.choose.arm_facts import arm_facts
 from deltakit.choose.bench import Bench, abilities_of, facts_of, measured_facts, timed
@@ -12,10 +15,11 @@ from deltakit.choose.constraints import constraints_of
 from deltakit.choose.decide.arms import Reading, Rung
 from deltakit.choose.journal import Journal
 from deltakit.choose.request import choice_request
-from deltakit.choose.trained_arm import TrainedArm, shuffled_batches
+from deltakit.choose.trained_arm import TrainedArm, average, shuffled_batches
 from deltakit.compare.measure.predicted_memory import Load, predicted_memory
 from deltakit.compare.plan.resolve import build_plan
 from deltakit.compare.run.context import RunContext
+from deltakit.compare.run.predict import predict
 from deltakit.compare.run.progress import Silent
 from deltakit.compare.store.run_folder import RunFolder
 from deltakit.errors import InvalidConfig
@@ -69,6 +73,39 @@ def test_an_arm_goes_on_bit_for_bit(bench: Bench, tmp_path: Path, spec: str) -> 
     assert (tmp_path / "parts/9.safetensors").read_bytes() == (
         tmp_path / "whole/9.safetensors"
     ).read_bytes()
+
+
+def test_predictions_are_those_of_averaged_weights(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "arm"
+    made = arm(bench, "lora[rank=2,alpha=4]", folder, lr=0.3).advance(rung(9)).predictions
+    state = load_file(folder / "9.safetensors")
+    by_kind = {}
+    for kind in ("parameter", "average"):
+        (candidate,) = candidates(bench, "lora[rank=2,alpha=4]")
+        model = bench.adapted(candidate.method, candidate.base, bench.seed).model
+        weights = {key: state[f"{kind}:{key}"] for key in trained_names(model)}
+        model.load_state_dict(weights, strict=False)
+        rows = bench.encoded("validation").select(range(32))
+        by_kind[kind] = predict(model, rows, bench.plan.task.kind, bench.context.processor)
+    assert by_kind["average"] == made != by_kind["parameter"]
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def test_later_weights_count_more_in_an_average() -> None:
+    """Step t counts as t (t + 1) (t + 2), and what was there before the first step not at all."""
+    steps = 40
+    values = torch.randn(steps, 3, generator=torch.Generator().manual_seed(0))
+    found = {"w": torch.full((3,), 1e3)}
+    for at in range(steps):
+        average(found, {"w": nn.Parameter(values[at])}, at + 1)
+    t = torch.arange(1, steps + 1, dtype=torch.float32)
+    share = t * (t + 1) * (t + 2)
+    expected = (share[:, None] * values).sum(0) / share.sum()
+    assert torch.allclose(found["w"], expected, atol=1e-5)
+    assert 0.6 < share[-steps // 4 :].sum() / share.sum() < 0.75
 
 
 def test_a_loss_that_is_not_finite_is_a_result(bench: Bench, tmp_path: Path) -> None:
