@@ -10,7 +10,8 @@ from deltakit.choose.bench import Bench, facts_of, timed
 from deltakit.choose.candidates import Candidate, counts_of
 from deltakit.choose.constraints import Facts
 from deltakit.choose.decide.arms import ArmFacts
-from deltakit.choose.decide.ladder import FEWEST_FAMILIES, Costs, Ladder
+from deltakit.choose.decide.finals_size import Costs
+from deltakit.choose.decide.ladder import FEWEST_FAMILIES, Ladder
 from deltakit.choose.journal import Journal
 from deltakit.choose.trained_arm import TrainedArm
 from deltakit.core.method import METHODS, Role

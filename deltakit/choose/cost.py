@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from deltakit.choose.arm_facts import FLOOR
 from deltakit.choose.decide.bracket import BracketResult
-from deltakit.choose.decide.ladder import DEPTHS, RESERVE, total_seconds
+from deltakit.choose.decide.finals_size import DEPTHS
+from deltakit.choose.decide.ladder import RESERVE, total_seconds
 from deltakit.choose.finals import steps_of
 from deltakit.choose.prepare import Prepared, full_steps
 from deltakit.compare.plan.plan import Plan
@@ -20,11 +21,11 @@ def cost_share(prepared: Prepared, bracket: BracketResult, plan: Plan) -> float:
     whole = [arm for arm in prepared.field.facts if arm.family != FLOOR]
     first = {arm.candidate: arm.step_seconds for arm in whole}
     grid = sum(arm.step_seconds for arm in whole) + DEPTHS[0].seeds * sum(first.values())
-    before, spent = 0, 0.0
+    steps_taken: dict[str, int] = {}
     for result in bracket.rungs:
         read = [verdict.arm for verdict in result.verdicts if verdict.score is not None]
-        spent += (result.rung.steps - before) * sum(of[name] for name in read)
-        before = result.rung.steps
+        steps_taken |= dict.fromkeys(read, result.rung.steps)
+    spent = sum(number * of[name] for name, number in steps_taken.items())
     for row in {(cell.label, cell.base) for cell in plan.cells if cell.training}:
         trainings = [c.training for c in plan.cells if (c.label, c.base) == row and c.training]
         trials = len(trainings[0].rates) if len(trainings[0].rates) > 1 else 0

@@ -8,9 +8,9 @@ from statistics import mean
 from deltakit.choose.arm_facts import FLOOR
 from deltakit.choose.decide.arms import ArmFacts
 from deltakit.choose.decide.bracket import BracketResult
+from deltakit.choose.decide.finals_size import finals_that_fit
 from deltakit.choose.decide.finals_time import FinalsTime
 from deltakit.choose.decide.halving import best_of_the_worse, finalists
-from deltakit.choose.decide.ladder import finals_that_fit
 from deltakit.choose.finals import Finalist, finals_plan
 from deltakit.choose.prepare import Prepared, full_steps
 from deltakit.choose.tellers import Teller

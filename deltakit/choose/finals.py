@@ -17,8 +17,8 @@ from deltakit.choose.candidates import Candidate
 from deltakit.choose.clock import Clock
 from deltakit.choose.constraints import Facts
 from deltakit.choose.decide.arms import Reading
+from deltakit.choose.decide.finals_size import Depth
 from deltakit.choose.decide.finals_time import ESSENTIAL, FinalsTime
-from deltakit.choose.decide.ladder import Depth
 from deltakit.choose.journal import Journal
 from deltakit.choose.unwaiting import Unwaiting, unwaiting_context
 from deltakit.compare.api import run_plan

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltakit.choose.decide.bracket import RungResult
 from deltakit.choose.decide.halving import Fate, Verdict
+from deltakit.choose.decide.watch import RungResult
 from deltakit.compare.stats.metrics import Metric
 from deltakit.compare.stats.significance import Difference
 
@@ -196,6 +196,7 @@ def rung_record(result: RungResult) -> dict[str, Any]:
         **dataclasses.asdict(result.rung),
         "correlation": result.correlation,
         "seconds": result.seconds,
+        "too_short": result.too_short,
         "arms": [
             {**dataclasses.asdict(verdict), "fate": verdict.fate.value}
             for verdict in result.verdicts

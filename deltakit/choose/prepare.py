@@ -14,18 +14,12 @@ from deltakit.choose.bench import Bench, facts_of, measured_facts
 from deltakit.choose.candidates import Candidate, candidates_of, combining, read_field
 from deltakit.choose.clock import Clock
 from deltakit.choose.constraints import Facts, check_feasible, violations
-from deltakit.choose.decide.ladder import (
-    ETA,
-    FEWEST_STEPS,
-    FIRST_STEPS,
-    RUNGS,
-    Ladder,
-    TooSmall,
-    plan_ladder,
-)
+from deltakit.choose.decide.ladder import FEWEST_STEPS, Ladder, TooSmall, plan_ladder
+from deltakit.choose.decide.rungs import ETA, FIRST_STEPS, LONGEST_FIRST, RUNGS
 from deltakit.choose.journal import Journal
 from deltakit.choose.request import ChoiceRequest
 from deltakit.choose.tellers import Teller
+from deltakit.choose.trained_arm import DECAY
 from deltakit.choose.unwaiting import unwaiting_context
 from deltakit.compare.plan.lr_search import TUNING_SEED
 from deltakit.compare.plan.plan import Plan, content_id
@@ -123,7 +117,8 @@ def _identity(
 ) -> dict[str, Any]:
     """Everything that decides a choice, but the speed of the machine.
 
-    A stored reading is of a rung by its number, so a version with other rungs goes on with none.
+    A stored reading is of a rung by its number, and of averaged weights, so a version with other
+    rungs or averages goes on with none.
     """
     return {
         "task": plan.task.fingerprint,
@@ -134,7 +129,7 @@ def _identity(
         "seed": request.seed,
         "margin": request.margin,
         "budget": dataclasses.asdict(request.compared.budget),
-        "rungs": [RUNGS, ETA, FIRST_STEPS],
+        "rungs": [RUNGS, ETA, FIRST_STEPS, LONGEST_FIRST, DECAY],
     }
 
 

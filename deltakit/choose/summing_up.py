@@ -64,7 +64,7 @@ def outcome_of(
         margin=prepared.request.margin,
         cost_share=cost_share(prepared, bracket, plan),
         ruled_out=prepared.ruled_out,
-        left_out=prepared.ladder.left_out,
+        left_out=(*prepared.ladder.left_out, *bracket.left_out),
         untried=untried(prepared.field.facts, prepared.ladder),
         not_finished=_without_floor(prepared, arms_by_fate(bracket.rungs, Fate.NO_BUDGET)),
         at_chance=_without_floor(prepared, arms_by_fate(bracket.rungs, Fate.AT_CHANCE)),

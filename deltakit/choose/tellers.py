@@ -8,8 +8,8 @@ from typing import Protocol
 
 from deltakit.choose.candidates import Candidate
 from deltakit.choose.decide.arms import ArmFacts
-from deltakit.choose.decide.bracket import Unwatched, Watch
 from deltakit.choose.decide.ladder import Ladder
+from deltakit.choose.decide.watch import Unwatched, Watch
 
 
 class Teller(Watch, Protocol):

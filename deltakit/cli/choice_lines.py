@@ -11,9 +11,9 @@ from tabulate import tabulate
 from deltakit.choose.candidates import Candidate
 from deltakit.choose.choice import Choice
 from deltakit.choose.decide.arms import ArmFacts, Reading, Rung
-from deltakit.choose.decide.bracket import RungResult
 from deltakit.choose.decide.halving import Fate, Verdict
 from deltakit.choose.decide.ladder import Ladder, untried
+from deltakit.choose.decide.watch import RungResult
 from deltakit.compare.report.number_format import format_count, format_percent
 from deltakit.compare.stats.metrics import Metric
 
@@ -69,9 +69,9 @@ class ChoiceLines:
         self.say(f"folder: {folder}")
 
     def rung_begins(self, rung: Rung, arms: Sequence[ArmFacts]) -> None:
-        """The number of arms, steps and examples."""
+        """The number of arms, steps and examples; the first rung begins with one arm a method."""
         self.say(
-            f"rung {rung.number}: {len(arms)} arms to {rung.steps} steps, scored on {rung.rows} "
+            f"rung {rung.number}: {_arms(len(arms))} to {rung.steps} steps, scored on {rung.rows} "
             f"validation examples{self._left()}"
         )
 
@@ -79,18 +79,28 @@ class ChoiceLines:
         left = self.budget - (time.monotonic() - self.planned_at)
         return f"; about {max(0.0, left) / 60:.0f} min left" if left >= 60 else ""
 
+    def others_begin(self, rung: Rung, arms: Sequence[ArmFacts]) -> None:
+        """The number of arms of other sizes and rates."""
+        self.say(f"  to {rung.steps} steps too: {_arms(len(arms))} of other sizes and rates")
+
     def arm_read(self, rung: Rung, arm: ArmFacts, reading: Reading) -> None:
         """Nothing: the rung's end names the arms."""
 
     def rung_ends(self, result: RungResult, metric: Metric) -> None:
         """The arms that go on, those that are out, and the rank correlation."""
+        if result.too_short:
+            self.say(
+                "  too short: most methods have not begun to learn, so the next rung is longer"
+            )
         by_fate = {fate: [each for each in result.verdicts if each.fate is fate] for fate in Fate}
         self._named("goes on", by_fate[Fate.KEPT], lambda each: _score(each, metric))
         self._named("out", by_fate[Fate.BEATEN], lambda each: _behind(each, metric))
         if stuck := [each.arm for each in result.verdicts if each.at_chance]:
             self.say(f"  no better than a constant guess yet, so not judged: {', '.join(stuck)}")
         if by_fate[Fate.NO_BUDGET]:
-            self.say(f"  stopped for lack of time, not worse: {len(by_fate[Fate.NO_BUDGET])} arms")
+            self.say(
+                f"  stopped for lack of time, not worse: {_arms(len(by_fate[Fate.NO_BUDGET]))}"
+            )
         for verdict in by_fate[Fate.FAILED]:
             self.say(f"  failed: {verdict.arm}: {verdict.reason}")
         if result.correlation is not None:
@@ -139,6 +149,10 @@ class ChoiceLines:
             break_on_hyphens=False,
         )
         self.say("\n".join(lines))
+
+
+def _arms(number: int) -> str:
+    return "1 arm" if number == 1 else f"{number} arms"
 
 
 def _finalists(number: int) -> str:

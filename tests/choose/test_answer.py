@@ -7,8 +7,8 @@ import pytest
 
 from deltakit.choose.answer import headline, sections, sentences
 from deltakit.choose.decide.arms import Rung
-from deltakit.choose.decide.bracket import RungResult
 from deltakit.choose.decide.halving import Fate, Verdict
+from deltakit.choose.decide.watch import RungResult
 from deltakit.choose.finals_table import finals_headers, finals_rows
 from deltakit.choose.outcome import FinalRow, Outcome, record
 from deltakit.compare.stats.metrics import METRICS

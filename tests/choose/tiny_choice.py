@@ -9,7 +9,7 @@ from typing import Any
 
 import deltakit as dk
 from deltakit.choose import finals, prepare
-from deltakit.choose.decide import ladder
+from deltakit.choose.decide import finals_size, ladder, rungs
 from deltakit.compare.records.protocol import Protocol
 
 ONCE = Protocol(
@@ -29,10 +29,11 @@ ONCE = Protocol(
 LIGHT: tuple[tuple[Any, str, Any], ...] = (
     (finals, "PROTOCOL", ONCE),
     (prepare, "SHORTEST", 27),
-    (ladder, "FIRST_STEPS", 3),
+    (rungs, "FIRST_STEPS", 3),
     (ladder, "FEWEST_STEPS", 27),
-    (ladder, "DEPTHS", 4 * (ladder.DEPTHS[-1],)),
-    (ladder, "DEEPER", ()),
+    (ladder, "DEPTHS", 4 * (finals_size.DEPTHS[-1],)),
+    (finals_size, "DEPTHS", 4 * (finals_size.DEPTHS[-1],)),
+    (finals_size, "DEEPER", ()),
 )
 """What makes a choice small: everything is measured once, and trainings are short."""
 

@@ -6,16 +6,14 @@ was killed and goes on decides as one that was not.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from deltakit.choose.decide.arms import Arm, ArmFacts, Journal, Reading, Rung
+from deltakit.choose.decide.arms import Arm, Journal
+from deltakit.choose.decide.climb import FEWEST_ARMS, Climb, by_turn, clock_of
 from deltakit.choose.decide.halving import (
     MARGIN,
     Fate,
-    Verdict,
     arms_at_chance,
     caution_after,
     judge,
@@ -24,32 +22,11 @@ from deltakit.choose.decide.halving import (
     scores_of,
     settled,
 )
-from deltakit.choose.decide.ladder import FEWEST_FAMILIES, Ladder
+from deltakit.choose.decide.ladder import Ladder
+from deltakit.choose.decide.opening import opened
+from deltakit.choose.decide.watch import RungResult, Unwatched, Watch
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.metrics import Metric
-
-FEWEST_ARMS = 2
-"""Arms that a rung has at the least; with fewer there is nothing to choose."""
-
-QUARTER = 4
-"""Slowdowns are rounded up to a quarter, so that small differences in time decide nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RungResult:
-    """A rung that has ended.
-
-    Attributes:
-        rung: its steps and rows.
-        verdicts: the fate of every arm that was in it, best first.
-        correlation: Spearman's rank correlation with the rung before it, where there is one.
-        seconds: what it took.
-    """
-
-    rung: Rung
-    verdicts: tuple[Verdict, ...]
-    correlation: float | None
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,41 +35,15 @@ class BracketResult:
 
     Attributes:
         rungs: those that were run.
-        readings: of the last of them, by arm.
         seconds: what all of them took.
         slowdown: how much longer than predicted they took, 1 at the least.
+        left_out: names of arms that did not begin, as a longer first rung left no time for them.
     """
 
     rungs: tuple[RungResult, ...]
-    readings: Mapping[str, Reading]
     seconds: float
     slowdown: float
-
-
-class Watch(Protocol):
-    """Receives what happens, for a display."""
-
-    def rung_begins(self, rung: Rung, arms: Sequence[ArmFacts]) -> None:
-        """A rung begins with these arms."""
-
-    def arm_read(self, rung: Rung, arm: ArmFacts, reading: Reading) -> None:
-        """An arm has ended the rung."""
-
-    def rung_ends(self, result: RungResult, metric: Metric) -> None:
-        """A rung has ended; its scores are the metric's."""
-
-
-class Unwatched:
-    """A watch that shows nothing."""
-
-    def rung_begins(self, rung: Rung, arms: Sequence[ArmFacts]) -> None:
-        """Nothing."""
-
-    def arm_read(self, rung: Rung, arm: ArmFacts, reading: Reading) -> None:
-        """Nothing."""
-
-    def rung_ends(self, result: RungResult, metric: Metric) -> None:
-        """Nothing."""
+    left_out: tuple[str, ...] = ()
 
 
 def run_bracket(
@@ -106,6 +57,9 @@ def run_bracket(
     chance: Callable[[int], Predictions] | None = None,
 ) -> BracketResult:
     """Trains the ladder's arms rung by rung; what the journal holds is not done again.
+
+    The usual arm of each family goes first. Where most of them are at chance after the first rung,
+    it was too short: the others begin at the next one, which has twice the steps.
 
     Where a rung takes longer than planned, the finals give up their depth for it, and then arms
     are left out: all that there is no time for, once two families have an arm. A rung is not begun
@@ -121,23 +75,20 @@ def run_bracket(
         chance: the majority's prediction for so many of the first validation examples.
     """
     watch = watch or Unwatched()
-    alive = in_turn([arm for arm in arms if arm.facts.name in ladder.arms])
-    clock = BracketClock(
-        budget=ladder.bracket_seconds,
-        spare=ladder.finals_seconds - ladder.least_finals_seconds,
-        finals=ladder.least_finals_seconds,
-    )
-    results: list[RungResult] = []
-    readings: dict[str, Reading] = {}
+    climb = Climb(clock=clock_of(ladder), journal=journal, watch=watch)
+    clock = climb.clock
+    opening = opened(arms, ladder, metric, climb, chance)
+    alive, rungs, readings = list(opening.arms), opening.rungs, opening.readings
+    results = list(opening.results)
     scores: dict[str, float] = {}
-    before = 0
-    for at, rung in enumerate(ladder.rungs):
-        if at and clock.room(alive, rung, before, at, len(ladder.rungs)) < FEWEST_ARMS:
-            break
+    for at, rung in enumerate(rungs):
         facts = [arm.facts for arm in alive]
-        watch.rung_begins(rung, facts)
-        started = clock.spent
-        readings = _climb(alive, rung, before, clock, journal, watch)
+        if at:
+            if clock.room(alive, rung, rungs[at - 1].steps, at, len(rungs)) < FEWEST_ARMS:
+                break
+            watch.rung_begins(rung, facts)
+        started = clock.spent - sum(each.seconds for each in readings.values())
+        readings = climb.read(alive, rung, readings)
         scores, earlier = scores_of(readings, metric), scores
         correlation = rank_correlation(earlier, scores)
         majority = chance and chance(rung.rows)
@@ -145,8 +96,8 @@ def run_bracket(
         if majority is not None and not earlier:
             earlier = dict.fromkeys(scores, metric.value(majority))
         room = most = len(alive)
-        if at + 1 < len(ladder.rungs):
-            room = clock.room(alive, ladder.rungs[at + 1], rung.steps, at + 1, len(ladder.rungs))
+        if at + 1 < len(rungs):
+            room = clock.room(alive, rungs[at + 1], rung.steps, at + 1, len(rungs))
             most = most_kept(len(alive), correlation, len(stuck))
         verdicts = judge(
             facts,
@@ -154,12 +105,13 @@ def run_bracket(
             metric,
             capacity=max(min(room, most), 1),
             margin=margin,
-            caution=caution_after(rung.number, correlation),
-            families=max(room, 1) if rung.number == 1 else 0,
+            caution=caution_after(correlation, first=at == 0),
+            families=max(room, 1) if at == 0 else 0,
             at_chance=stuck,
-            before=earlier if at + 1 < len(ladder.rungs) else None,
+            before=earlier if at + 1 < len(rungs) else None,
+            floor=ladder.floor,
         )
-        if at + 1 == len(ladder.rungs):
+        if at + 1 == len(rungs):
             verdicts = settled(verdicts)
         results.append(
             RungResult(
@@ -173,106 +125,10 @@ def run_bracket(
         place = {each.arm: at for at, each in enumerate(verdicts) if each.fate is Fate.KEPT}
         kept = [arm for arm in alive if arm.facts.name in place]
         alive = by_turn(sorted(kept, key=lambda arm: place[arm.facts.name]))
-        before = rung.steps
+        readings = {}
     return BracketResult(
-        rungs=tuple(results), readings=readings, seconds=clock.spent, slowdown=clock.slowdown
+        rungs=tuple(results),
+        seconds=clock.spent,
+        slowdown=clock.slowdown,
+        left_out=opening.left_out,
     )
-
-
-@dataclass(kw_only=True)
-class BracketClock:
-    """The time of a bracket: what was spent, and what was predicted for it.
-
-    It reads no clock. It adds up the times in the readings.
-
-    Attributes:
-        budget: seconds that are planned for the rungs.
-        spare: seconds that the finals can give up for rungs that take longer.
-        finals: seconds of the finals that are left then.
-        spent: seconds of the rungs so far.
-        predicted: seconds that were predicted for them.
-    """
-
-    budget: float
-    spare: float = 0.0
-    finals: float = 0.0
-    spent: float = 0.0
-    predicted: float = 0.0
-
-    @property
-    def slowdown(self) -> float:
-        """The time it takes over the predicted time, 1 at the least, in quarters."""
-        if not self.predicted:
-            return 1.0
-        return max(1.0, math.ceil(QUARTER * self.spent / self.predicted - 1e-9) / QUARTER)
-
-    @property
-    def left(self) -> float:
-        """Seconds for rungs, if the finals are the least: on a slow machine they take longer."""
-        return self.budget + self.spare - (self.slowdown - 1) * self.finals - self.spent
-
-    def room(self, arms: Sequence[Arm], rung: Rung, before: int, at: int, rungs: int) -> int:
-        """Arms of a rung that the time left has room for, if the later rungs get as much.
-
-        Where the planned time has room for fewer than two, the finals give up some of theirs.
-        """
-        each = [arm.facts.seconds(rung.steps - before, rung.rows) for arm in arms]
-        typical = self.slowdown * sum(each) / len(each) if each else math.inf
-        if not typical:
-            return len(arms)
-
-        def of(seconds: float) -> int:
-            return int(max(0.0, seconds) / (rungs - at) / typical)
-
-        return max(of(self.budget - self.spent), min(FEWEST_ARMS, of(self.left)))
-
-    def has_room(self, seconds: float) -> bool:
-        """True if there is room for that time, be it some of the finals'."""
-        return self.slowdown * seconds <= self.left
-
-
-def _climb(
-    alive: Sequence[Arm],
-    rung: Rung,
-    before: int,
-    clock: BracketClock,
-    journal: Journal,
-    watch: Watch,
-) -> dict[str, Reading]:
-    """The readings of a rung. It depends on the order of the arms, which is fixed."""
-    readings: dict[str, Reading] = {}
-    families: set[str] = set()
-    for arm in alive:
-        facts = arm.facts
-        predicted = facts.seconds(rung.steps - before, rung.rows)
-        spare = facts.family in families or len(families) >= FEWEST_FAMILIES
-        if spare and not clock.has_room(predicted):
-            continue
-        reading = journal.reading(facts.name, rung.number)
-        if reading is None:
-            reading = arm.advance(rung)
-            journal.keep(facts.name, rung.number, reading)
-        clock.spent += reading.seconds
-        clock.predicted += predicted
-        readings[facts.name] = reading
-        families.add(facts.family)
-        watch.arm_read(rung, facts, reading)
-    return readings
-
-
-def in_turn(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms in the order of the first rung: the usual one of each family, then the others."""
-    return by_turn(
-        sorted(arms, key=lambda arm: (not arm.facts.usual_size, not arm.facts.usual_rate))
-    )
-
-
-def by_turn(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms as they are trained: the first of each family, then the second of each, ..."""
-    seen: dict[str, int] = {}
-    turns: list[tuple[int, int, Arm]] = []
-    for at, arm in enumerate(arms):
-        turn = seen.get(arm.facts.family, 0)
-        seen[arm.facts.family] = turn + 1
-        turns.append((turn, at, arm))
-    return [arm for _, _, arm in sorted(turns, key=lambda each: each[:2])]

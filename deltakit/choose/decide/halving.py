@@ -79,6 +79,7 @@ def judge(
     families: int = 0,
     at_chance: Collection[str] = (),
     before: Mapping[str, float] | None = None,
+    floor: str | None = None,
 ) -> tuple[Verdict, ...]:
     """The fate of every arm of a rung, best first.
 
@@ -86,7 +87,7 @@ def judge(
     can be detected, and what it has gained since the rung before: it would still be behind if it
     gained as much again and the leader nothing. Both have left chance. Of the others, `capacity`
     arms go on: in steps of `margin` points by score, and within a step by cost. Arms at chance
-    come after them, in the order of `arms`.
+    come after them, in the order of `arms`, and the floor's come last: the finals have it anyway.
 
     Args:
         arms: those of the rung, the ones that are expected to be good first.
@@ -98,6 +99,7 @@ def judge(
         families: the most arms that go on so that every family keeps its best, whatever its score.
         at_chance: names of the arms that are at chance (`arms_at_chance`).
         before: scores at the rung before; of an arm without one, nothing is gained.
+        floor: the family that trains the task head alone. It goes on by its score alone.
     """
     scores = scores_of(readings, metric)
     by_name = {arm.name: arm for arm in arms}
@@ -123,9 +125,11 @@ def judge(
             name,
         ),
     )
-    order = [*learnt, *(name for name in by_name if name in scores and name in at_chance)]
+    stuck = [name for name in by_name if name in scores and name in at_chance]
+    order = [*learnt, *sorted(stuck, key=lambda name: by_name[name].family == floor)]
     kept = [name for name in order if name not in beaten][:capacity]
-    kept = _with_families(order, kept, by_name, families)
+    methods = {name: arm for name, arm in by_name.items() if arm.family != floor}
+    kept = _with_families(order, kept, methods, families)
     verdicts = [
         Verdict(
             arm=name,
@@ -214,7 +218,8 @@ def _with_families(
         return list(kept)
     heads: dict[str, str] = {}
     for name in (*kept, *order):
-        heads.setdefault(by_name[name].family, name)
+        if name in by_name:
+            heads.setdefault(by_name[name].family, name)
     firsts = list(heads.values())
     return [*firsts, *(name for name in kept if name not in firsts)][:most]
 
@@ -277,16 +282,16 @@ def most_kept(arms: int, correlation: float | None, at_chance: int = 0) -> int:
     return max(FEWEST, math.ceil(arms * (0.75 if low else 0.5)))
 
 
-def caution_after(rung: int, correlation: float | None) -> float:
+def caution_after(correlation: float | None, *, first: bool) -> float:
     """The factor on the detectable difference at the end of a rung.
 
     Args:
-        rung: its number.
         correlation: that of this rung and the one before it, where there is one.
+        first: whether it is the first that judges.
     """
     if correlation is not None and correlation < LOW_CORRELATION:
         return CAUTION_LOW
-    return CAUTION_FIRST if rung == 1 else 1.0
+    return CAUTION_FIRST if first else 1.0
 
 
 def finalists(

@@ -75,6 +75,27 @@ def test_ties_survive_in_order_of_cost():
     assert fates(found) == {"cheap": Fate.KEPT, "middle": Fate.KEPT, "dear": Fate.NO_BUDGET}
 
 
+def test_the_floor_takes_no_room_from_a_method_at_chance():
+    arms = [facts("head"), facts("lora"), facts("adapter")]
+    readings = {each.name: right(0.5) for each in arms}
+    majority = right(0.5).predictions
+    stuck = arms_at_chance(readings, majority, ACCURACY)
+    assert stuck == {"head", "lora", "adapter"}
+
+    def kept(capacity, **more):
+        found = judge(arms, readings, ACCURACY, capacity=capacity, at_chance=stuck, **more)
+        return {name for name, fate in fates(found).items() if fate is Fate.KEPT}
+
+    assert kept(2) == {"head", "lora"}
+    assert kept(2, floor="head") == {"lora", "adapter"}
+    assert kept(1, families=3, floor="head") == {"lora", "adapter"}
+    assert kept(1, families=3) == {"head", "lora", "adapter"}
+    assert kept(3, floor="head") == {"head", "lora", "adapter"}
+    readings["head"] = right(0.8)  # by its score it goes on
+    found = judge(arms, readings, ACCURACY, capacity=1, at_chance={"lora", "adapter"}, floor="head")
+    assert fates(found)["head"] is Fate.KEPT
+
+
 def test_an_arm_without_room_is_not_called_worse():
     arms = [facts("a"), facts("b")]
     found = judge(arms, {"a": right(0.8), "b": right(0.78)}, ACCURACY, capacity=1)
@@ -186,7 +207,8 @@ def test_rank_correlation_of_rungs():
     assert rank_correlation(early, {"a": 0.5, "b": 0.6, "c": 0.7}) is None
     assert rank_correlation(early, dict.fromkeys(early, 0.5)) is None
     assert most_kept(12, 1.0) == 6 < most_kept(12, 0.2) == 9 < most_kept(12, 1.0, 6) == 12
-    assert caution_after(2, -1.0) > caution_after(1, None) > caution_after(2, 1.0) == 1.0
+    low, first = caution_after(-1.0, first=False), caution_after(None, first=True)
+    assert low > first > caution_after(1.0, first=False) == 1.0
 
 
 def test_finalists_are_different_candidates_each_at_its_best_rate():
