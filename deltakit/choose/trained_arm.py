@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,10 +88,15 @@ class TrainedArm:
         if not trained:
             return
         optimizer = torch.optim.AdamW(trained.values(), lr=self.facts.lr, weight_decay=0.0)
-        averages = {name: p.detach().clone() for name, p in trained.items()}
+        state = _State(
+            model=model,
+            trained=trained,
+            averages={name: p.detach().clone() for name, p in trained.items()},
+            optimizer=optimizer,
+        )
         between = dk.step_callbacks(model)
         # What a method's callbacks remember between steps is not stored: it starts again.
-        done = 0 if between.bound else self._restored(model, trained, averages, optimizer, rung)
+        done = 0 if between.bound else self._restored(state, rung)
         model.train()
         batches = batch_order(self.bench, self.total)
         for step, batch in enumerate(batches):
@@ -100,13 +105,13 @@ class TrainedArm:
             if step >= done:
                 between_steps = (between.before_update, between.after_update)
                 self._step(model, batch, optimizer, step, between_steps)
-                average(averages, trained, step + 1)
+                average(state.averages, trained, step + 1)
                 self.bench.clock.worked(steps=1)
         if not between.bound:
-            self._store(model, trained, averages, optimizer, rung.steps)
+            self._store(state, rung.steps)
         with torch.no_grad():
             for name, parameter in trained.items():
-                parameter.copy_(averages[name])
+                parameter.copy_(state.averages[name])
 
     def _step(
         self, model: Any, rows: Sequence[int], optimizer: Any, step: int, between: Any
@@ -131,59 +136,74 @@ class TrainedArm:
         """The file of the arm after a number of steps."""
         return self.folder / f"{steps}.safetensors"
 
-    def _restored(
-        self,
-        model: nn.Module,
-        trained: dict[str, nn.Parameter],
-        averages: dict[str, Tensor],
-        optimizer: Any,
-        rung: Rung,
-    ) -> int:
+    def _restored(self, state: _State, rung: Rung) -> int:
         """Takes the arm up where it stopped. Returns how many steps it has taken."""
         from safetensors.torch import load_file
 
         stored = [int(path.stem) for path in self.folder.glob("[0-9]*.safetensors")]
         done = max((steps for steps in stored if steps <= rung.steps), default=0)
-        if not done:
-            return 0
-        state = load_file(self.state_file(done))
-        buffers = dict(model.named_buffers())
-        with torch.no_grad():
-            for key, value in state.items():
-                kind, _, name = key.partition(":")
-                if kind == "parameter":
-                    trained[name].copy_(value)
-                elif kind == "average":
-                    averages[name].copy_(value)
-                elif kind == "buffer":
-                    buffers[name].copy_(value)
-        for name, parameter in trained.items():
-            moments = {
-                key: state[f"{key}:{name}"].to(parameter.device)
-                for key in ("exp_avg", "exp_avg_sq")
-                if f"{key}:{name}" in state
-            }
-            if moments:
-                steps = state[f"step:{name}"]
-                optimizer.state[parameter] = {"step": steps, **moments}
+        if done:
+            state.take(load_file(self.state_file(done)))
         return done
 
-    def _store(
-        self,
-        model: nn.Module,
-        trained: dict[str, nn.Parameter],
-        averages: dict[str, Tensor],
-        optimizer: Any,
-        steps: int,
-    ) -> None:
+    def _store(self, state: _State, steps: int) -> None:
         """Stores the arm whole, then removes its earlier states."""
         from safetensors.torch import save_file
 
         with atomic_path(self.state_file(steps)) as temporary:
-            save_file(dict(_state(model, trained, averages, optimizer)), temporary)
+            save_file(dict(state.tensors()), temporary)
         for path in self.folder.glob("[0-9]*.safetensors"):
             if int(path.stem) < steps:
                 path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """Everything that training changes.
+
+    Attributes:
+        model: with its buffers.
+        trained: the parameters, by name.
+        averages: of their values after each step, by name.
+        optimizer: with its moments.
+    """
+
+    model: nn.Module
+    trained: dict[str, nn.Parameter]
+    averages: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+
+    def take(self, stored: Mapping[str, Tensor]) -> None:
+        """Copies stored tensors into place."""
+        buffers = dict(self.model.named_buffers())
+        with torch.no_grad():
+            for key, value in stored.items():
+                kind, _, name = key.partition(":")
+                if kind == "parameter":
+                    self.trained[name].copy_(value)
+                elif kind == "average":
+                    self.averages[name].copy_(value)
+                elif kind == "buffer":
+                    buffers[name].copy_(value)
+        for name, parameter in self.trained.items():
+            moments = {
+                key: stored[f"{key}:{name}"].to(parameter.device)
+                for key in ("exp_avg", "exp_avg_sq")
+                if f"{key}:{name}" in stored
+            }
+            if moments:
+                self.optimizer.state[parameter] = {"step": stored[f"step:{name}"], **moments}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors by kind and name; copies, since names may share memory."""
+        for name, parameter in self.trained.items():
+            yield f"parameter:{name}", parameter.detach().cpu().clone()
+            yield f"average:{name}", self.averages[name].detach().cpu().clone()
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                yield f"{key}:{name}", value.detach().cpu().clone()
+        for name, buffer in self.model.named_buffers():
+            if name.startswith("deltakit."):
+                yield f"buffer:{name}", buffer.detach().cpu().clone()
 
 
 def average(averages: dict[str, Tensor], trained: dict[str, nn.Parameter], step: int) -> None:
@@ -200,23 +220,6 @@ def average(averages: dict[str, Tensor], trained: dict[str, nn.Parameter], step:
     with torch.no_grad():
         for name, parameter in trained.items():
             averages[name].lerp_(parameter, (DECAY + 1) / (step + DECAY))
-
-
-def _state(
-    model: nn.Module,
-    trained: dict[str, nn.Parameter],
-    averages: dict[str, Tensor],
-    optimizer: Any,
-) -> Iterator[tuple[str, Tensor]]:
-    """Everything that training changes, by kind and name; copies, since names may share memory."""
-    for name, parameter in trained.items():
-        yield f"parameter:{name}", parameter.detach().cpu().clone()
-        yield f"average:{name}", averages[name].detach().cpu().clone()
-        for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{key}:{name}", value.detach().cpu().clone()
-    for name, buffer in model.named_buffers():
-        if name.startswith("deltakit."):
-            yield f"buffer:{name}", buffer.detach().cpu().clone()
 
 
 def batch_order(bench: Bench, steps: int) -> Iterator[list[int]]:

@@ -80,8 +80,8 @@ class ChoiceLines:
         return f"; about {max(0.0, left) / 60:.0f} min left" if left >= 60 else ""
 
     def others_begin(self, rung: Rung, arms: Sequence[ArmFacts]) -> None:
-        """The number of arms of other sizes and rates."""
-        self.say(f"  to {rung.steps} steps too: {_arms(len(arms))} of other sizes and rates")
+        """The number of arms that are not the usual one of their method."""
+        self.say(f"  to {rung.steps} steps too: {_arms(len(arms), 'other ')}")
 
     def arm_read(self, rung: Rung, arm: ArmFacts, reading: Reading) -> None:
         """Nothing: the rung's end names the arms."""
@@ -151,8 +151,8 @@ class ChoiceLines:
         self.say("\n".join(lines))
 
 
-def _arms(number: int) -> str:
-    return "1 arm" if number == 1 else f"{number} arms"
+def _arms(number: int, which: str = "") -> str:
+    return f"{number} {which}{'arm' if number == 1 else 'arms'}"
 
 
 def _finalists(number: int) -> str:

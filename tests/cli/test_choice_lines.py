@@ -52,7 +52,7 @@ def test_the_arms_that_begin_after_the_first_of_each_method_are_counted() -> Non
     result = RungResult(rung=RUNG, verdicts=verdicts, correlation=0.6, seconds=1.0)
     assert printed(result, others=1) == [
         "rung 1: 3 arms to 24 steps, scored on 300 validation examples",
-        "  to 24 steps too: 1 arm of other sizes and rates",
+        "  to 24 steps too: 1 other arm",
         "  goes on: lora, 70.0 %",
         "  out: ia3, 20.0 behind the best, where 6.0 can be told",
         "  stopped for lack of time, not worse: 1 arm",

@@ -2,27 +2,11 @@
 
 import numpy as np
 import pytest
+from simulated_arms import ACCURACY, simulated_predictions
 
 from deltakit.choose.decide.certainty import choose_finalist, mean_score, pooled, probability
 from deltakit.compare.records.result import Predictions
 from deltakit.compare.stats.metrics import METRICS
-
-ACCURACY = METRICS.get("accuracy")
-
-
-def simulated_predictions(accuracy: float, rows: int, name: str, split: int = 0) -> Predictions:
-    """Right answers at a rate; some examples are hard for all."""
-    shared = np.random.default_rng(split).normal(size=rows)
-    own = np.random.default_rng([split, *name.encode()]).normal(size=rows)
-    threshold = np.sqrt(2) * _quantile(accuracy)
-    right = (shared + own < threshold).astype(int)
-    return Predictions(labels=(1,) * rows, predicted=tuple(right.tolist()))
-
-
-def _quantile(share: float) -> float:
-    from scipy.stats import norm
-
-    return float(norm.ppf(share))
 
 
 def seeds_of(accuracies, rows, name, split=0):
